@@ -1,0 +1,137 @@
+"""The mini system: 128 px views, small enough for a laptop's CPU, trained on synthetic objects.
+
+    python -m e3d_jax.data.synthetic --out=runs/mini/records --objects=60000
+    python train.py --config=configs/mini.py --stage=autoencoder --workdir=runs/mini    # then normals, anchor, interpolation
+    python infer.py picture.png --out=out --weights=runs/mini/weights
+
+``configs/mini.py:smoke`` is the same system at toy width and a few steps: every stage trains within a minute on a CPU.
+See MODEL_CARD.md for the run behind the bundled weights and its scores.
+"""
+
+import ml_collections
+
+LATENT_CHANNELS = 8
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    if variant not in ("", "smoke"):
+        raise ValueError(f"configs/mini.py has no variant {variant!r}; there is only 'smoke'")
+    config = ml_collections.ConfigDict()
+    config.size = 128
+    config.seed = 0
+    config.autoencoder = _autoencoder()
+    config.normals = _normals()
+    config.anchor = _anchor()
+    config.interpolation = _interpolation()
+    config.reconstruction = ml_collections.ConfigDict({"resolution": 128, "fit": {}})
+    if variant == "smoke":
+        _shrink(config)
+    return config.lock()
+
+
+def _train(**changes) -> ml_collections.ConfigDict:
+    """Settings of the loop, see e3d_jax/training/loop.py."""
+    settings = ml_collections.ConfigDict(
+        {
+            "batch_size": 256,
+            "steps": 10_000,
+            "learning_rate": 4e-4,
+            "warmup": 200,
+            "beta2": 0.99,
+            "weight_decay": 0.01,
+            "clip": 1.0,
+            "ema": 0.999,
+            "workers": 12,
+            "log_every": 50,
+            "checkpoint_every": 2000,
+        }
+    )
+    settings.update(changes)
+    return settings
+
+
+def _autoencoder() -> ml_collections.ConfigDict:
+    # Factor 8: 16 x 16 latents. RGBA, so that every view comes with its silhouette.
+    model = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "latent_channels": LATENT_CHANNELS,
+        "block_out_channels": (32, 64, 96, 128),
+        "layers_per_block": 1,
+        "scaling_factor": 1.0,
+    }
+    loss = {"kl_weight": 1e-3}
+    return ml_collections.ConfigDict({"model": model, "loss": loss, "train": _train(batch_size=32, learning_rate=1e-3)})
+
+
+def _normals() -> ml_collections.ConfigDict:
+    model = {"block_out_channels": (32, 64, 96, 96), "layers_per_block": 1}
+    loss = {"colour_jitter": 0.15}
+    return ml_collections.ConfigDict({"model": model, "loss": loss, "train": _train(learning_rate=1e-3)})
+
+
+def _image_encoder(projection: int) -> dict:
+    return {
+        "image_size": 128,
+        "patch_size": 16,
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_layers": 4,
+        "heads": 4,
+        "projection_dim": projection,
+    }
+
+
+def _anchor() -> ml_collections.ConfigDict:
+    unet = {
+        "in_channels": 2 * LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "block_out_channels": (128, 160),
+        "attention_levels": (True, True),
+        "layers_per_block": 1,
+        "heads": 4,
+        "cross_attention_dim": 128,
+    }
+    return ml_collections.ConfigDict(
+        {
+            "model": {"unet": unet, "image_encoder": _image_encoder(128)},
+            "sampling": {"sampler": "dpm_solver", "num_steps": 16},
+            "loss": {"prediction": "v", "min_snr_gamma": 5.0, "estimated_normals": 0.7, "drop_condition": 0.0},
+            "train": _train(),
+        }
+    )
+
+
+def _interpolation() -> ml_collections.ConfigDict:
+    unet = {
+        "in_channels": 2 * LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "block_out_channels": (96, 128),
+        "attention_levels": (True, True),
+        "layers_per_block": 1,
+        "heads": 4,
+        "cross_attention_dim": 128,
+        "added_time_dim": 64,
+    }
+    return ml_collections.ConfigDict(
+        {
+            "model": {"unet": unet, "image_encoder": _image_encoder(128)},
+            "sampling": {"sampler": "dpm_solver", "num_steps": 12, "noise_max": 100.0, "anchor_noise": 0.05},
+            "loss": {"log_noise_mean": 0.7, "log_noise_std": 1.6, "log_augmentation_mean": -3.0},
+            "train": _train(),
+        }
+    )
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+    """Toy width, a few steps."""
+    config.autoencoder.model.block_out_channels = (32, 32, 32, 32)
+    config.normals.model.block_out_channels = (32, 32, 32, 32)
+    for stage in (config.anchor, config.interpolation):
+        stage.model.unet.block_out_channels = (32, 32)
+        stage.model.unet.attention_levels = (False, True)
+        stage.model.image_encoder.num_layers = 1
+        stage.sampling.num_steps = 2
+    for stage in (config.autoencoder, config.normals, config.anchor, config.interpolation):
+        stage.train.update(batch_size=4, steps=4, warmup=1, workers=0, log_every=2, checkpoint_every=2)
+    config.reconstruction = {"resolution": 32, "fit": {"steps": 20, "steps_per_chunk": 10, "rays": 128}}

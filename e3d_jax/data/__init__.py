@@ -1,0 +1,1 @@
+"""Where examples come from: synthetic objects, records, loaders."""

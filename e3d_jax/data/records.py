@@ -1,0 +1,153 @@
+"""Records: ArrayRecord shards, one object an example, whatever it was rendered from.
+
+A record is a msgpack map:
+
+    schema        1; readers refuse any other
+    id            name of the object, unique within its data set
+    provenance    map: what made the object (generator, split, seed, index; or the asset's file)
+    size          width and height of the images in pixels
+    views         PNG files (RGBA, straight alpha, white where transparent), one a camera
+    normal_views  indices into the views of those with a normal map
+    normals       PNG files (RGBA; RGB = (n + 1) / 2 in the world frame, white where transparent), one a normal view
+    cameras       map: world_from_cam (float32 bytes, [v, 4, 4], OpenCV axes), focal and center (float32 bytes, [v, 2])
+"""
+
+import dataclasses
+import io
+import os
+import pathlib
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+from jaxtyping import UInt8
+from PIL import Image
+
+from e3d_jax import structs
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One object's pictures, still encoded; images are decoded one by one, on demand."""
+
+    id: str
+    provenance: dict
+    size: int
+    views: list[bytes]
+    normal_views: list[int]
+    normals: list[bytes]
+    cameras: structs.Cameras
+
+    def view(self, index: int) -> UInt8[np.ndarray, "h w 4"]:
+        """View ``index``: RGBA, straight alpha."""
+        return decode_png(self.views[index])
+
+    def normal(self, index: int) -> UInt8[np.ndarray, "h w 4"]:
+        """The normal map of view ``index``: (n + 1) / 2 in the world frame, and alpha.
+
+        Raises:
+          ValueError: the view has no normal map.
+        """
+        if index not in self.normal_views:
+            raise ValueError(
+                f"record {self.id!r}: view {index} has no normal map; those with one are {self.normal_views}"
+            )
+        return decode_png(self.normals[self.normal_views.index(index)])
+
+
+def encode_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """A PNG file's bytes, compressed lightly: speed matters more than the last tenth of the size."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> UInt8[np.ndarray, "h w c"]:
+    """Inverse of :func:`encode_png`."""
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def pack(record: Record) -> bytes:
+    """A record's bytes, as documented at the top of this module."""
+    cameras = {
+        name: np.asarray(getattr(record.cameras, name), np.float32).tobytes()
+        for name in ("world_from_cam", "focal", "center")
+    }
+    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    return msgpack.packb({"schema": SCHEMA, **fields, "cameras": cameras})
+
+
+def unpack(data: bytes) -> Record:
+    """Inverse of :func:`pack`.
+
+    Raises:
+      ValueError: the bytes are no record, or one of another schema version.
+    """
+    try:
+        fields = msgpack.unpackb(data)
+        schema = fields.pop("schema")
+    except (ValueError, TypeError, AttributeError, KeyError, msgpack.UnpackException) as error:
+        raise ValueError(f"{len(data)} bytes that are no record of e3d_jax; write the records again") from error
+    if schema != SCHEMA:
+        raise ValueError(f"a record has schema version {schema}, this code reads version {SCHEMA}; write it again")
+    shapes = {"world_from_cam": (-1, 4, 4), "focal": (-1, 2), "center": (-1, 2)}
+    cameras = {k: np.frombuffer(fields["cameras"][k], np.float32).reshape(shape) for k, shape in shapes.items()}
+    fields["cameras"] = structs.Cameras(**cameras, width=fields["size"], height=fields["size"])
+    return Record(**fields)
+
+
+class Writer:
+    """Writes one shard; the file gets its final name only when the ``with`` block ends well."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = pathlib.Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self._path.with_name(self._path.name + ".incomplete")
+        # Groups of one record keep random access cheap: a reader never decodes a neighbour.
+        self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), "group_size:1")
+
+    def write(self, record: bytes) -> None:
+        """Append a packed record."""
+        self._writer.write(record)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        self._writer.close()
+        if error_type is None:
+            os.replace(self._temporary, self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def find_shards(folder: str | os.PathLike) -> list[str]:
+    """The record shards of a folder, sorted.
+
+    Raises:
+      FileNotFoundError: the folder has none.
+      ValueError: a shard is empty or truncated; names each.
+    """
+    shards = sorted(str(path) for path in pathlib.Path(folder).glob("*.array_record"))
+    if not shards:
+        raise FileNotFoundError(
+            f"no record shards (*.array_record) in {str(folder)!r}; make some with "
+            f"'python -m e3d_jax.data.synthetic --out={folder} --objects=1000'"
+        )
+    broken = [path for path in shards if not _readable(path)]
+    if broken:
+        raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
+    return shards
+
+
+def _readable(path: str) -> bool:
+    """Whether a shard's footer, which is written last, can be read."""
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+        readable = reader.ok() and reader.num_records() > 0
+        reader.close()
+        return readable
+    except (RuntimeError, ValueError, IndexError):
+        return False

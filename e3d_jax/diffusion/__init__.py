@@ -1,0 +1,1 @@
+"""Noise schedules, parameterisations and samplers; knows nothing of networks."""

@@ -1,0 +1,46 @@
+"""What a network's output means: epsilon and v prediction, their training targets and loss weights."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from e3d_jax.diffusion import schedules
+
+Prediction = Literal["epsilon", "v"]
+
+
+def expand(value: Float[Array, "*b"], like: Float[Array, "..."]) -> Float[Array, "..."]:
+    """``value`` with axes appended until it broadcasts against ``like``."""
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+def add_noise(clean: Float[Array, "..."], noise: Float[Array, "..."], level: schedules.Levels) -> Float[Array, "..."]:
+    """The sample at a level; the level's axes are the leading axes of the sample."""
+    return expand(level.alpha, clean) * clean + expand(level.sigma, clean) * noise
+
+
+def target(
+    prediction: Prediction, clean: Float[Array, "..."], noise: Float[Array, "..."], level: schedules.Levels
+) -> Float[Array, "..."]:
+    """What the network is trained to return: the noise, or ``v = alpha * noise - sigma * clean`` (arXiv 2202.00512)."""
+    if prediction == "epsilon":
+        return noise
+    return expand(level.alpha, clean) * noise - expand(level.sigma, clean) * clean
+
+
+def clean(
+    prediction: Prediction, output: Float[Array, "..."], sample: Float[Array, "..."], level: schedules.Levels
+) -> Float[Array, "..."]:
+    """The clean sample that a network's output implies; inverse of :func:`target`."""
+    alpha, sigma = expand(level.alpha, sample), expand(level.sigma, sample)
+    if prediction == "epsilon":
+        return (sample - sigma * output) / alpha
+    return alpha * sample - sigma * output
+
+
+def min_snr_weight(prediction: Prediction, level: schedules.Levels, gamma: float) -> Float[Array, "*b"]:
+    """Min-SNR-gamma weight of the squared error of a network's output (arXiv 2303.09556, Sec. 3.4)."""
+    snr = (level.alpha / level.sigma) ** 2
+    clipped = jnp.minimum(snr, gamma)
+    return clipped / snr if prediction == "epsilon" else clipped / (snr + 1)

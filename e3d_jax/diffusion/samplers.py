@@ -1,0 +1,83 @@
+"""Deterministic samplers: one scan over a grid of noise levels.
+
+A sampler takes ``predict(sample, level) -> clean`` (see :func:`e3d_jax.diffusion.denoiser.clean`) and never sees a
+network. Written in the predicted clean sample, DDIM with eta = 0 (arXiv 2010.02502, Eq. 12), an Euler step of the
+probability-flow ODE (arXiv 2206.00364, Alg. 1) and a first-order step of DPM-Solver++ (arXiv 2211.01095) are one and the
+same update, and DPM-Solver++(2M) adds a term with the previous prediction. So there is one loop: what is called DDIM,
+Euler or DPM-Solver++(2M) is a choice of grid and of order.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from e3d_jax.diffusion import schedules
+
+Predict = Callable[[jax.Array, schedules.Levels], jax.Array]
+
+ORDERS = {"ddim": 1, "euler": 1, "dpm_solver": 2}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Coefficients of n steps: ``sample = keep * sample + gain * (clean + history * (clean - previous clean))``."""
+
+    level: schedules.Levels
+    keep: Float[Array, " n"]
+    gain: Float[Array, " n"]
+    history: Float[Array, " n"]
+
+    def __len__(self) -> int:
+        return self.keep.shape[0]
+
+    def __getitem__(self, index) -> "Plan":
+        """A part of the plan, to advance in several calls."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where sampling stands: the noisy sample, and the clean one that was predicted last."""
+
+    sample: Float[Array, "..."]
+    clean: Float[Array, "..."]
+
+
+def plan(grid: schedules.Levels, order: int) -> Plan:
+    """The steps along a grid of n + 1 levels.
+
+    Args:
+      grid: :func:`~e3d_jax.diffusion.schedules.ddim_grid` or :func:`~e3d_jax.diffusion.schedules.karras_grid`.
+      order: 1 is DDIM on the former and Euler on the latter; 2 is DPM-Solver++(2M) (arXiv 2211.01095, Alg. 2), whose
+        first step, and last step to a clean level, stay of first order, as the paper recommends for few steps.
+    """
+    here, there = grid[:-1], grid[1:]
+    keep = there.sigma / here.sigma
+    # Widths of the steps in half log signal-to-noise; the one to a clean level is infinite and not used.
+    half_snr = jnp.log(grid.alpha) - jnp.log(jnp.maximum(grid.sigma, 1e-20))
+    width = jnp.diff(half_snr)
+    previous = jnp.concatenate([width[:1], width[:-1]])
+    second = (order == 2) & (jnp.arange(len(width)) > 0) & (there.sigma > 0)
+    history = jnp.where(second, width / (2 * previous), 0.0)
+    return Plan(here, keep, there.alpha - keep * here.alpha, history)
+
+
+def begin(noise: Float[Array, "..."]) -> Progress:
+    """The state before the first step, from unit noise."""
+    return Progress(noise, jnp.zeros_like(noise))
+
+
+def advance(predict: Predict, progress: Progress, plan: Plan) -> Progress:
+    """Take the steps of a plan, or of a part of it."""
+
+    def step(progress, now):
+        clean = predict(progress.sample, now.level)
+        data = clean + now.history * (clean - progress.clean)
+        return Progress(now.keep * progress.sample + now.gain * data, clean), None
+
+    return jax.lax.scan(step, progress, plan)[0]

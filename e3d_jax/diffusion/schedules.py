@@ -1,0 +1,82 @@
+"""Noise levels: the discrete schedule of Stable Diffusion and the Karras grid of Stable Video Diffusion.
+
+Every level is written in variance-preserving form, ``x_t = alpha * x_0 + sigma * noise`` with
+``alpha**2 + sigma**2 == 1``. An EDM level with noise ``s`` (``x = x_0 + s * noise``) is the same level after scaling the
+sample by ``1 / sqrt(s**2 + 1)``, which is also the scaling that its network expects of its input. Networks and samplers
+therefore see one kind of level, whatever the schedule.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+NUM_TRAIN_STEPS = 1000
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """Noise levels, from most to least noise when they form a sampling grid.
+
+    Attributes:
+      alpha: scale of the clean signal.
+      sigma: scale of the unit noise; ``alpha**2 + sigma**2 == 1``.
+      time: what the network is told of the level.
+    """
+
+    alpha: Float[Array, "*n"]
+    sigma: Float[Array, "*n"]
+    time: Float[Array, "*n"]
+
+    def __getitem__(self, index) -> "Levels":
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
+
+def alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012) -> Float[np.ndarray, " 1000"]:
+    """Signal variance of the 1000 steps of Stable Diffusion's scaled-linear schedule (arXiv 2112.10752)."""
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, NUM_TRAIN_STEPS, dtype=np.float64) ** 2
+    return np.cumprod(1.0 - betas)
+
+
+def discrete_levels(steps: Int[Array, "*n"]) -> Levels:
+    """Levels of training steps in [0, 999] of the discrete schedule."""
+    variance = jnp.asarray(alphas_cumprod(), jnp.float32)[steps]
+    return Levels(alpha=jnp.sqrt(variance), sigma=jnp.sqrt(1 - variance), time=jnp.asarray(steps, jnp.float32))
+
+
+def edm_levels(noise: Float[Array, "*n"]) -> Levels:
+    """Levels of EDM noise (arXiv 2206.00364); the network is told ``ln(noise) / 4``. Noise 0 is the clean level."""
+    scale = jax.lax.rsqrt(noise**2 + 1)
+    time = 0.25 * jnp.log(jnp.where(noise > 0, noise, 1.0))
+    return Levels(alpha=scale, sigma=noise * scale, time=time)
+
+
+def ddim_grid(num_steps: int) -> Levels:
+    """The ``num_steps + 1`` levels of DDIM as released: leading spacing, offset 1, ending at the schedule's first level.
+
+    Raises:
+      ValueError: ``num_steps`` is not in [1, 999].
+    """
+    _check_steps(num_steps)
+    steps = np.arange(num_steps)[::-1] * (NUM_TRAIN_STEPS // num_steps) + 1
+    return discrete_levels(jnp.asarray(np.append(steps, 0)))
+
+
+def karras_grid(num_steps: int, noise_min: float = 0.002, noise_max: float = 700.0, rho: float = 7.0) -> Levels:
+    """The ``num_steps + 1`` levels of Karras et al. (arXiv 2206.00364, Eq. 5), ending at the clean level.
+
+    Raises:
+      ValueError: ``num_steps`` is not in [1, 999].
+    """
+    _check_steps(num_steps)
+    ramp = np.linspace(0, 1, num_steps)
+    noise = (noise_max ** (1 / rho) + ramp * (noise_min ** (1 / rho) - noise_max ** (1 / rho))) ** rho
+    return edm_levels(jnp.asarray(np.append(noise, 0.0), jnp.float32))
+
+
+def _check_steps(num_steps: int) -> None:
+    if not 1 <= num_steps < NUM_TRAIN_STEPS:
+        raise ValueError(f"the number of sampling steps is {num_steps}; expected 1 to {NUM_TRAIN_STEPS - 1}")

@@ -1,0 +1,319 @@
+"""Pictures: read, check, cut out, crop. The one path for a user's picture and for a training render.
+
+In memory a picture is float32 in [0, 1] with straight alpha. Where alpha is 0 its colour means nothing; :func:`crop`
+sets it to white, the background of every view.
+"""
+
+import importlib.util
+import math
+import os
+import pathlib
+import struct
+import warnings
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from scipy import ndimage
+
+from e3d_jax import structs
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MIN_SIDE = 16
+# Read from the header before anything is decoded. Cameras of today stay below; a decompression bomb does not.
+MAX_SIDE = 16_384
+MAX_PIXELS = 64_000_000
+# Larger pictures are shrunk when read: no model looks at more, and the cut-out stays fast.
+WORKING_SIDE = 2048
+# The longer side of the silhouette's box over the side of the square crop.
+FILL = 0.875
+
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
+
+
+def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 4"]:
+    """Reads a picture as RGBA in [0, 1], straight alpha, upright (EXIF orientation applied).
+
+    Grey, palette, 16-bit and CMYK pictures become RGB; of an animation the first frame is taken, with a warning; one
+    with a side above 2048 px is shrunk to it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      OSError: the file cannot be opened.
+      ValueError: it is no picture, is damaged, has a side below 16 px or above 16,384 px or more than 64 megapixels,
+        or is fully transparent.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the path of a PNG, JPEG or WebP picture")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the path of a PNG, JPEG or WebP picture")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise OSError(f"{path} cannot be opened ({error.strerror}); check its permissions") from error
+    with file:
+        rgba = np.asarray(_decode(file, path), np.float32) / 255
+    if rgba[..., 3].max() < 0.02:
+        raise ValueError(f"{path} is fully transparent; give a picture in which the object is visible")
+    return rgba
+
+
+def _decode(file, path: pathlib.Path) -> Image.Image:
+    """The picture in an open file as an upright 8-bit RGBA image of at most the working size."""
+    try:
+        with warnings.catch_warnings():  # Pillow's own limit warns where ours refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels; shrink it first") from error
+    except _DECODING_ERRORS as error:
+        raise ValueError(f"{path} is not a picture, or is damaged; give a PNG, JPEG or WebP file") from error
+    width, height = image.size
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{path} is {width} x {height} px, too small; each side needs at least {MIN_SIDE} px")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{path} is {width} x {height} px, too large; shrink it below {MAX_SIDE} px a side "
+            f"and {MAX_PIXELS // 10**6} megapixels"
+        )
+    # Phones store depth maps and the like as further frames of a JPEG (MPO): that is no animation.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=3)
+    try:
+        image.load()
+        image = _to_rgba(ImageOps.exif_transpose(image))
+    except _DECODING_ERRORS as error:
+        raise ValueError(f"{path} is damaged or truncated ({error}); export or download it again") from error
+    if max(image.size) > WORKING_SIDE:
+        image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
+    return image
+
+
+def _to_rgba(image: Image.Image) -> Image.Image:
+    """Any Pillow mode as 8-bit RGBA; Pillow itself would clip 16-bit grey rather than scale it."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    return image.convert("RGBA")
+
+
+# -- Cut-out ----------------------------------------------------------------------------------------------------------
+
+
+def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+    """The picture with its background made transparent.
+
+    An alpha channel that cuts something out is kept. An opaque picture is cut out by `rembg` where that is installed,
+    otherwise by a plain-background segmentation, see :func:`remove_plain_background`.
+
+    Raises:
+      ValueError: the picture is opaque and no object can be told from its background.
+    """
+    if (rgba[..., 3] < 0.5).mean() > 1e-3:
+        return rgba
+    if importlib.util.find_spec("rembg") is None:
+        return remove_plain_background(rgba)
+    import rembg  # Heavy and optional, hence here.
+
+    try:
+        cut = np.asarray(rembg.remove(Image.fromarray(to_uint8(rgba[..., :3]))), np.float32) / 255
+    except OSError as error:  # It downloads its network when first used.
+        warnings.warn(f"rembg failed ({error}); trying to separate a plain background", stacklevel=2)
+        return remove_plain_background(rgba)
+    if not (cut[..., 3] > 0.5).any():
+        raise ValueError("rembg found no object in the picture; give a PNG whose background is transparent")
+    return cut
+
+
+def remove_plain_background(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+    """Cuts an object out of a plain, possibly shaded, background.
+
+    The background's colour is a quadratic of the position fitted to the border; background are the pixels of that
+    colour connected to the border (a hole that shows background inside the object stays opaque). Across the outline
+    alpha is the share of object colour in the pixel, and the background's share is taken out of its colour.
+
+    Raises:
+      ValueError: the border is not plain, or nothing stands out from it.
+    """
+    rgb = rgba[..., :3]
+    background, tolerance = _fit_background(rgb)
+    near = np.linalg.norm(rgb - background, axis=-1) < tolerance
+    label, _ = ndimage.label(near)
+    outside = np.isin(label, np.unique(label[_border(label.shape)])) & near
+    inside = _without_specks(~outside)
+    if inside.mean() < 2e-3:
+        raise ValueError(
+            "nothing stands out from the picture's background; give a PNG whose background is transparent, "
+            "or install the 'rembg' extra"
+        )
+    # Pure object colour: two pixels inside the outline, or the middle line of parts too thin for that.
+    depth = ndimage.distance_transform_edt(inside)
+    pure = inside & ((depth > 2.5) | (depth == ndimage.maximum_filter(depth, 5)))
+    reach, nearest = ndimage.distance_transform_edt(~pure, return_indices=True)
+    contrast = rgb[tuple(nearest)] - background
+    share = ((rgb - background) * contrast).sum(-1) / np.maximum((contrast**2).sum(-1), 1e-6)
+    alpha = np.where(pure, 1, np.where(inside | (reach <= 4), share.clip(0, 1), 0)).astype(np.float32)
+    alpha[(depth == 0) & (alpha < 0.1)] = 0  # noise of the background
+    alpha[depth > 2.5] = 1
+    opacity = np.maximum(alpha, 0.1)[..., None]
+    color = (rgb - (1 - opacity) * background) / opacity
+    return np.concatenate([color.clip(0, 1), alpha[..., None]], -1).astype(np.float32)
+
+
+def _border(shape: tuple[int, int]) -> np.ndarray:
+    """Mask of the outermost 2 % of a picture."""
+    width = max(2, round(0.02 * min(shape)))
+    mask = np.ones(shape, bool)
+    mask[width:-width, width:-width] = False
+    return mask
+
+
+def _fit_background(rgb: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "h w 3"], float]:
+    """Background colour of every pixel, and how far (RGB distance) a background pixel may be from it."""
+    height, width = rgb.shape[:2]
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    basis = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).astype(np.float32)
+    mask = _border((height, width))
+    design, color = basis[mask], rgb[mask]
+    # Trimmed least squares from the median colour: the object may touch the border.
+    residual = np.linalg.norm(color - np.median(color, axis=0), axis=-1)
+    for _ in range(6):
+        spread = float(np.median(residual))
+        kept = residual <= max(3 * spread, 0.02)
+        coefficients = np.linalg.lstsq(design[kept], color[kept], rcond=None)[0]
+        residual = np.linalg.norm(color - design @ coefficients, axis=-1)
+    tolerance = min(max(3.5 * float(np.median(residual)), 0.05), 0.16)
+    if (residual < tolerance).mean() < 0.7:
+        raise ValueError(
+            "the picture has no transparency and its background is not plain; give a PNG whose background is "
+            "transparent, or install the 'rembg' extra"
+        )
+    return (basis @ coefficients).clip(0, 1), tolerance
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """The mask without its connected parts below 1 % of the largest."""
+    label, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    area = np.bincount(label.ravel())
+    area[0] = 0
+    return (area >= 0.01 * area.max())[label] & mask
+
+
+# -- Framing ----------------------------------------------------------------------------------------------------------
+
+
+def object_box(alpha: Float[structs.ArrayLike, "h w"], fill: float = FILL) -> tuple[float, float, float]:
+    """The square that frames an object: (left, top, side) in pixels; it may reach outside of the picture.
+
+    The longer side of the silhouette's box (alpha above 0.5, stray specks ignored) spans ``fill`` of the square, and
+    the box is centred in it.
+
+    Raises:
+      ValueError: the silhouette is empty.
+    """
+    mask = _without_specks(np.asarray(alpha) > 0.5)
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns):
+        raise ValueError("the picture shows no object (alpha is nowhere above 0.5); give one with a visible object")
+    left, right, top, bottom = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    side = max(right - left, bottom - top) / fill
+    return float((left + right - side) / 2), float((top + bottom - side) / 2), float(side)
+
+
+def crop(
+    image: Float[structs.ArrayLike, "h w c"], box: tuple[float, float, float], size: int
+) -> Float[np.ndarray, "{size} {size} c"]:
+    """Resamples a square of a picture to ``size`` px: antialiased cubic (Catmull-Rom), transparent outside.
+
+    Args:
+      image: RGBA with straight alpha, interpolated premultiplied and white where the result is transparent; or RGB
+        on white, which then is white outside too.
+      box: (left, top, side) in pixels, see :func:`object_box`.
+      size: side of the result in pixels.
+    """
+    image = np.asarray(image, np.float32)
+    left, top, side = box
+    rows = _resampling_weights(image.shape[0], top, side, size)
+    columns = _resampling_weights(image.shape[1], left, side, size)
+    # As difference from white, weighted by alpha: what lies outside of the picture counts as zero.
+    values = image - 1
+    if image.shape[-1] == 4:
+        values = np.concatenate([values[..., :3] * image[..., 3:], image[..., 3:]], -1)
+    values = (rows @ values.reshape(len(values), -1)).reshape(size, *values.shape[1:]).swapaxes(0, 1)
+    values = (columns @ values.reshape(len(values), -1)).reshape(size, size, -1).swapaxes(0, 1)
+    if image.shape[-1] == 4:
+        alpha = values[..., 3:].clip(0, 1)
+        alpha[alpha < 1 / 512] = 0
+        color = values[..., :3] / np.where(alpha > 0, alpha, np.inf) + 1
+        values = np.concatenate([color, alpha], -1)
+    else:
+        values = values + 1
+    return values.clip(0, 1)
+
+
+def crop_to_object(
+    rgba: Float[structs.ArrayLike, "h w 4"], size: int, fill: float = FILL
+) -> Float[np.ndarray, "{size} {size} 4"]:
+    """The square crop that models see: the object centred, its longer side ``fill`` of the picture."""
+    return crop(rgba, object_box(rgba[..., 3], fill), size)
+
+
+def _resampling_weights(length: int, start: float, extent: float, size: int) -> Float[np.ndarray, "{size} {length}"]:
+    """Weights that resample ``[start, start + extent)`` of a line of ``length`` samples to ``size`` samples."""
+    scale = extent / size
+    center = start + (np.arange(size) + 0.5) * scale
+    width = max(scale, 1.0)  # The kernel widens when shrinking.
+    # Normalised over an endless line, so that the samples beyond the ends of this one count as zero.
+    reach = math.ceil(2 * width)
+    first, last = min(0, math.floor(start) - reach), max(length, math.ceil(start + extent) + reach)
+    t = np.abs(np.arange(first, last) + 0.5 - center[:, None]) / width
+    kernel = np.where(t < 1, 1 + t * t * (1.5 * t - 2.5), np.where(t < 2, 2 + t * (-4 + t * (2.5 - 0.5 * t)), 0))
+    kernel /= kernel.sum(1, keepdims=True)
+    return kernel[:, -first : length - first].astype(np.float32)
+
+
+# -- Values -----------------------------------------------------------------------------------------------------------
+
+
+def composite(rgba: Float[structs.ArrayLike, "*b 4"], background: float = 1.0) -> Float[structs.ArrayLike, "*b 3"]:
+    """The picture over a grey background (1 is white); NumPy or JAX."""
+    return rgba[..., :3] * rgba[..., 3:] + background * (1 - rgba[..., 3:])
+
+
+def encode_normal(
+    normal: Float[structs.ArrayLike, "*b 3"], alpha: Float[structs.ArrayLike, "*b"]
+) -> Float[structs.ArrayLike, "*b 3"]:
+    """Unit normals (world frame) as colours ``(n + 1) / 2`` over white; NumPy or JAX."""
+    return (normal + 1) / 2 * alpha[..., None] + (1 - alpha[..., None])
+
+
+def decode_normal(rgb: Float[structs.ArrayLike, "*b 3"]) -> Float[structs.ArrayLike, "*b 3"]:
+    """Unit normals of colours ``(n + 1) / 2``; short for mid-grey, meaningless where the colour is background."""
+    normal = 2 * rgb - 1
+    # Clipped before the root, whose derivative at 0 is infinite.
+    return normal / (normal**2).sum(-1, keepdims=True).clip(1e-4) ** 0.5
+
+
+def to_uint8(image: Float[structs.ArrayLike, "*b c"]) -> np.ndarray:
+    """[0, 1] as rounded, clipped bytes."""
+    return (np.asarray(image, np.float32).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def write_png(path: str | os.PathLike, image: Float[structs.ArrayLike, "h w c"]) -> None:
+    """Writes RGB or RGBA in [0, 1] as an 8-bit PNG; the file appears whole or not at all.
+
+    Raises:
+      OSError: the folder does not exist or cannot be written to.
+    """
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        Image.fromarray(to_uint8(image)).save(partial, format="PNG")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}); check the folder and its permissions"
+        ) from error

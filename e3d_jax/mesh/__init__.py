@@ -1,0 +1,1 @@
+"""From a fitted field to a mesh file, and pictures of it."""

@@ -1,0 +1,1 @@
+"""Networks with the released topology; attributes keep the released tensor names."""

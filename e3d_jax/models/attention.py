@@ -1,0 +1,191 @@
+"""One attention and one transformer block; variants differ only in which axes are folded into tokens.
+
+Activations keep their leading axes: the anchor network has ``[d b v h w c]``, the interpolation network
+``[b t h w c]``. As tokens they are ``[*lead n c]``, and a self-attention names the axes that look at each other:
+
+    spatial        (n)      SPATIAL         every image alone
+    multi-view     (v n)    MULTI_VIEW      all views of one object and domain
+    cross-domain   (d n)    CROSS_DOMAIN    one view in both domains
+    temporal       (t)      TEMPORAL        one position through all frames
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float
+
+from e3d_jax.models import layers
+
+# Axes counted from the end, of [d b v n c] or [b t n c].
+SPATIAL = (-2,)
+MULTI_VIEW = (-3, -2)
+CROSS_DOMAIN = (-5, -2)
+TEMPORAL = (-3,)
+
+# Below this many tokens the fused kernel is no faster, and some of its versions refuse short sequences.
+MIN_FUSED_TOKENS = 64
+
+
+def implementation(dtype: Any, head_dim: int, num_queries: int, num_keys: int) -> Literal["cudnn"] | None:
+    """The fastest kernel of ``jax.nn.dot_product_attention`` for these operands: 'cudnn', or None for XLA."""
+    fused = (
+        jax.default_backend() == "gpu"
+        and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        and head_dim % 8 == 0
+        and head_dim <= 128
+        and min(num_queries, num_keys) >= MIN_FUSED_TOKENS
+    )
+    return "cudnn" if fused else None
+
+
+def attend(
+    query: Float[jax.Array, "*lead n heads e"],
+    key: Float[jax.Array, "*lead m heads e"],
+    value: Float[jax.Array, "*lead m heads e"],
+) -> Float[jax.Array, "*lead n heads e"]:
+    """Softmax attention with scale 1/sqrt(e); the softmax is in float32 whatever the operands."""
+    flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
+    kernel = implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3])
+    return jax.nn.dot_product_attention(*flat, implementation=kernel).reshape(query.shape)
+
+
+def over_axes(
+    function: Callable[[jax.Array], jax.Array], x: Float[jax.Array, "*lead n c"], axes: Sequence[int]
+) -> Float[jax.Array, "*lead n c"]:
+    """Apply ``function`` (``[*rest tokens c]`` to the same shape) with ``axes`` (negative) folded into its tokens."""
+    last = tuple(range(-1 - len(axes), -1))
+    moved = jnp.moveaxis(x, axes, last)
+    folded = moved.reshape(*moved.shape[: last[0]], -1, moved.shape[-1])
+    return jnp.moveaxis(function(folded).reshape(moved.shape), last, axes)
+
+
+def per_domain(
+    color: Callable[[jax.Array], jax.Array], normal: Callable[[jax.Array], jax.Array], x: Float[jax.Array, "d ..."]
+) -> Float[jax.Array, "d ..."]:
+    """Apply one function to the colour half of the leading axis and another to the normal half."""
+    return jnp.concatenate([color(x[:1]), normal(x[1:])])
+
+
+class Attention(nnx.Module):
+    """Multi-head attention: queries from ``x``, keys and values from ``context``, or from ``x`` itself.
+
+    Args:
+      channels: width of ``x``, also of queries, keys and values in all.
+      heads: number of heads; divides ``channels``.
+      context_dim: width of the context; None for self-attention.
+      use_bias: whether queries, keys and values have biases.
+      zero_out: start the output projection at zero, so that a residual branch starts as the identity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        context_dim: int | None = None,
+        use_bias: bool = False,
+        zero_out: bool = False,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if channels % heads:
+            raise ValueError(f"{heads} attention heads do not divide {channels} channels; choose a divisor")
+        self.heads = heads
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        source = channels if context_dim is None else context_dim
+        self.to_q = layers.linear(channels, channels, use_bias=use_bias, **types)
+        self.to_k = layers.linear(source, channels, use_bias=use_bias, **types)
+        self.to_v = layers.linear(source, channels, use_bias=use_bias, **types)
+        out_init = layers.zeros if zero_out else layers.fan_in_normal
+        self.to_out = layers.linear(channels, channels, kernel_init=out_init, **types)
+
+    def __call__(
+        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "*any m e"] | None = None
+    ) -> Float[jax.Array, "*lead n c"]:
+        """Attend from ``x``; the leading axes of ``context`` broadcast to those of ``x``."""
+        context = x if context is None else context
+        if context.shape[-2] == 1:
+            # The softmax over a single key is 1, whatever the query.
+            return jnp.broadcast_to(self.to_out(self.to_v(context)), x.shape)
+        context = jnp.broadcast_to(context, (*x.shape[:-2], *context.shape[-2:]))
+        query, key, value = (
+            y.reshape(*y.shape[:-1], self.heads, -1) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(attend(query, key, value).reshape(x.shape))
+
+
+class FeedForward(nnx.Module):
+    """Two layers with a gated exact GELU between them (GEGLU, arXiv 2002.05202), widened four times."""
+
+    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.proj = layers.linear(channels, 8 * channels, **types)
+        self.out = layers.linear(4 * channels, channels, **types)
+
+    def __call__(self, x: Float[jax.Array, "*lead c"]) -> Float[jax.Array, "*lead c"]:
+        """Transform each token alone."""
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return self.out(value * nnx.gelu(gate, approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """Pre-norm residual branches: self-attention, cross-domain attention, cross-attention, feed-forward.
+
+    Args:
+      channels: width of the tokens.
+      heads: number of heads of every attention.
+      context_dim: width of the cross-attention's context; None for no cross-attention.
+      self_axes: axes that ``attn1`` folds into tokens.
+      domains: whether the leading axis is (colour, normal): adds the cross-domain attention and gives normals
+        a feed-forward of their own.
+      leading_ff: whether a feed-forward comes first, as in the temporal blocks of Stable Video Diffusion.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        context_dim: int | None = None,
+        self_axes: tuple[int, ...] = SPATIAL,
+        domains: bool = False,
+        leading_ff: bool = False,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.self_axes, self.domains, self.leading_ff = self_axes, domains, leading_ff
+        self.crosses = context_dim is not None
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if leading_ff:
+            self.norm_in = layers.layer_norm(channels, **types)
+            self.ff_in = FeedForward(channels, **types)
+        self.norm1 = layers.layer_norm(channels, **types)
+        self.attn1 = Attention(channels, heads, **types)
+        if domains:
+            self.norm_joint_mid = layers.layer_norm(channels, **types)
+            self.attn_joint_mid = Attention(channels, heads, zero_out=True, **types)
+            self.ff_normal = FeedForward(channels, **types)
+        if self.crosses:
+            self.norm2 = layers.layer_norm(channels, **types)
+            self.attn2 = Attention(channels, heads, context_dim=context_dim, **types)
+        self.norm3 = layers.layer_norm(channels, **types)
+        self.ff = FeedForward(channels, **types)
+
+    def __call__(
+        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "*any m e"] | None = None
+    ) -> Float[jax.Array, "*lead n c"]:
+        """Transform tokens; ``context`` broadcasts over the leading axes of ``x``."""
+        if self.leading_ff:
+            x = x + self.ff_in(self.norm_in(x))
+        x = x + over_axes(self.attn1, self.norm1(x), self.self_axes)
+        if self.domains:
+            x = x + over_axes(self.attn_joint_mid, self.norm_joint_mid(x), CROSS_DOMAIN)
+        if self.crosses:
+            x = x + self.attn2(self.norm2(x), context)
+        y = self.norm3(x)
+        return x + (per_domain(self.ff, self.ff_normal, y) if self.domains else self.ff(y))

@@ -1,0 +1,266 @@
+"""Convolutional building blocks: residual blocks, resampling, embeddings, and the three kinds of U-Net stage.
+
+Activations are ``[*lead h w c]``: convolutions and norms treat every image of the leading axes alone, except those of
+the temporal residual block, which run along the axis before ``h``.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, Num
+
+from e3d_jax.models import layers
+
+# Makes a layer from its widths; everything else is bound.
+Factory = Callable[..., Any]
+
+
+def sinusoids(positions: Num[jax.Array, "*b"], dim: int) -> Float[jax.Array, "*b {dim}"]:
+    """Cosines, then sines, of ``positions`` at ``dim / 2`` frequencies from 1 down to 1/10000 (arXiv 2006.11239)."""
+    frequencies = jnp.exp(-math.log(10000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
+    angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class EmbeddingMLP(nnx.Module):
+    """Linear, SiLU, linear: turns sinusoids or labels into an embedding."""
+
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        self.linear_1 = layers.linear(in_dim, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.linear_2 = layers.linear(hidden, out_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, x: Float[jax.Array, "*b i"]) -> Float[jax.Array, "*b o"]:
+        """Embed."""
+        return self.linear_2(nnx.silu(self.linear_1(x)))
+
+
+class Downsample(nnx.Module):
+    """Halves height and width with a stride-2 convolution; ``padding`` is (before, after) on both axes."""
+
+    def __init__(
+        self, channels: int, *, padding: tuple[int, int] = (1, 1), dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ):
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv = layers.conv(channels, channels, (3, 3), strides=2, padding=(padding, padding), **types)
+
+    def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h2 w2 c"]:
+        """Halve."""
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        self.conv = layers.conv3x3(channels, channels, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h2 w2 c"]:
+        """Double."""
+        return self.conv(x.repeat(2, -3).repeat(2, -2))
+
+
+class ResBlock(nnx.Module):
+    """Residual block: twice norm, SiLU, convolution; an embedding is added in between.
+
+    Args:
+      in_channels: width of the input.
+      out_channels: width of the output; a 1x1 convolution adapts the residual if it differs.
+      embed_dim: width of the embedding; None for a block without one.
+      epsilon: of both norms.
+      temporal: convolve along frames (kernel 3x1x1 on ``[*lead t h w c]``) instead of along the image.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        embed_dim: int | None = None,
+        epsilon: float = 1e-5,
+        temporal: bool = False,
+        norm_groups: int = 32,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        norm: Factory = functools.partial(
+            layers.GroupNorm, groups=norm_groups, epsilon=epsilon, spatial_axes=3 if temporal else 2, **types
+        )
+        conv = layers.time_conv if temporal else layers.conv3x3
+        self.adapts = in_channels != out_channels
+        self.norm1 = norm(in_channels)
+        self.conv1 = conv(in_channels, out_channels, **types)
+        if embed_dim is not None:
+            self.time_emb_proj = layers.linear(embed_dim, out_channels, **types)
+        self.norm2 = norm(out_channels)
+        # The block starts as the identity.
+        self.conv2 = conv(out_channels, out_channels, kernel_init=layers.zeros, **types)
+        if self.adapts:
+            self.conv_shortcut = layers.conv1x1(in_channels, out_channels, **types)
+
+    def __call__(
+        self, x: Float[jax.Array, "*lead h w i"], embedding: Float[jax.Array, "*any e"] | None = None
+    ) -> Float[jax.Array, "*lead h w o"]:
+        """Transform; the embedding's leading axes broadcast to those of ``x``."""
+        y = self.conv1(nnx.silu(self.norm1(x)))
+        if embedding is not None:
+            y = y + self.time_emb_proj(nnx.silu(embedding))[..., None, None, :]
+        y = self.conv2(nnx.silu(self.norm2(y)))
+        return (self.conv_shortcut(x) if self.adapts else x) + y
+
+
+class TimeMixer(nnx.Module):
+    """Learned blend of what the image layers and what the frame layers say.
+
+    Args:
+      start: initial logit of the weight.
+      weighs_temporal: whether the weight belongs to the temporal branch rather than to the spatial one.
+    """
+
+    def __init__(self, start: float, *, weighs_temporal: bool = False, param_dtype: Any = jnp.float32):
+        self.weighs_temporal = weighs_temporal
+        self.mix_factor = nnx.Param(jnp.full(1, start, param_dtype))
+
+    def __call__(self, spatial: Float[jax.Array, "*s"], temporal: Float[jax.Array, "*s"]) -> Float[jax.Array, "*s"]:
+        """Blend."""
+        weight = nnx.sigmoid(self.mix_factor[...].astype(jnp.promote_types(spatial.dtype, jnp.float32)))
+        weight = weight.astype(spatial.dtype)
+        weight = 1 - weight if self.weighs_temporal else weight
+        return weight * spatial + (1 - weight) * temporal
+
+
+class SpatioTemporalResBlock(nnx.Module):
+    """A residual block per image, then one along frames, blended (Stable Video Diffusion, arXiv 2311.15127).
+
+    Args:
+      in_channels: width of the input.
+      out_channels: width of the output.
+      epsilon: of the norms of the image block.
+      temporal_epsilon: of the norms of the frame block; None for the same.
+      mix_start: see :class:`TimeMixer`.
+      weighs_temporal: see :class:`TimeMixer`.
+      **kwargs: further arguments of :class:`ResBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        epsilon: float = 1e-5,
+        temporal_epsilon: float | None = None,
+        mix_start: float = 0.5,
+        weighs_temporal: bool = False,
+        param_dtype: Any = jnp.float32,
+        **kwargs: Any,
+    ):
+        block: Factory = functools.partial(ResBlock, param_dtype=param_dtype, **kwargs)
+        temporal_epsilon = epsilon if temporal_epsilon is None else temporal_epsilon
+        self.spatial_res_block = block(in_channels, out_channels, epsilon=epsilon)
+        self.temporal_res_block = block(out_channels, out_channels, epsilon=temporal_epsilon, temporal=True)
+        self.time_mixer = TimeMixer(mix_start, weighs_temporal=weighs_temporal, param_dtype=param_dtype)
+
+    def __call__(
+        self, x: Float[jax.Array, "b t h w i"], embedding: Float[jax.Array, "b t e"] | None = None
+    ) -> Float[jax.Array, "b t h w o"]:
+        """Transform."""
+        spatial = self.spatial_res_block(x, embedding)
+        return self.time_mixer(spatial, self.temporal_res_block(spatial, embedding))
+
+
+def apply(layer: nnx.Module, *args: Any, remat: bool) -> Any:
+    """Call ``layer``; with ``remat`` its inside is recomputed in the backward pass rather than kept."""
+    return nnx.remat(lambda module, *inputs: module(*inputs))(layer, *args) if remat else layer(*args)  # type: ignore[operator]
+
+
+class Stage(nnx.Module):
+    """Residual blocks, each followed by its attention where there is one, then resampling.
+
+    The descending stages of a U-Net use what ``__call__`` returns besides the result as skips; its ascending stages
+    are given them back.
+
+    Args:
+      resnets: residual blocks, called with (x, embedding).
+      attentions: as many as ``resnets``, or none; called with (x, context).
+      downsamplers: a :class:`Downsample`, or none.
+      upsamplers: an :class:`Upsample`, or none.
+      remat: recompute layers in the backward pass.
+    """
+
+    def __init__(
+        self,
+        resnets: Sequence[nnx.Module],
+        attentions: Sequence[nnx.Module] = (),
+        *,
+        downsamplers: Sequence[Downsample] = (),
+        upsamplers: Sequence[Upsample] = (),
+        remat: bool = False,
+    ):
+        self.resnets, self.attentions = nnx.List(resnets), nnx.List(attentions)
+        self.downsamplers, self.upsamplers = nnx.List(downsamplers), nnx.List(upsamplers)
+        self.remat = remat
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "*lead h w i"],
+        embedding: Float[jax.Array, "*any e"] | None = None,
+        context: Float[jax.Array, "*any m f"] | None = None,
+        skips: list[jax.Array] | None = None,
+    ) -> tuple[Float[jax.Array, "*lead h2 w2 o"], list[jax.Array]]:
+        """Transform.
+
+        Args:
+          x: activations.
+          embedding: added inside the residual blocks.
+          context: of the cross-attentions.
+          skips: activations of a descending stage; the last ones are popped and joined to the input of each block.
+
+        Returns:
+          The result and the activation after every layer.
+        """
+        outputs = []
+        for i, resnet in enumerate(self.resnets):
+            if skips is not None:
+                x = jnp.concatenate([x, skips.pop()], -1)
+            x = apply(resnet, x, embedding, remat=self.remat)
+            if self.attentions:
+                x = apply(self.attentions[i], x, context, remat=self.remat)
+            outputs.append(x)
+        for resample in (*self.downsamplers, *self.upsamplers):
+            x = resample(x)
+            outputs.append(x)
+        return x, outputs
+
+
+class MidStage(nnx.Module):
+    """The lowest stage: a residual block, then attention and residual block in turn.
+
+    Args:
+      resnets: residual blocks, called with (x, embedding).
+      attentions: attention i stands before residual block i + 1; where there is none that block follows directly.
+      remat: recompute layers in the backward pass.
+    """
+
+    def __init__(self, resnets: Sequence[nnx.Module], attentions: Sequence[nnx.Module], *, remat: bool = False):
+        self.resnets, self.attentions = nnx.List(resnets), nnx.List(attentions)
+        self.remat = remat
+
+    def __call__(
+        self,
+        x: Float[jax.Array, "*lead h w c"],
+        embedding: Float[jax.Array, "*any e"] | None = None,
+        context: Float[jax.Array, "*any m f"] | None = None,
+    ) -> Float[jax.Array, "*lead h w c"]:
+        """Transform; see :meth:`Stage.__call__`."""
+        x = apply(self.resnets[0], x, embedding, remat=self.remat)
+        for i, resnet in enumerate(self.resnets[1:]):
+            if i < len(self.attentions):
+                x = apply(self.attentions[i], x, context, remat=self.remat)
+            x = apply(resnet, x, embedding, remat=self.remat)
+        return x

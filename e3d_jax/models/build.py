@@ -1,0 +1,35 @@
+"""The four components of a system, from the plain arguments that a config holds."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+
+from e3d_jax.models import anchor, autoencoder, image_encoder, interpolation, normals, stages
+
+Component = Literal["autoencoder", "normals", "anchor", "interpolation"]
+COMPONENTS: tuple[Component, ...] = ("autoencoder", "normals", "anchor", "interpolation")
+
+
+def build(
+    component: Component, arguments: Mapping[str, Any], *, dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs
+) -> nnx.Module:
+    """A component with fresh parameters.
+
+    Args:
+      component: which of the four.
+      arguments: of its constructor; the diffusion stages have one set for ``unet`` and one for ``image_encoder``.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      rngs: for the initial values.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    if component == "autoencoder":
+        return autoencoder.Autoencoder(**arguments, **options)
+    if component == "normals":
+        return normals.NormalEstimator(**arguments, **options)
+    encoder = image_encoder.ImageEncoder(**arguments["image_encoder"], **options)
+    if component == "anchor":
+        return stages.AnchorStage(anchor.AnchorUNet(**arguments["unet"], **options), encoder)
+    return stages.InterpolationStage(interpolation.InterpolationUNet(**arguments["unet"], **options), encoder)

@@ -1,0 +1,40 @@
+"""Between pictures in memory (RGBA in [0, 1]) and what the networks see (images over white in [-1, 1], latents)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from e3d_jax.models import autoencoder
+
+
+def network_image(rgba: Float[Array, "*b h w 4"], channels: int = 3) -> Float[Array, "*b h w {channels}"]:
+    """Pictures over white in [-1, 1]; with four channels the last one is alpha."""
+    alpha = rgba[..., 3:]
+    image = rgba[..., :3] * alpha + (1 - alpha)
+    if channels == 4:
+        image = jnp.concatenate([image, alpha], -1)
+    return 2 * image - 1
+
+
+def picture(image: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    """Inverse of :func:`network_image`: RGBA with straight alpha, or RGB over white from three channels."""
+    image = jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0, 1)
+    if image.shape[-1] == 3:
+        return image
+    over_white, alpha = image[..., :3], image[..., 3:]
+    # Where little of the object shows its colour cannot be told from rounding; there the colour over white has to do.
+    rgb = jnp.where(alpha > 0.1, 1 - (1 - over_white) / jnp.maximum(alpha, 0.1), over_white)
+    return jnp.concatenate([jnp.clip(rgb, 0, 1), alpha], -1)
+
+
+def encode(module: autoencoder.Autoencoder, image: Float[Array, "*b h w c"]) -> Float[Array, "*b hl wl z"]:
+    """Posterior modes of network images, not scaled, float32; no gradient flows into the autoencoder."""
+    mean, _ = module.encode(image.reshape(-1, *image.shape[-3:]))
+    return jax.lax.stop_gradient(mean.reshape(*image.shape[:-3], *mean.shape[1:]).astype(jnp.float32))
+
+
+def decode(module: autoencoder.Autoencoder, latents: Float[Array, "*b hl wl z"]) -> Float[Array, "*b h w c"]:
+    """Pictures of scaled latents, one image after another so that memory does not grow with their number."""
+    flat = latents.reshape(-1, *latents.shape[-3:]) / module.scaling_factor
+    images = jax.lax.map(lambda z: picture(module.decode(z[None])[0]), flat, batch_size=min(8, len(flat)))
+    return images.reshape(*latents.shape[:-3], *images.shape[1:])

@@ -1,0 +1,99 @@
+"""Elementary layers: quick initial values, and norms whose statistics are in at least float32."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+
+class ParamKeys:
+    """Stands for ``nnx.Rngs`` while a module is built: a source of randomness for each parameter, counted in Python.
+
+    Under ``jit`` these are keys; ``nnx.Rngs`` itself would count in an array that is looked up in all that was traced
+    before, which takes time quadratic in the number of layers. Elsewhere they are NumPy generators, because compiling
+    a draw for each shape takes a minute for a U-Net. The values of a seed hence depend on which of the two it is.
+    """
+
+    def __init__(self, rngs: nnx.Rngs):
+        self._key, self._count = rngs.params(), 0
+        self._traced = isinstance(self._key, jax.core.Tracer)
+
+    def params(self) -> jax.Array | np.random.Generator:
+        """The next source."""
+        self._count += 1
+        if self._traced:
+            return jax.random.fold_in(self._key, self._count)
+        return np.random.default_rng([*np.asarray(jax.random.key_data(self._key)).tolist(), self._count])
+
+
+def normal(source: jax.Array | np.random.Generator, shape: tuple[int, ...], dtype: Any, scale: float) -> jax.Array:
+    """Normal values of standard deviation ``scale`` from what :meth:`ParamKeys.params` gives."""
+    if isinstance(source, np.random.Generator):
+        return jnp.asarray(scale * source.standard_normal(shape, np.float32), dtype)
+    return scale * jax.random.normal(source, shape, dtype)
+
+
+def fan_in_normal(source: jax.Array | np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Initial kernel that keeps the variance: standard deviation 1 / sqrt(inputs of an output)."""
+    return normal(source, shape, dtype, 1 / math.sqrt(math.prod(shape[:-1])))
+
+
+zeros = nnx.initializers.zeros
+embedding_init = functools.partial(normal, scale=0.02)
+
+linear = functools.partial(nnx.Linear, kernel_init=fan_in_normal)
+conv = functools.partial(nnx.Conv, kernel_init=fan_in_normal)
+# SAME padding is asymmetric where the stride is 2; explicit numbers are not.
+conv3x3 = functools.partial(conv, kernel_size=(3, 3), padding=1)
+conv1x1 = functools.partial(conv, kernel_size=(1, 1), padding=0)
+time_conv = functools.partial(conv, kernel_size=(3, 1, 1), padding=((1, 1), (0, 0), (0, 0)))
+# The fast variance E[x^2] - E[x]^2 loses digits when the mean is large.
+layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (arXiv 1803.08494) over the last spatial axes and the channels of a group.
+
+    Args:
+      channels: width of the input.
+      groups: number of groups; divides ``channels``.
+      epsilon: added to the variance.
+      spatial_axes: how many axes before the channels share statistics: 2 for images, 3 for frames of images.
+
+    Raises:
+      ValueError: ``groups`` does not divide ``channels``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        groups: int = 32,
+        epsilon: float = 1e-5,
+        spatial_axes: int = 2,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if channels % groups:
+            raise ValueError(f"{groups} norm groups do not divide {channels} channels; choose widths that they divide")
+        del rngs  # Constant initial values; the argument keeps one signature for all layers.
+        self.groups, self.epsilon, self.spatial_axes, self.dtype = groups, epsilon, spatial_axes, dtype
+        self.scale = nnx.Param(jnp.ones(channels, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, param_dtype))
+
+    def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h w c"]:
+        """Normalise; the result has the compute type."""
+        accumulate = jnp.promote_types(x.dtype, jnp.float32)
+        grouped = x.astype(accumulate).reshape(*x.shape[:-1], self.groups, -1)
+        axes = (-1, *range(-2 - self.spatial_axes, -2))
+        mean = grouped.mean(axes, keepdims=True)
+        variance = grouped.var(axes, keepdims=True)
+        normed = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        scale, bias = (p.astype(accumulate) for p in (self.scale[...], self.bias[...]))
+        return (normed * scale + bias).astype(self.dtype)

@@ -1,0 +1,96 @@
+"""The files of one result, and the pictures that show it."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from e3d_jax import __version__, cameras, images, structs, system
+from e3d_jax.mesh import export, preview
+from e3d_jax.reconstruction import views_io
+
+REPORTED = ("jax", "jaxlib", "flax", "numpy")
+TURNTABLE_FRAMES = 48
+
+
+def write_result(folder: str | os.PathLike, result: system.Result, *, seed: int, config: Mapping[str, Any]) -> None:
+    """Write a result's folder; it appears under its name whole or not at all, and replaces one of the same name.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        images.write_png(partial / "input.png", result.input)
+        images.write_png(partial / "input_normal.png", result.input_normal)
+        views_io.write_views(partial / "views", result.views)
+        export.write_glb(partial / "mesh.glb", result.mesh)
+        images.write_png(partial / "contact_sheet.png", contact_sheet(result))
+        write_turntable(partial / "turntable.gif", result.mesh)
+        (partial / "report.json").write_text(json.dumps(report(result, seed=seed, config=config), indent=2))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def report(result: system.Result, *, seed: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What made a result, and what it took."""
+    return {
+        "seed": seed,
+        "seconds": result.seconds,
+        "peak_memory_gb": result.peak_memory,
+        "device": jax.devices()[0].device_kind,
+        "mesh": {"vertices": len(result.mesh.vertices), "faces": len(result.mesh.faces)},
+        "versions": {
+            "e3d_jax": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in REPORTED},
+        },
+        "config": config,
+    }
+
+
+def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
+    """One picture of everything.
+
+    Rows: the input, its normal map and four looks at the mesh; the 32 views, anchors first in each group of four; the
+    anchors' normal maps.
+    """
+    size = result.input.shape[0]
+    looks = preview.render_mesh(result.mesh, cameras.ring(size, 6))
+    normals = images.encode_normal(result.views.normals, np.linalg.norm(result.views.normals, axis=-1) > 0)
+    rows = [
+        [result.input, result.input_normal, *looks],
+        *np.split(result.views.rgba, 4),
+        list(normals),
+    ]
+    tiles = [[_over_white(image) for image in row] for row in rows]
+    return np.concatenate([np.concatenate(row, 1) for row in tiles], 0)
+
+
+def write_turntable(path: pathlib.Path, mesh: structs.Mesh, size: int = 256) -> None:
+    """An endless animation of the mesh turning, the right half shaded by its normals."""
+    ring = cameras.ring(size, TURNTABLE_FRAMES)
+    halves = [_over_white(preview.render_mesh(mesh, ring, shading)) for shading in preview.SHADINGS]
+    frames = [Image.fromarray(images.to_uint8(frame)) for frame in np.concatenate(halves, 2)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=2500 // TURNTABLE_FRAMES, loop=0)
+
+
+def _over_white(image: np.ndarray) -> np.ndarray:
+    return images.composite(image) if image.shape[-1] == 4 else image

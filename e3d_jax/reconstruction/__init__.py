@@ -1,0 +1,1 @@
+"""From posed views to a signed distance field, by differentiable volume rendering."""

@@ -1,0 +1,200 @@
+"""A neural surface: signed distance and colour of a point, as one pytree of arrays.
+
+The signed distance (positive outside, object units) is a coarse grid of distances, which starts as the visual hull,
+plus a correction: a multi-resolution grid of features, read by trilinear interpolation with the coordinates appended
+and passed through one hidden layer (the progressive grids of Neuralangelo, arXiv 2306.03092, with dense levels instead
+of hashed ones: an object at 64 cells a side is small enough to store, and dense levels cannot collide). Its gradient is
+exact: of the trilinear interpolation and of the layers, not a finite difference.
+
+Colour is a small network of feature grids of its own, the distance's feature vector, the normal and the viewing
+direction (NeuS, arXiv 2106.10689, section 3.1).
+
+All coordinates are in the world frame; grids span the field's box, corner to corner.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Layers = tuple[tuple[jax.Array, jax.Array], ...]
+FEATURE_WIDTH = 13  # of the vector that the distance layers hand to the colour layers
+DIRECTION_WIDTH = 9  # spherical harmonics below degree 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """Parameters of the surface.
+
+    Attributes:
+      box: lower and upper corner of the region that the grids span, object units.
+      base: coarse signed distance on the lattice of the box.
+      levels: feature grids of the distance, coarse to fine.
+      color_levels: feature grids of the colour. They are apart because texture is sharper than shape: what a pattern
+        needs would be roughness to the distance.
+      distance_layers: weights and biases from encoding to (correction, feature vector).
+      color_layers: weights and biases from (encoding, feature vector, normal, direction) to colour logits.
+      log_sharpness: logarithm of the inverse standard deviation s of the NeuS density, 1 / object unit.
+    """
+
+    box: Float[Array, "2 3"]
+    base: Float[Array, "x y z 1"]
+    levels: tuple[Float[Array, "_ _ _ c"], ...]
+    color_levels: tuple[Float[Array, "_ _ _ c"], ...]
+    distance_layers: Layers
+    color_layers: Layers
+    log_sharpness: Float[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """The field at n points.
+
+    Attributes:
+      distance: signed distance, object units, positive outside.
+      gradient: its gradient in world axes; of length one where the field is a true distance.
+      feature: what the colour layers read of the shape.
+    """
+
+    distance: Float[Array, " n"]
+    gradient: Float[Array, "n 3"]
+    feature: Float[Array, "n k"]
+
+
+def create(
+    key: jax.Array,
+    base: Float[Array, "x y z"],
+    box: Float[Array, "2 3"],
+    *,
+    levels: Sequence[int],
+    color_levels: Sequence[int],
+    features: int,
+    hidden: int,
+    sharpness: float,
+) -> Field:
+    """A field whose distance is ``base`` exactly; levels are the cells a side of the feature grids.
+
+    Raises:
+      ValueError: fewer than two cells a side.
+    """
+    if min(*levels, *color_levels) < 2:
+        raise ValueError(f"feature grids need at least 2 cells a side, got {tuple(levels)} and {tuple(color_levels)}")
+    grid_key, color_grid_key, distance_key, color_key = jax.random.split(key, 4)
+    encoding = 3 + features * len(levels)
+    distance_layers = _init_layers(distance_key, (encoding, hidden, 1 + FEATURE_WIDTH))
+    weight, bias = distance_layers[-1]
+    distance_layers = (*distance_layers[:-1], (weight.at[:, 0].set(0.0), bias))
+    color_width = 3 + features * len(color_levels) + FEATURE_WIDTH + 3 + DIRECTION_WIDTH
+    return Field(
+        box=jnp.asarray(box, jnp.float32),
+        base=jnp.asarray(base, jnp.float32)[..., None],
+        levels=_init_grids(grid_key, levels, features),
+        color_levels=_init_grids(color_grid_key, color_levels, features),
+        distance_layers=distance_layers,
+        color_layers=_init_layers(color_key, (color_width, hidden, hidden, 3)),
+        log_sharpness=jnp.log(jnp.float32(sharpness)),
+    )
+
+
+def sample(field: Field, points: Float[Array, "n 3"], level_weights: Float[Array, " l"]) -> Samples:
+    """Distance, gradient and feature at world points; outside the box the nearest point of the box answers.
+
+    ``level_weights`` in [0, 1] fade the feature grids in, coarse to fine.
+    """
+    # Corners are looked up once and serve the distance and its gradient, so that the backward pass scatters once.
+    grids = (field.base, *field.levels)
+    corners = [_corners(grid, _unit(field.box, points)) for grid in grids]
+
+    def distance_and_feature(points):
+        unit = _unit(field.box, points)
+        base, *features = (
+            _blend(corner, unit * (jnp.array(grid.shape[:3]) - 1) - cell)
+            for grid, (corner, cell) in zip(grids, corners, strict=True)
+        )
+        encoding = [2 * unit - 1, *(weight * feature for weight, feature in zip(level_weights, features, strict=True))]
+        encoding = jnp.concatenate(encoding, -1)
+        out = _apply_layers(field.distance_layers, encoding, jax.nn.silu)
+        return base[:, 0] + out[:, 0], out[:, 1:]
+
+    value, pull_back, feature = jax.vjp(distance_and_feature, points, has_aux=True)
+    return Samples(distance=value, gradient=pull_back(jnp.ones_like(value))[0], feature=feature)
+
+
+def color(
+    field: Field,
+    points: Float[Array, "n 3"],
+    feature: Float[Array, "n k"],
+    normals: Float[Array, "n 3"],
+    directions: Float[Array, "n 3"],
+) -> Float[Array, "n 3"]:
+    """Display-encoded RGB in [0, 1] seen along unit ``directions`` at points with unit ``normals``."""
+    texture = [interpolate(grid, field.box, points) for grid in field.color_levels]
+    encoding = [2 * _unit(field.box, points) - 1, *texture, feature, normals, harmonics(directions)]
+    return jax.nn.sigmoid(_apply_layers(field.color_layers, jnp.concatenate(encoding, -1), jax.nn.relu))
+
+
+def interpolate(grid: Float[Array, "x y z c"], box: Float[Array, "2 3"], points: Float[Array, "n 3"]):
+    """Trilinear values ``[n, c]`` of a grid that spans ``box``; points outside are moved to the box."""
+    unit = _unit(box, points)
+    corners, cell = _corners(grid, unit)
+    return _blend(corners, unit * (jnp.array(grid.shape[:3]) - 1) - cell)
+
+
+def lattice(box: Float[Array, "2 3"], shape: tuple[int, int, int]) -> Float[Array, "x y z 3"]:
+    """World points of the grid of that shape that spans ``box``, corner to corner."""
+    axes = [jnp.linspace(box[0, i], box[1, i], shape[i]) for i in range(3)]
+    return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
+
+
+def harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 9"]:
+    """Real spherical harmonics of unit vectors below degree 3, up to constant factors."""
+    x, y, z = directions[:, 0], directions[:, 1], directions[:, 2]
+    return jnp.stack([jnp.ones_like(x), x, y, z, x * y, y * z, 3 * z * z - 1, z * x, x * x - y * y], -1)
+
+
+def normalize(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+    """Unit vectors, with finite gradients at zero."""
+    return vectors * jax.lax.rsqrt(jnp.maximum((vectors**2).sum(-1, keepdims=True), 1e-12))
+
+
+def _unit(box, points):
+    box = jax.lax.stop_gradient(box)
+    return jnp.clip((points - box[0]) / (box[1] - box[0]), 0.0, 1.0)
+
+
+def _corners(grid, unit):
+    """The eight lattice values around each point, ``[n, 2, 2, 2, c]``, and the index of the lowest, ``[n, 3]``."""
+    size = jnp.array(grid.shape[:3])
+    cell = jnp.clip(jnp.floor(unit * (size - 1)).astype(jnp.int32), 0, size - 2)
+    window = (2, 2, 2, grid.shape[3])
+    return jax.vmap(lambda start: jax.lax.dynamic_slice(grid, (*start, 0), window))(cell), cell
+
+
+def _blend(corners, fraction):
+    x, y, z = jnp.stack([1 - fraction, fraction], -1).swapaxes(0, 1)
+    weights = x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
+    return (weights[..., None] * corners).sum((1, 2, 3))
+
+
+def _init_grids(key, levels, features):
+    return tuple(
+        jax.random.uniform(jax.random.fold_in(key, i), (n + 1, n + 1, n + 1, features), minval=-1e-4, maxval=1e-4)
+        for i, n in enumerate(levels)
+    )
+
+
+def _init_layers(key, widths) -> Layers:
+    keys = jax.random.split(key, len(widths) - 1)
+    he = jax.nn.initializers.he_normal()
+    return tuple((he(k, (m, n)), jnp.zeros(n)) for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True))
+
+
+def _apply_layers(layers: Layers, x, activation):
+    for weight, bias in layers[:-1]:
+        x = activation(x @ weight + bias)
+    weight, bias = layers[-1]
+    return x @ weight + bias

@@ -1,0 +1,205 @@
+"""A folder of views: PNG pictures and ``transforms.json`` as NeRF, nerfstudio and instant-ngp read it.
+
+``rgb_00.png`` ... are RGBA with straight alpha; ``normal_00.png`` ... hold world normals as RGB = (n + 1) / 2, opaque
+where they are known. ``transform_matrix`` is camera-to-world in OpenGL camera axes. Beside the usual keys a frame may
+have ``normal_path``, ``azimuth_deg`` and ``anchor``; a file without any ``anchor`` has anchors only.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from e3d_jax import cameras, structs
+from e3d_jax.mesh import export
+
+TRANSFORMS = "transforms.json"
+
+
+def write_views(folder: str | os.PathLike, views: structs.ViewSet) -> None:
+    """Write the folder; each file appears whole, and ``transforms.json``, without which it is no views folder, last.
+
+    Frames of an earlier set of views are removed; other files are left alone.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRANSFORMS).unlink(missing_ok=True)
+    for old in [*folder.glob("rgb_[0-9]*.png"), *folder.glob("normal_[0-9]*.png")]:
+        old.unlink()
+    normals = dict(zip(np.asarray(views.normal_views).tolist(), views.normals, strict=True))
+    poses = cameras.opengl_from_opencv(np.asarray(views.cameras.world_from_cam))
+    frames = []
+    for view, rgba in enumerate(views.rgba):
+        frame = {
+            "file_path": f"rgb_{view:02d}.png",
+            "transform_matrix": poses[view].tolist(),
+            "azimuth_deg": round(math.degrees(math.atan2(poses[view, 1, 3], poses[view, 0, 3])) % 360, 4),
+            "anchor": view in views.anchors,
+        }
+        export.write_atomically(folder / frame["file_path"], _png(rgba))
+        if view in normals:
+            frame["normal_path"] = f"normal_{view:02d}.png"
+            known = (normals[view] ** 2).sum(-1, keepdims=True) > 0.25
+            stored = np.where(known, normals[view] * 0.5 + 0.5, 1.0)
+            export.write_atomically(folder / frame["normal_path"], _png(np.concatenate([stored, known], -1)))
+        frames.append(frame)
+    focal, center = np.asarray(views.cameras.focal), np.asarray(views.cameras.center)
+    if (focal != focal[0]).any() or (center != center[0]).any():
+        for frame, (fl_x, fl_y), (cx, cy) in zip(frames, focal.tolist(), center.tolist(), strict=True):
+            frame.update(fl_x=fl_x, fl_y=fl_y, cx=cx, cy=cy)
+    transforms = {
+        "camera_model": "OPENCV",
+        "w": views.cameras.width,
+        "h": views.cameras.height,
+        "fl_x": float(focal[0, 0]),
+        "fl_y": float(focal[0, 1]),
+        "cx": float(center[0, 0]),
+        "cy": float(center[0, 1]),
+        "frames": frames,
+    }
+    export.write_atomically(folder / TRANSFORMS, json.dumps(transforms, indent=1).encode())
+
+
+def read_views(folder: str | os.PathLike) -> structs.ViewSet:
+    """Read a views folder.
+
+    Raises:
+      OSError: ``transforms.json`` cannot be read.
+      ValueError: it is malformed, a picture is missing, damaged, of another size or without alpha, the folder has
+        frames that it does not list, a pose is no rigid motion, or no view shows an object.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / TRANSFORMS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a folder of views: it has no {TRANSFORMS}")
+    try:
+        transforms = json.loads(path.read_text())
+        frames = transforms["frames"]
+        names = [_with_suffix(frame["file_path"]) for frame in frames]
+        poses = np.array([frame["transform_matrix"] for frame in frames], np.float32).reshape(-1, 4, 4)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is malformed: {type(error).__name__}: {error}") from error
+    if not frames:
+        raise ValueError(f"{path} lists no frames")
+    _check_files(folder, names)
+    _check_poses(path, poses)
+    rgba = [_read_png(folder / name) for name in names]
+    _check_sizes(path, transforms, dict(zip(names, rgba, strict=True)))
+    if not any((picture[..., 3] > 0.5).any() for picture in rgba):
+        raise ValueError(f"no view in {folder} shows an object: alpha is below one half everywhere")
+    with_normals = [i for i, frame in enumerate(frames) if frame.get("normal_path")]
+    normals = [_read_normals(folder / frames[i]["normal_path"], rgba[0].shape) for i in with_normals]
+    has_anchors = any("anchor" in frame for frame in frames)
+    anchors = [i for i, frame in enumerate(frames) if frame.get("anchor", not has_anchors)]
+    return structs.ViewSet(
+        rgba=np.stack(rgba),
+        cameras=_read_cameras(path, transforms, poses, rgba[0].shape),
+        normal_views=np.array(with_normals, int),
+        normals=np.array(normals, np.float32).reshape(-1, *rgba[0].shape[:2], 3),
+        anchors=np.array(anchors or range(len(frames)), int),
+    )
+
+
+def _png(image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(np.asarray(image).clip(0, 1) * 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _with_suffix(name):
+    """The released NeRF scenes leave out ".png"."""
+    return name if pathlib.Path(name).suffix else f"{name}.png"
+
+
+def _read_png(path):
+    try:
+        with Image.open(path) as image:
+            if "A" not in image.getbands() and "transparency" not in image.info:
+                raise ValueError(
+                    f"{path} has no alpha channel; every view must be RGBA with the background transparent"
+                )
+            return np.asarray(image.convert("RGBA"), np.float32) / 255
+    except OSError as error:
+        raise ValueError(f"{path} is missing or not a readable picture: {error}") from error
+
+
+def _read_normals(path, shape):
+    stored = _read_png(path)
+    if stored.shape != shape:
+        raise ValueError(f"{path} is {_size(stored)} but the views are {shape[1]} x {shape[0]}; they must agree")
+    normals = 2 * stored[..., :3] - 1
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    return np.where((stored[..., 3:] > 0.5) & (length > 0.5), normals / np.maximum(length, 1e-6), 0.0)
+
+
+def _read_cameras(path, transforms, poses, shape):
+    height, width = shape[:2]
+
+    def intrinsics(frame):
+        known = {**transforms, **frame}
+        if "fl_x" not in known and "camera_angle_x" not in known:
+            raise ValueError(f"{path} has neither fl_x nor camera_angle_x, so the focal length is unknown")
+        fl_x = known["fl_x"] if "fl_x" in known else width / 2 / math.tan(known["camera_angle_x"] / 2)
+        return fl_x, known.get("fl_y", fl_x), known.get("cx", width / 2), known.get("cy", height / 2)
+
+    if any(transforms.get(key) for key in ("k1", "k2", "k3", "k4", "p1", "p2")):
+        raise ValueError(f"{path} describes lens distortion; undistort the pictures first")
+    values = np.array([intrinsics(frame) for frame in transforms["frames"]], np.float32)
+    if not np.isfinite(values).all() or (values[:, :2] <= 0).any():
+        raise ValueError(f"{path} has focal lengths or principal points that are not finite and positive")
+    return structs.Cameras(
+        world_from_cam=cameras.opengl_from_opencv(poses),
+        focal=values[:, :2],
+        center=values[:, 2:],
+        width=width,
+        height=height,
+    )
+
+
+def _check_files(folder, names):
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} of the {len(names)} frames of {TRANSFORMS}: {_list(missing)}")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ValueError(f"{folder / TRANSFORMS} lists frames more than once: {_list(doubled)}")
+    listed = {(folder / name).resolve() for name in names}
+    extra = sorted(path.name for path in folder.glob("rgb_[0-9]*.png") if path.resolve() not in listed)
+    if extra:
+        raise ValueError(f"{folder} has frames that {TRANSFORMS} does not list: {_list(extra)}; add or delete them")
+
+
+def _check_poses(path, poses):
+    rotation = poses[:, :3, :3]
+    rigid = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max((1, 2)) < 1e-2
+    rigid &= np.linalg.det(np.nan_to_num(rotation)) > 0
+    wrong = np.flatnonzero(~(np.isfinite(poses).all((1, 2)) & rigid))
+    if len(wrong):
+        raise ValueError(
+            f"{path}: transform_matrix of frame {wrong[0]} is not a rotation and a translation of finite numbers"
+        )
+
+
+def _check_sizes(path, transforms, pictures):
+    first = next(iter(pictures))
+    for name, picture in pictures.items():
+        if picture.shape != pictures[first].shape:
+            raise ValueError(f"views differ in size: {first} is {_size(pictures[first])}, {name} is {_size(picture)}")
+    height, width = pictures[first].shape[:2]
+    if transforms.get("w", width) != width or transforms.get("h", height) != height:
+        raise ValueError(f"{path} says {transforms.get('w')} x {transforms.get('h')}, pictures are {width} x {height}")
+
+
+def _size(picture):
+    return f"{picture.shape[1]} x {picture.shape[0]}"
+
+
+def _list(names):
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

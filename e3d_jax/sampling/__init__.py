@@ -1,0 +1,1 @@
+"""From a condition to views: the anchor stage, then the interpolation stage."""

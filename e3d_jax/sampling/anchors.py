@@ -1,0 +1,73 @@
+"""Stage 1: from an image-normal pair to eight anchor views and their normal maps."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from e3d_jax import cameras
+from e3d_jax.diffusion import denoiser, samplers, schedules
+from e3d_jax.models import autoencoder, latents, stages
+
+# Steps a dispatch: often enough for a progress bar, seldom enough not to wait for the host.
+CHUNK = 4
+
+
+def sample(
+    stage: stages.AnchorStage,
+    module: autoencoder.Autoencoder,
+    pair: Float[Array, "b 2 h w 4"],
+    key: jax.Array,
+    *,
+    prediction: denoiser.Prediction,
+    sampler: str,
+    num_steps: int,
+    progress: Callable[[int], object] = lambda steps: None,
+) -> Float[Array, "b 2 8 h w c"]:
+    """Samples the anchors of objects, both domains together (guidance 1, as released).
+
+    Args:
+      stage: the anchor stage.
+      module: the autoencoder of both domains.
+      pair: input picture and its normal map, cropped (:func:`e3d_jax.images.object_box`); straight alpha.
+      key: of the initial noise.
+      prediction: what the U-Net was trained to return.
+      sampler: "ddim" (as released) or "dpm_solver".
+      num_steps: number of U-Net calls.
+      progress: called with the number of steps after each group of steps.
+
+    Returns:
+      Colour views and encoded normal maps: RGBA, or RGB over white from a three-channel autoencoder.
+    """
+    plan = samplers.plan(schedules.ddim_grid(num_steps), samplers.ORDERS[sampler])
+    condition = _condition(stage, module, pair)
+    domains, batch, *latent = condition.latents.shape
+    noise = jax.random.normal(key, (domains, batch, cameras.NUM_ANCHORS, *latent))
+    state = samplers.begin(noise)
+    for start in range(0, len(plan), CHUNK):
+        part = plan[start : start + CHUNK]
+        state = _advance(stage, condition, state, part, prediction)
+        jax.block_until_ready(state)
+        progress(len(part))
+    return _decode(module, jnp.moveaxis(state.sample, 1, 0))
+
+
+@nnx.jit
+def _condition(stage, module, pair):
+    encoded = latents.encode(module, latents.network_image(pair, module.in_channels)) * module.scaling_factor
+    return stage.condition(latents.network_image(pair), encoded)
+
+
+@functools.partial(nnx.jit, static_argnums=4)
+def _advance(stage, condition, state, plan, prediction):
+    def predict(sample, level):
+        output = stage(sample, jnp.full(sample.shape[1], level.time), condition)
+        return denoiser.clean(prediction, output.astype(jnp.float32), sample, level)
+
+    return samplers.advance(predict, state, plan)
+
+
+_decode = nnx.jit(latents.decode)

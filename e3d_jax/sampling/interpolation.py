@@ -1,0 +1,85 @@
+"""Stage 2: from the eight anchors to the 24 views between them, all four windows in one batch."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from e3d_jax import cameras
+from e3d_jax.diffusion import denoiser, samplers, schedules
+from e3d_jax.models import autoencoder, latents, stages
+from e3d_jax.sampling import anchors as anchor_sampling
+
+WINDOWS = np.array(cameras.WINDOWS)
+VIEWS = np.stack([cameras.window_views(window[0]) for window in cameras.WINDOWS])
+NEW_FRAMES = np.array([j for j in range(cameras.WINDOW_FRAMES) if j % cameras.ANCHOR_STEP])
+
+
+def sample(
+    stage: stages.InterpolationStage,
+    module: autoencoder.Autoencoder,
+    anchors: Float[Array, "b 8 h w 4"],
+    key: jax.Array,
+    *,
+    sampler: str,
+    num_steps: int,
+    noise_max: float,
+    anchor_noise: float,
+    progress: Callable[[int], object] = lambda steps: None,
+) -> Float[Array, "b 24 h w c"]:
+    """Samples the views between anchors (guidance 1, v prediction, Karras levels, as released).
+
+    Args:
+      stage: the interpolation stage.
+      module: the autoencoder.
+      anchors: colour views 0, 4, ..., 28, straight alpha.
+      key: of the noise.
+      sampler: "euler" (as released) or "dpm_solver".
+      num_steps: number of U-Net calls.
+      noise_max: where the Karras levels start; 700 as released.
+      anchor_noise: standard deviation of the noise added to the anchors, of which the network is told; 0.02 as
+        released, more where the anchors are less reliable.
+      progress: called with the number of steps after each group of steps.
+
+    Returns:
+      The views that are no anchors in the ring's order: 1, 2, 3, 5, ...; RGBA, or RGB over white from a three-channel
+      autoencoder.
+    """
+    plan = samplers.plan(schedules.karras_grid(num_steps, noise_max=noise_max), samplers.ORDERS[sampler])
+    key_anchor, key_noise = jax.random.split(key)
+    condition = _condition(stage, module, anchors, key_anchor, anchor_noise)
+    windows, _, *latent = condition.latents.shape
+    state = samplers.begin(jax.random.normal(key_noise, (windows, cameras.WINDOW_FRAMES, *latent)))
+    for start in range(0, len(plan), anchor_sampling.CHUNK):
+        part = plan[start : start + anchor_sampling.CHUNK]
+        state = _advance(stage, condition, state, part)
+        jax.block_until_ready(state)
+        progress(len(part))
+    views = _decode(module, state.sample[:, NEW_FRAMES])
+    views = views.reshape(len(anchors), -1, *views.shape[2:])
+    return views[:, np.argsort(VIEWS[:, NEW_FRAMES].ravel())]
+
+
+@nnx.jit
+def _condition(stage, module, anchors, key, strength):
+    image = latents.network_image(anchors, module.in_channels)
+    image = image + strength * jax.random.normal(key, image.shape)
+    first = image[:, WINDOWS[:, 0], ..., :3]
+    encoded = latents.encode(module, image)[:, WINDOWS]
+    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    return stage.condition(flat(first), flat(encoded), jnp.full(encoded.shape[0] * len(WINDOWS), strength))
+
+
+@nnx.jit
+def _advance(stage, condition, state, plan):
+    def predict(sample, level):
+        output = stage(sample, jnp.full(len(sample), level.time), condition)
+        return denoiser.clean("v", output.astype(jnp.float32), sample, level)
+
+    return samplers.advance(predict, state, plan)
+
+
+_decode = nnx.jit(latents.decode)

@@ -1,0 +1,99 @@
+"""The values that stages hand to each other, and the letters that name their axes.
+
+Axis letters, used in every shape of this project:
+
+    b  batch                    h w  image or latent height, width
+    d  domain (colour, normal)  c    channels (always last)
+    v  views of one object      n    tokens of a sequence
+    t  frames of a window       r    rays;  s  samples along a ray
+
+Frames of reference: *world* is z-up, right-handed, in object units (the object's farthest point is 0.5 from the
+origin); *cam* has OpenCV axes (x right, y down, z forward). A transform names both ends: ``world_from_cam``.
+Images in memory are float32 in [0, 1] with straight (not premultiplied) alpha; see :mod:`e3d_jax.cameras` for rays.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+ArrayLike = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cameras:
+    """Pinhole cameras that share one image size.
+
+    Attributes:
+      world_from_cam: poses, OpenCV axes in object units.
+      focal: focal lengths (x, y) in pixels.
+      center: principal points (x, y) in pixels; the image centre is (width / 2, height / 2).
+      width: image width in pixels.
+      height: image height in pixels.
+    """
+
+    world_from_cam: Float[ArrayLike, "v 4 4"]
+    focal: Float[ArrayLike, "v 2"]
+    center: Float[ArrayLike, "v 2"]
+    width: int = dataclasses.field(metadata={"static": True})
+    height: int = dataclasses.field(metadata={"static": True})
+
+    def __len__(self) -> int:
+        return self.world_from_cam.shape[0]
+
+    def __getitem__(self, views) -> "Cameras":
+        """The cameras of a slice or an index array."""
+        return dataclasses.replace(
+            self, world_from_cam=self.world_from_cam[views], focal=self.focal[views], center=self.center[views]
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rays:
+    """Rays in the world frame.
+
+    Attributes:
+      origins: points of departure, object units.
+      directions: unit vectors.
+    """
+
+    origins: Float[ArrayLike, "*rays 3"]
+    directions: Float[ArrayLike, "*rays 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSet:
+    """Posed pictures of one object: what sampling returns and reconstruction reads.
+
+    Attributes:
+      rgba: colour and coverage of every view, [0, 1], straight alpha.
+      cameras: one camera a view.
+      normal_views: indices (into the views) of those that carry a normal map; increasing.
+      normals: for each of ``normal_views`` a map of unit normals in the world frame, outward; zero where unknown.
+      anchors: indices of the views that the anchor stage made; the others were interpolated. Reconstruction trusts
+        these first.
+    """
+
+    rgba: Float[np.ndarray, "v h w 4"]
+    cameras: Cameras
+    normal_views: Int[np.ndarray, " a"]
+    normals: Float[np.ndarray, "a h w 3"]
+    anchors: Int[np.ndarray, " k"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh in the world frame, faces counter-clockwise seen from outside.
+
+    Attributes:
+      vertices: positions in object units.
+      faces: vertex indices.
+      colors: vertex colours, display-encoded (sRGB) RGB in [0, 1].
+    """
+
+    vertices: Float[np.ndarray, "p 3"]
+    faces: Int[np.ndarray, "f 3"]
+    colors: Float[np.ndarray, "p 3"]

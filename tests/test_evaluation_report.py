@@ -1,0 +1,115 @@
+"""Comparing files: the command line and what it reads."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import trimesh
+
+from e3d_jax import images, structs
+from e3d_jax.evaluation import __main__, alignment, report
+
+
+@pytest.fixture
+def views(tmp_path):
+    """A function that writes a folder of two views of a grey square, and one normal map."""
+
+    def write(name, value=0.5, size=32, normal=(1, 0, 0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        rgba = np.full((size, size, 4), value, np.float32)
+        rgba[..., 3] = 0
+        rgba[8:24, 8:24, 3] = 1
+        for view in (0, 1):
+            images.write_png(folder / f"rgb_{view:02}.png", rgba)
+        encoded = images.encode_normal(np.broadcast_to(np.float32(normal), (size, size, 3)), rgba[..., 3])
+        images.write_png(folder / "normal_00.png", np.concatenate([encoded, rgba[..., 3:]], -1))
+        return folder
+
+    return write
+
+
+def ball(radius=0.4):
+    shape = trimesh.creation.icosphere(2, radius)
+    vertices = np.asarray(shape.vertices, np.float32)
+    return structs.Mesh(vertices, np.asarray(shape.faces, np.int32), np.full_like(vertices, 0.5))
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["evaluation", *map(str, arguments)])
+    __main__.main()
+
+
+def test_equal_folders(views):
+    scores = report.compare(views("a"), views("b"))
+    assert scores["psnr"] == pytest.approx(100)
+    assert scores["ssim"] == scores["mask_iou"] == 1
+    assert scores["views"] == scores["views_of_truth"] == 2
+
+
+def test_normal_maps_are_compared(views):
+    scores = report.compare(views("a"), views("b", normal=(0, 1, 0)))
+    assert scores["normal_angle_deg"] == pytest.approx(90, abs=0.5)
+
+
+def test_missing_view_is_reported(views):
+    pred, true = views("a"), views("b")
+    (pred / "rgb_01.png").unlink()
+    scores = report.compare(pred, true)
+    assert (scores["views"], scores["views_of_truth"]) == (1, 2)
+
+
+def test_views_of_other_size_are_an_error(views):
+    with pytest.raises(ValueError, match=r"32 x 32 px but .* 40 x 40 px"):
+        report.compare(views("a"), views("b", size=40))
+
+
+def test_folder_without_views_is_an_error(views, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="in common"):
+        report.compare(tmp_path / "empty", views("a"))
+
+
+def test_folder_against_mesh_is_an_error(views, tmp_path):
+    (tmp_path / "a.glb").touch()
+    with pytest.raises(ValueError, match="no mesh file"):
+        report.compare(views("a"), tmp_path / "a.glb")
+
+
+def test_views_cannot_be_aligned(views):
+    with pytest.raises(ValueError, match="--align"):
+        report.compare(views("a"), views("b"), align=True)
+
+
+def test_scores_of_a_mesh_against_itself():
+    scores = report.mesh_scores(ball(), ball())
+    assert scores["chamfer"] < 1e-6
+    assert scores["volume_iou"] == scores["fscore_0.01"] == 1
+
+
+def test_aligned_scores_are_those_of_the_moved_mesh(monkeypatch):
+    transform = alignment.Similarity(2.0, np.pi / 2, np.array([0, 0, 0.1]))
+    monkeypatch.setattr(alignment, "align", lambda pred, true, seed: (ball(0.4), transform))
+    scores = report.mesh_scores(ball(0.2), ball(0.4), align=True)
+    assert scores["volume_iou"] == 1
+    assert (scores["align_scale"], scores["align_yaw_deg"], scores["align_z"]) == (2, pytest.approx(90), 0.1)
+
+
+def test_mesh_files_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.export, "read_mesh", lambda path: ball(0.4 if path.stem == "true" else 0.3))
+    for name in ("pred.glb", "true.glb"):
+        (tmp_path / name).touch()
+    assert report.compare(tmp_path / "pred.glb", tmp_path / "true.glb")["chamfer"] == pytest.approx(0.1, rel=0.03)
+
+
+def test_command_prints_table_and_json(views, monkeypatch, capsys):
+    run(monkeypatch, "--pred", views("a"), "--true", views("b"), "--json")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["psnr", "100.0000"]
+    assert json.loads(lines[-1])["mask_iou"] == 1
+
+
+def test_command_fails_with_one_sentence(views, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*none does not exist"):
+        run(monkeypatch, "--pred", tmp_path / "none", "--true", views("a"))

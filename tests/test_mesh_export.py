@@ -1,0 +1,84 @@
+"""GLB files: axes, winding, colours, errors."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import trimesh
+
+from e3d_jax import structs
+from e3d_jax.mesh import export
+
+
+@pytest.fixture
+def mesh():
+    """A box, longest along world z, with the corner at +x +y +z at a place of its own."""
+    box = trimesh.creation.box(extents=(0.2, 0.4, 0.8))
+    colors = np.random.default_rng(0).random((8, 3))
+    return structs.Mesh(box.vertices.astype(np.float32), box.faces, colors.astype(np.float32))
+
+
+def test_round_trip(tmp_path, mesh):
+    export.write_glb(tmp_path / "mesh.glb", mesh)
+    back = export.read_mesh(tmp_path / "mesh.glb")
+    np.testing.assert_allclose(back.vertices, mesh.vertices, atol=1e-6)
+    np.testing.assert_allclose(back.colors, mesh.colors, atol=0.5 / 255 + 1e-6)
+    assert trimesh.Trimesh(back.vertices, back.faces).volume == pytest.approx(0.2 * 0.4 * 0.8, rel=1e-5)
+
+
+def test_file_has_gltf_axes_and_outward_faces(tmp_path, mesh):
+    export.write_glb(tmp_path / "mesh.glb", mesh)
+    raw = trimesh.load_mesh(tmp_path / "mesh.glb", process=False)
+    np.testing.assert_allclose(raw.extents, [0.4, 0.8, 0.2], atol=1e-6)
+    assert raw.volume > 0
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".obj"])
+def test_other_formats_stay_in_world_axes(tmp_path, mesh, suffix):
+    path = tmp_path / f"mesh{suffix}"
+    trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).export(path)
+    np.testing.assert_allclose(np.ptp(export.read_mesh(path).vertices, axis=0), [0.2, 0.4, 0.8], atol=1e-5)
+
+
+def test_mesh_without_colors_is_grey(tmp_path, mesh):
+    trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).export(tmp_path / "mesh.ply")
+    colors = export.read_mesh(tmp_path / "mesh.ply").colors
+    assert np.ptp(colors) == 0 and 0 < colors[0, 0] < 1
+
+
+def test_empty_mesh_is_not_written(tmp_path, mesh):
+    with pytest.raises(ValueError, match="no faces"):
+        export.write_glb(tmp_path / "mesh.glb", dataclasses.replace(mesh, faces=np.zeros((0, 3), int)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_non_finite_mesh_is_not_written(tmp_path, mesh):
+    with pytest.raises(ValueError, match="non-finite"):
+        export.write_glb(tmp_path / "mesh.glb", dataclasses.replace(mesh, vertices=mesh.vertices * np.nan))
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(export.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        export.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_truncated_file(tmp_path, mesh):
+    path = tmp_path / "mesh.glb"
+    export.write_glb(path, mesh)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="damaged"):
+        export.read_mesh(path)
+
+
+def test_unknown_format(tmp_path):
+    with pytest.raises(ValueError, match="expected one of"):
+        export.read_mesh(tmp_path / "mesh.xyz")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(OSError):
+        export.read_mesh(tmp_path / "mesh.glb")

@@ -1,0 +1,129 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from e3d_jax.models import attention, layers
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+
+
+def attend_slowly(query, key, value):
+    """One query head at a time, in NumPy."""
+    out = np.zeros_like(query)
+    for index in np.ndindex(*query.shape[:-3], query.shape[-2]):
+        q, k, v = (x[(*index[:-1], slice(None), index[-1])] for x in (query, key, value))
+        logits = q @ k.T / np.sqrt(q.shape[-1])
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        out[(*index[:-1], slice(None), index[-1])] = weights / weights.sum(-1, keepdims=True) @ v
+    return out
+
+
+def block(**kwargs):
+    """A block whose cross-domain attention is no longer zero."""
+    module = attention.TransformerBlock(16, 2, rngs=nnx.Rngs(1), **kwargs)
+    if kwargs.get("domains"):
+        module.attn_joint_mid.to_out.kernel[...] = jax.random.normal(KEYS[3], (16, 16))
+    return module
+
+
+def changed_positions(module, x, changed):
+    """Positions [d b v n] of the result that a change of ``x`` at ``changed`` reaches."""
+    other = x.at[changed].add(jnp.linspace(-1, 1, x.shape[-1]))  # A constant would vanish in the norms.
+    return np.abs(np.asarray(module(other) - module(x))).max(-1) > 1e-6
+
+
+TOKENS = jax.random.normal(KEYS[0], (2, 2, 3, 4, 16))  # d b v n c
+
+
+def test_attention_matches_its_definition():
+    query = np.asarray(jax.random.normal(KEYS[0], (2, 3, 5, 2, 4)))
+    key, value = (np.asarray(jax.random.normal(k, (2, 3, 6, 2, 4))) for k in KEYS[1:3])
+    np.testing.assert_allclose(attention.attend(query, key, value), attend_slowly(query, key, value), atol=1e-6)
+
+
+def test_spatial_attention_stays_in_its_image():
+    reached = changed_positions(block(), TOKENS, (0, 0, 1, 2))
+    assert reached[0, 0, 1].all() and reached.sum() == 4
+
+
+def test_multi_view_attention_mixes_the_views_of_one_object_and_domain():
+    reached = changed_positions(block(self_axes=attention.MULTI_VIEW), TOKENS, (0, 0, 1, 2))
+    assert reached[0, 0].all() and reached.sum() == 12
+
+
+def test_temporal_attention_mixes_frames_at_one_position():
+    reached = changed_positions(block(self_axes=attention.TEMPORAL), TOKENS, (0, 0, 1, 2))
+    assert reached[0, 0, :, 2].all() and reached.sum() == 3
+
+
+def test_cross_domain_attention_mixes_domains_of_one_view():
+    reached = changed_positions(block(domains=True), TOKENS, (0, 0, 1, 2))
+    assert reached[:, 0, 1].all() and reached.sum() == 8
+
+
+def test_new_cross_domain_attention_is_the_identity():
+    module = attention.TransformerBlock(16, 2, domains=True, rngs=nnx.Rngs(1))
+    before = module(TOKENS)
+    module.domains = False
+    # Of the colour domain, whose feed-forward both share.
+    np.testing.assert_array_equal(module(TOKENS)[0], before[0])
+
+
+def test_normals_have_their_own_feed_forward():
+    module = block(domains=True)
+    before = module(TOKENS)
+    module.ff_normal.out.bias[...] += 1.0
+    after = module(TOKENS)
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_allclose(after[1], before[1] + 1, atol=1e-5)
+
+
+def test_a_single_key_gives_its_value_to_every_query():
+    module = attention.Attention(16, 2, context_dim=8, rngs=nnx.Rngs(0))
+    context = jax.random.normal(KEYS[1], (2, 2, 1, 1, 8))
+    twice = jnp.concatenate([context, context], -2)  # The same key twice: the general path.
+    np.testing.assert_allclose(module(TOKENS, context), module(TOKENS, twice), atol=1e-5)
+
+
+def test_the_plain_kernel_is_used_without_a_gpu():
+    assert attention.implementation(jnp.bfloat16, 64, 256, 256) is None
+
+
+@pytest.mark.parametrize(
+    "dtype, head_dim, tokens, kernel",
+    [
+        (jnp.bfloat16, 64, 256, "cudnn"),
+        (jnp.float32, 64, 256, None),
+        (jnp.bfloat16, 60, 256, None),
+        (jnp.bfloat16, 160, 256, None),
+        (jnp.bfloat16, 64, 9, None),
+    ],
+)
+def test_the_fused_kernel_is_used_where_it_works(monkeypatch, dtype, head_dim, tokens, kernel):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert attention.implementation(dtype, head_dim, tokens, tokens) == kernel
+
+
+def test_heads_must_divide_channels():
+    with pytest.raises(ValueError, match="3 attention heads do not divide 16 channels"):
+        attention.Attention(16, 3, rngs=nnx.Rngs(0))
+
+
+def test_group_norm_normalises_each_image_and_group():
+    x = 5 + 3 * jax.random.normal(KEYS[0], (2, 3, 4, 4, 8))
+    y = layers.GroupNorm(8, groups=2, rngs=nnx.Rngs(0))(x).reshape(2, 3, 4, 4, 2, 4)
+    np.testing.assert_allclose(y.mean((2, 3, 5)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std((2, 3, 5)), 1, atol=1e-4)
+
+
+def test_group_norm_survives_a_large_mean_in_bfloat16():
+    x = (1000 + jnp.arange(64.0)).reshape(1, 4, 4, 4).astype(jnp.bfloat16)
+    y = layers.GroupNorm(4, groups=1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)
+    assert y.dtype == jnp.bfloat16 and float(y.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_norm_groups_must_divide_channels():
+    with pytest.raises(ValueError, match="32 norm groups do not divide 48 channels"):
+        layers.GroupNorm(48, rngs=nnx.Rngs(0))

@@ -1,0 +1,99 @@
+"""NeuS weights against numbers worked out by hand, and where samples go."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e3d_jax import structs
+from e3d_jax.reconstruction import fields, volume
+
+BOX = jnp.array([[-0.5] * 3, [0.5] * 3])
+
+
+def rays_along_x(offsets):
+    origins = jnp.array([[-1.5, y, 0.0] for y in offsets])
+    return structs.Rays(origins=origins, directions=jnp.broadcast_to(jnp.array([1.0, 0.0, 0.0]), origins.shape))
+
+
+def sphere_distance(points, radius=0.3):
+    return jnp.linalg.norm(points, axis=-1) - radius
+
+
+def sphere_samples(points):
+    return fields.Samples(sphere_distance(points), fields.normalize(points), jnp.zeros((len(points), 1)))
+
+
+def red(points, feature, normals, directions):
+    return jnp.broadcast_to(jnp.array([1.0, 0.0, 0.0]), points.shape)
+
+
+def place(rays, samples):
+    return volume.place_samples(jax.random.key(0), rays, BOX, sphere_distance, band=0.1, candidates=64, samples=samples)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def render_sphere(offsets):
+    rays = rays_along_x(offsets)
+    placed = place(rays, 64)
+    return volume.render(rays, placed, sphere_samples, red, sharpness=jnp.array(300.0), annealing=jnp.array(1.0))
+
+
+def test_alpha_by_hand():
+    # sigmoid(1) and sigmoid(-1) at the ends of an interval centred on the surface.
+    alpha = volume.neus_alpha(jnp.array(0.0), jnp.array(-1.0), jnp.array(0.02), jnp.array(100.0))
+    entering, leaving = 0.731059, 0.268941
+    assert float(alpha) == pytest.approx((entering - leaving) / entering, abs=1e-4)
+
+
+def test_alpha_is_zero_where_the_ray_leaves():
+    alpha = volume.neus_alpha(jnp.array(0.0), volume.annealed_slope(jnp.array(1.0), jnp.array(1.0)), 0.02, 100.0)
+    assert float(alpha) < 1e-4
+
+
+def test_alpha_has_finite_gradient_deep_inside():
+    gradient = jax.grad(lambda d: volume.neus_alpha(d, jnp.array(-1.0), jnp.array(0.02), jnp.array(2000.0)))(-0.5)
+    assert np.isfinite(gradient)
+
+
+def test_slope_without_annealing_is_softened():
+    assert float(volume.annealed_slope(jnp.array(0.0), jnp.array(0.0))) == pytest.approx(-0.5)
+
+
+def test_weights_by_hand():
+    weights = volume.transmittance_weights(jnp.array([[0.5, 0.5, 1.0, 0.3]]))
+    np.testing.assert_allclose(weights, [[0.5, 0.25, 0.25, 0.0]], atol=1e-7)
+
+
+def test_weights_sum_to_one_at_most():
+    alpha = jax.random.uniform(jax.random.key(0), (100, 30))
+    assert float(volume.transmittance_weights(alpha).sum(1).max()) <= 1 + 1e-6
+
+
+def test_box_interval():
+    near, far = volume.box_interval(rays_along_x([0.0, 0.7]), BOX)
+    np.testing.assert_allclose([near[0], far[0]], [1.0, 2.0], atol=1e-6)
+    assert near[1] == far[1]
+
+
+def test_samples_gather_at_the_first_surface():
+    edges = place(rays_along_x([0.0]), 32).edges
+    assert float((jnp.abs(edges - 1.2) < 0.1).mean()) > 0.6
+    assert (np.diff(edges[0]) >= 0).all()
+
+
+def test_rays_far_from_the_surface_are_skipped():
+    assert place(rays_along_x([0.0, 0.45]), 8).occupied.tolist() == [True, False]
+
+
+def test_sphere_is_opaque_inside_and_clear_outside():
+    seen = render_sphere((0.0, 0.27, 0.33, 0.45))
+    np.testing.assert_allclose(seen.opacity, [1, 1, 0, 0], atol=0.05)
+
+
+def test_color_and_normal_of_a_sphere():
+    seen = render_sphere((0.0,))
+    np.testing.assert_allclose(seen.color[0], [1, 0, 0], atol=0.02)
+    np.testing.assert_allclose(seen.normal[0], [-1, 0, 0], atol=0.02)
