@@ -11,13 +11,19 @@ from e3d_jax.models import autoencoder, image_encoder
 TINY = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_groups": 4}
 
 
+def noise(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
 @functools.cache
 def tiny(**kwargs):
     return autoencoder.Autoencoder(**TINY, rngs=nnx.Rngs(0), **kwargs)
 
 
-encode = nnx.jit(autoencoder.Autoencoder.encode)
-decode = nnx.jit(autoencoder.Autoencoder.decode, static_argnames="num_frames")
+# Compiling takes nearly all of the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+encode = jit(autoencoder.Autoencoder.encode)
+decode = jit(autoencoder.Autoencoder.decode, static_argnames="num_frames")
 
 
 @pytest.mark.parametrize("mid_attention", [True, False])
@@ -35,13 +41,14 @@ def test_log_variance_is_bounded():
 
 
 def test_images_are_decoded_alone():
-    z = jax.random.normal(jax.random.key(0), (3, 4, 4, 4))
-    np.testing.assert_allclose(decode(tiny(), z)[1:], decode(tiny(), z[1:]), atol=1e-5)
+    z = noise(0, 3, 4, 4, 4)
+    change = np.abs(np.asarray(decode(tiny(), z.at[0].multiply(2)) - decode(tiny(), z))).max((1, 2, 3))
+    assert (change > 1e-5).tolist() == [True, False, False]
 
 
 def test_a_temporal_decoder_mixes_the_frames_of_a_window():
     module = tiny(temporal_decoder=True)
-    z = jax.random.normal(jax.random.key(0), (6, 4, 4, 4))
+    z = noise(0, 6, 4, 4, 4)
     change = decode(module, z.at[0].add(1.0), num_frames=3) - decode(module, z, num_frames=3)
     reached = np.abs(np.asarray(change)).max((1, 2, 3)) > 1e-6
     # New blocks are the identity; the last convolution reaches one frame to either side.
@@ -52,7 +59,7 @@ def test_gradients_are_finite_for_an_empty_image():
     def loss(module):
         return (module.decode(module.encode(jnp.zeros((1, 8, 8, 3)))[0]) ** 2).mean()
 
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(nnx.jit(nnx.grad(loss))(tiny())))
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(jit(nnx.grad(loss))(tiny())))
 
 
 def test_bfloat16_runs():
@@ -75,8 +82,8 @@ ENCODER = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "intermediate_siz
 
 def test_an_image_encoder_of_any_size():
     module = image_encoder.ImageEncoder(**ENCODER, projection_dim=5, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    got = nnx.jit(lambda m, x: m(x))(module, x)
+    x = noise(0, 2, 8, 8, 3)
+    got = jit(lambda m, x: m(x))(module, x)
     assert got.shape == (2, 5)
     assert jnp.abs(got[0] - got[1]).max() > 1e-3
 

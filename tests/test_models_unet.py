@@ -8,49 +8,59 @@ from flax import nnx
 
 from e3d_jax.models import anchor, blocks, interpolation, normals, unet
 
-TINY = {"block_out_channels": (8, 16), "attention_levels": (False, True), "layers_per_block": 1, "norm_groups": 4}
+TINY = {"block_out_channels": (8, 16), "attention_levels": (False, False), "layers_per_block": 1, "norm_groups": 4}
 DENOISER = TINY | {"heads": 2, "cross_attention_dim": 6}
+
+
+def noise(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+NOISE = noise(9, 4, 4, 8)
 
 
 @functools.cache
 def anchor_inputs(channels=8):
-    keys = jax.random.split(jax.random.key(0), 3)
-    sample = jax.random.normal(keys[0], (2, 2, 3, 4, 4, channels))
-    context = jax.random.normal(keys[1], (2, 2, 3, 1, 6))
-    return sample, jnp.array([10, 900]), context, jax.random.normal(keys[2], (2, 2, 3, 12))
+    context, labels = noise(1, 2, 2, 3, 1, 6), noise(2, 2, 2, 3, 12)
+    return noise(0, 2, 2, 3, 4, 4, channels), jnp.array([10, 900]), context, labels
 
 
 @functools.cache
 def interpolation_inputs():
-    keys = jax.random.split(jax.random.key(0), 3)
-    sample, context = jax.random.normal(keys[0], (2, 3, 4, 4, 8)), jax.random.normal(keys[1], (2, 1, 6))
-    return sample, jnp.array([0.1, -0.5]), context, jnp.ones((2, 3)), jax.random.normal(keys[2], (2, 3, 6))
+    context, labels = noise(1, 2, 1, 6), noise(2, 2, 3, 6)
+    return noise(0, 2, 3, 4, 4, 8), jnp.array([0.1, -0.5]), context, jnp.ones((2, 3)), labels
 
 
 def trained(module):
     """The module with noise on its weights: new ones predict zero."""
     generator = np.random.default_rng(0)
     state = nnx.state(module, nnx.Param)
-    nnx.update(module, jax.tree.map(lambda p: p + 0.1 * generator.standard_normal(p.shape).astype(p.dtype), state))
+    nnx.update(
+        module, jax.tree.map(lambda p: np.asarray(p) + 0.1 * generator.standard_normal(p.shape, np.float32), state)
+    )
     return module
 
 
 @functools.cache
 def anchor_unet(**kwargs):
-    return trained(anchor.AnchorUNet(**DENOISER, rngs=nnx.Rngs(0), **kwargs))
+    return trained(anchor.AnchorUNet(**DENOISER | kwargs, rngs=nnx.Rngs(0)))
 
 
 @functools.cache
 def interpolation_unet(**kwargs):
-    return trained(interpolation.InterpolationUNet(**DENOISER, added_time_dim=4, rngs=nnx.Rngs(0), **kwargs))
+    return trained(interpolation.InterpolationUNet(**DENOISER | kwargs, added_time_dim=4, rngs=nnx.Rngs(0)))
 
 
-@nnx.jit
+# Compiling takes nearly all of the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@jit
 def call(module, *args):
     return module(*args)
 
 
-@nnx.jit
+@jit
 def gradient(module, *args):
     return nnx.grad(lambda module: (module(*args).astype(jnp.float32) ** 2).mean())(module)
 
@@ -58,37 +68,39 @@ def gradient(module, *args):
 def test_views_of_one_object_depend_on_each_other():
     sample, *rest = anchor_inputs()
     module = anchor_unet()
-    change = call(module, sample.at[0, 0, 2].add(1.0), *rest) - call(module, sample, *rest)
+    change = call(module, sample.at[0, 0, 2].add(NOISE), *rest) - call(module, sample, *rest)
     reached = np.abs(np.asarray(change)).max((-3, -2, -1)) > 1e-5
     # All views of both domains of the first object, nothing of the second.
     assert reached[:, 0].all() and not reached[:, 1].any()
 
 
-def test_one_time_for_all_equals_the_same_time_for_each():
+def test_one_time_may_stand_for_all():
     sample, _, *rest = anchor_inputs()
-    one, each = (call(anchor_unet(), sample, t, *rest) for t in (jnp.array(7), jnp.array([7, 7])))
-    np.testing.assert_array_equal(one, each)
+    assert nnx.eval_shape(anchor_unet(), sample, jnp.array(7), *rest).shape == (2, 2, 3, 4, 4, 4)
 
 
-def test_windows_of_a_batch_are_independent():
-    sample, time, *rest = interpolation_inputs()
-    both = call(interpolation_unet(), sample, time, *rest)
-    second = call(interpolation_unet(), sample[1:], time[1:], *(x[1:] for x in rest))
-    np.testing.assert_allclose(both[1:], second, atol=1e-4)
-
-
-def test_frames_of_a_window_depend_on_each_other():
+def test_windows_are_independent_and_their_frames_are_not():
     sample, *rest = interpolation_inputs()
-    change = call(interpolation_unet(), sample.at[0, 0].add(1.0), *rest) - call(interpolation_unet(), sample, *rest)
-    assert (np.abs(np.asarray(change[0])).max((-3, -2, -1)) > 1e-5).all()
+    change = call(interpolation_unet(), sample.at[0, 0].add(NOISE), *rest) - call(interpolation_unet(), sample, *rest)
+    reached = np.abs(np.asarray(change)).max((-3, -2, -1)) > 1e-5
+    assert reached[0].all() and not reached[1].any()
 
 
 @pytest.mark.parametrize("network, inputs", [(anchor_unet, anchor_inputs), (interpolation_unet, interpolation_inputs)])
-def test_gradients_are_finite_and_rematerialisation_keeps_them(network, inputs):
-    plain, remat = (nnx.to_pure_dict(gradient(network(remat=remat), *inputs())) for remat in (False, True))
+def test_gradients_are_finite_with_rematerialisation(network, inputs):
+    module = network(remat=True, block_out_channels=(8,), attention_levels=(False,))
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient(module, *inputs())))
+
+
+def test_rematerialisation_keeps_the_gradient():
+    def stage(remat):
+        return trained(blocks.Stage([blocks.ResBlock(8, 8, norm_groups=4, rngs=nnx.Rngs(0))], remat=remat))
+
+    x = noise(0, 2, 4, 4, 8)
+    total = jit(nnx.grad(lambda stage: stage(x)[0].sum()))
+    plain, remat = (total(stage(remat)) for remat in (False, True))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
-        assert jnp.isfinite(a).all()
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("network, inputs", [(anchor_unet, anchor_inputs), (interpolation_unet, interpolation_inputs)])
@@ -101,7 +113,7 @@ def test_bfloat16_agrees_with_float32(network, inputs):
 
 def test_channels_of_latents_are_free():
     module = anchor.AnchorUNet(**DENOISER, in_channels=16, out_channels=8, rngs=nnx.Rngs(0))
-    assert nnx.eval_shape(call, module, *anchor_inputs(16)).shape == (2, 2, 3, 4, 4, 8)
+    assert nnx.eval_shape(module, *anchor_inputs(16)).shape == (2, 2, 3, 4, 4, 8)
 
 
 def test_a_new_denoiser_predicts_zero():
@@ -156,7 +168,7 @@ def estimator():
 
 
 def test_normals_have_unit_length_at_full_resolution():
-    got = call(estimator(), jax.random.normal(jax.random.key(0), (2, 8, 8, 4)))
+    got = call(estimator(), noise(0, 2, 8, 8, 4))
     assert got.shape == (2, 8, 8, 3)
     np.testing.assert_allclose(jnp.linalg.norm(got, axis=-1), 1, atol=1e-5)
 
@@ -166,12 +178,15 @@ def test_a_new_estimator_says_towards_the_camera():
     np.testing.assert_allclose(call(module, jnp.ones((1, 8, 8, 4))), jnp.broadcast_to(jnp.eye(3)[0], (1, 8, 8, 3)))
 
 
-def test_gradients_of_normals_are_finite():
-    grads = gradient(estimator(), jnp.zeros((1, 8, 8, 4)))
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+def test_gradients_are_finite_where_the_normal_vanishes():
+    module = normals.NormalEstimator(
+        **TINY | {"block_out_channels": (8,), "attention_levels": (False,)}, rngs=nnx.Rngs(0)
+    )
+    module.conv_out.bias[...] = jnp.zeros(3)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient(module, jnp.zeros((1, 8, 8, 4)))))
 
 
 def test_a_new_transformer_is_the_identity():
     module = unet.SpatialTransformer(8, 2, norm_groups=4, rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
-    np.testing.assert_array_equal(module(x), x)
+    x = noise(0, 2, 4, 4, 8)
+    np.testing.assert_array_equal(call(module, x), x)

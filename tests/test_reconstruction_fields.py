@@ -86,6 +86,6 @@ def test_colors_are_between_0_and_1():
     assert float(color.min()) >= 0 and float(color.max()) <= 1
 
 
-def test_levels_need_two_cells():
-    with pytest.raises(ValueError, match="at least 2 cells"):
-        make_field(levels=(1, 8))
+def test_levels_need_cells():
+    with pytest.raises(ValueError, match="at least 1 cell"):
+        make_field(levels=(0, 8))

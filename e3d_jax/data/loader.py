@@ -107,9 +107,9 @@ def make_loader(
             "make more records or lower the batch size"
         )
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    dataset = dataset[process_index::process_count].map(records.unpack)
-    examples = dataset.random_map(EXAMPLES[stage]).to_iter_dataset()
-    batches = examples.batch(batch_size, drop_remainder=True)
+    # Random choices before the split: they follow an example's place in the global order.
+    examples = dataset.map(records.unpack).random_map(EXAMPLES[stage])[process_index::process_count]
+    batches = examples.to_iter_dataset().batch(batch_size, drop_remainder=True)
     if workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(batches)

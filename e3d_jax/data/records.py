@@ -40,11 +40,11 @@ class Record:
     normals: list[bytes]
     cameras: structs.Cameras
 
-    def view(self, index: int) -> UInt8[np.ndarray, "h w 4"]:
+    def view(self, index: int | np.integer) -> UInt8[np.ndarray, "h w 4"]:
         """View ``index``: RGBA, straight alpha."""
         return decode_png(self.views[index])
 
-    def normal(self, index: int) -> UInt8[np.ndarray, "h w 4"]:
+    def normal(self, index: int | np.integer) -> UInt8[np.ndarray, "h w 4"]:
         """The normal map of view ``index``: (n + 1) / 2 in the world frame, and alpha.
 
         Raises:

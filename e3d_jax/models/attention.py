@@ -37,6 +37,8 @@ def implementation(dtype: Any, head_dim: int, num_queries: int, num_keys: int) -
         and head_dim % 8 == 0
         and head_dim <= 128
         and min(num_queries, num_keys) >= MIN_FUSED_TOKENS
+        # Its backward pass refuses odd lengths.
+        and num_queries % 2 == num_keys % 2 == 0
     )
     return "cudnn" if fused else None
 
@@ -90,7 +92,7 @@ class Attention(nnx.Module):
         zero_out: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ):
         if channels % heads:
             raise ValueError(f"{heads} attention heads do not divide {channels} channels; choose a divisor")
@@ -104,7 +106,7 @@ class Attention(nnx.Module):
         self.to_out = layers.linear(channels, channels, kernel_init=out_init, **types)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "*any m e"] | None = None
+        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None = None
     ) -> Float[jax.Array, "*lead n c"]:
         """Attend from ``x``; the leading axes of ``context`` broadcast to those of ``x``."""
         context = x if context is None else context
@@ -121,7 +123,7 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two layers with a gated exact GELU between them (GEGLU, arXiv 2002.05202), widened four times."""
 
-    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: layers.Rngs):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.proj = layers.linear(channels, 8 * channels, **types)
         self.out = layers.linear(4 * channels, channels, **types)
@@ -156,7 +158,7 @@ class TransformerBlock(nnx.Module):
         leading_ff: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ):
         self.self_axes, self.domains, self.leading_ff = self_axes, domains, leading_ff
         self.crosses = context_dim is not None
@@ -177,7 +179,7 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(channels, **types)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "*any m e"] | None = None
+        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None = None
     ) -> Float[jax.Array, "*lead n c"]:
         """Transform tokens; ``context`` broadcasts over the leading axes of ``x``."""
         if self.leading_ff:

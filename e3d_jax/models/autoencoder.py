@@ -20,7 +20,7 @@ class ImageAttention(attention.Attention):
         self.group_norm = layers.GroupNorm(channels, groups=norm_groups, epsilon=1e-6, **types)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead h w c"], context: Float[jax.Array, "*any m e"] | None = None
+        self, x: Float[jax.Array, "*lead h w c"], context: Float[jax.Array, "... m e"] | None = None
     ) -> Float[jax.Array, "*lead h w c"]:
         """Transform; with ``context`` the keys and values come from there."""
         tokens = self.group_norm(x).reshape(*x.shape[:-3], -1, x.shape[-1])

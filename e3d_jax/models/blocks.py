@@ -30,9 +30,10 @@ def sinusoids(positions: Num[jax.Array, "*b"], dim: int) -> Float[jax.Array, "*b
 class EmbeddingMLP(nnx.Module):
     """Linear, SiLU, linear: turns sinusoids or labels into an embedding."""
 
-    def __init__(self, in_dim: int, hidden: int, out_dim: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        self.linear_1 = layers.linear(in_dim, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.linear_2 = layers.linear(hidden, out_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, *, dtype: Any, param_dtype: Any, rngs: layers.Rngs):
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.linear_1 = layers.linear(in_dim, hidden, **types)
+        self.linear_2 = layers.linear(hidden, out_dim, **types)
 
     def __call__(self, x: Float[jax.Array, "*b i"]) -> Float[jax.Array, "*b o"]:
         """Embed."""
@@ -43,7 +44,7 @@ class Downsample(nnx.Module):
     """Halves height and width with a stride-2 convolution; ``padding`` is (before, after) on both axes."""
 
     def __init__(
-        self, channels: int, *, padding: tuple[int, int] = (1, 1), dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+        self, channels: int, *, padding: tuple[int, int] = (1, 1), dtype: Any, param_dtype: Any, rngs: layers.Rngs
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.conv = layers.conv(channels, channels, (3, 3), strides=2, padding=(padding, padding), **types)
@@ -56,7 +57,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles height and width: nearest neighbour, then a convolution."""
 
-    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: layers.Rngs):
         self.conv = layers.conv3x3(channels, channels, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h2 w2 c"]:
@@ -86,7 +87,7 @@ class ResBlock(nnx.Module):
         norm_groups: int = 32,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm: Factory = functools.partial(
@@ -105,7 +106,7 @@ class ResBlock(nnx.Module):
             self.conv_shortcut = layers.conv1x1(in_channels, out_channels, **types)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead h w i"], embedding: Float[jax.Array, "*any e"] | None = None
+        self, x: Float[jax.Array, "*lead h w i"], embedding: Float[jax.Array, "... e"] | None = None
     ) -> Float[jax.Array, "*lead h w o"]:
         """Transform; the embedding's leading axes broadcast to those of ``x``."""
         y = self.conv1(nnx.silu(self.norm1(x)))
@@ -209,8 +210,8 @@ class Stage(nnx.Module):
     def __call__(
         self,
         x: Float[jax.Array, "*lead h w i"],
-        embedding: Float[jax.Array, "*any e"] | None = None,
-        context: Float[jax.Array, "*any m f"] | None = None,
+        embedding: Float[jax.Array, "... e"] | None = None,
+        context: Float[jax.Array, "... m f"] | None = None,
         skips: list[jax.Array] | None = None,
     ) -> tuple[Float[jax.Array, "*lead h2 w2 o"], list[jax.Array]]:
         """Transform.
@@ -254,8 +255,8 @@ class MidStage(nnx.Module):
     def __call__(
         self,
         x: Float[jax.Array, "*lead h w c"],
-        embedding: Float[jax.Array, "*any e"] | None = None,
-        context: Float[jax.Array, "*any m f"] | None = None,
+        embedding: Float[jax.Array, "... e"] | None = None,
+        context: Float[jax.Array, "... m f"] | None = None,
     ) -> Float[jax.Array, "*lead h w c"]:
         """Transform; see :meth:`Stage.__call__`."""
         x = apply(self.resnets[0], x, embedding, remat=self.remat)

@@ -31,6 +31,10 @@ class ParamKeys:
         return np.random.default_rng([*np.asarray(jax.random.key_data(self._key)).tolist(), self._count])
 
 
+# What layers take, so that parts can be built alone too.
+Rngs = nnx.Rngs | ParamKeys
+
+
 def normal(source: jax.Array | np.random.Generator, shape: tuple[int, ...], dtype: Any, scale: float) -> jax.Array:
     """Normal values of standard deviation ``scale`` from what :meth:`ParamKeys.params` gives."""
     if isinstance(source, np.random.Generator):
@@ -78,7 +82,7 @@ class GroupNorm(nnx.Module):
         spatial_axes: int = 2,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         if channels % groups:
             raise ValueError(f"{groups} norm groups do not divide {channels} channels; choose widths that they divide")

@@ -30,7 +30,7 @@ class SpatialTransformer(nnx.Module):
         norm_groups: int = 32,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
         **block: Any,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -41,13 +41,13 @@ class SpatialTransformer(nnx.Module):
         self.proj_out = layers.linear(channels, channels, kernel_init=layers.zeros, **types)
 
     def transform(
-        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "*any m e"] | None
+        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None
     ) -> Float[jax.Array, "*lead n c"]:
         """Transform tokens between the projections."""
         return self.transformer_blocks[0](x, context)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead h w c"], context: Float[jax.Array, "*any m e"] | None = None
+        self, x: Float[jax.Array, "*lead h w c"], context: Float[jax.Array, "... m e"] | None = None
     ) -> Float[jax.Array, "*lead h w c"]:
         """Transform; ``context`` broadcasts over the leading axes."""
         tokens = self.proj_in(self.norm(x)).reshape(*x.shape[:-3], -1, x.shape[-1])
@@ -65,7 +65,7 @@ class SpatioTemporalTransformer(SpatialTransformer):
         context_dim: int,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
         **kwargs: Any,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -133,7 +133,7 @@ class UNet(nnx.Module):
         remat: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         widths, levels = tuple(block_out_channels), len(block_out_channels)
@@ -175,8 +175,8 @@ class UNet(nnx.Module):
     def trunk(
         self,
         x: Float[jax.Array, "*lead h w c"],
-        embedding: Float[jax.Array, "*any e"] | None = None,
-        context: Float[jax.Array, "*any m f"] | None = None,
+        embedding: Float[jax.Array, "... e"] | None = None,
+        context: Float[jax.Array, "... m f"] | None = None,
     ) -> Float[jax.Array, "*lead h w c"]:
         """From after the first convolution to before the last one.
 

@@ -9,7 +9,7 @@ import time
 
 import jax
 import tqdm
-from absl import app, flags
+from absl import app, flags, logging
 
 from e3d_jax.mesh import export
 from e3d_jax.reconstruction import fit, pipeline, views_io
@@ -25,6 +25,7 @@ def main(argv):
     """Fit, extract, write."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
     try:
         _reconstruct(pathlib.Path(VIEWS.value), pathlib.Path(OUT.value))
     except (OSError, ValueError) as error:

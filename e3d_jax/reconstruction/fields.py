@@ -13,11 +13,15 @@ All coordinates are in the world frame; grids span the field's box, corner to co
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from e3d_jax import structs
 
 Layers = tuple[tuple[jax.Array, jax.Array], ...]
 FEATURE_WIDTH = 13  # of the vector that the distance layers hand to the colour layers
@@ -65,13 +69,14 @@ class Samples:
     feature: Float[Array, "n k"]
 
 
+@functools.partial(jax.jit, static_argnames=("levels", "color_levels", "features", "hidden", "sharpness"))
 def create(
     key: jax.Array,
-    base: Float[Array, "x y z"],
-    box: Float[Array, "2 3"],
+    base: Float[structs.ArrayLike, "x y z"],
+    box: Float[structs.ArrayLike, "2 3"],
     *,
-    levels: Sequence[int],
-    color_levels: Sequence[int],
+    levels: tuple[int, ...],
+    color_levels: tuple[int, ...],
     features: int,
     hidden: int,
     sharpness: float,
@@ -79,11 +84,11 @@ def create(
     """A field whose distance is ``base`` exactly; levels are the cells a side of the feature grids.
 
     Raises:
-      ValueError: fewer than two cells a side.
+      ValueError: a level of no cells.
     """
-    if min(*levels, *color_levels) < 2:
-        raise ValueError(f"feature grids need at least 2 cells a side, got {tuple(levels)} and {tuple(color_levels)}")
-    grid_key, color_grid_key, distance_key, color_key = jax.random.split(key, 4)
+    if min(*levels, *color_levels) < 1:
+        raise ValueError(f"feature grids need at least 1 cell a side, got {tuple(levels)} and {tuple(color_levels)}")
+    distance_key, color_key = jax.random.split(key)
     encoding = 3 + features * len(levels)
     distance_layers = _init_layers(distance_key, (encoding, hidden, 1 + FEATURE_WIDTH))
     weight, bias = distance_layers[-1]
@@ -92,11 +97,11 @@ def create(
     return Field(
         box=jnp.asarray(box, jnp.float32),
         base=jnp.asarray(base, jnp.float32)[..., None],
-        levels=_init_grids(grid_key, levels, features),
-        color_levels=_init_grids(color_grid_key, color_levels, features),
+        levels=tuple(jnp.zeros((n + 1, n + 1, n + 1, features)) for n in levels),
+        color_levels=tuple(jnp.zeros((n + 1, n + 1, n + 1, features)) for n in color_levels),
         distance_layers=distance_layers,
         color_layers=_init_layers(color_key, (color_width, hidden, hidden, 3)),
-        log_sharpness=jnp.log(jnp.float32(sharpness)),
+        log_sharpness=jnp.float32(math.log(sharpness)),
     )
 
 
@@ -144,7 +149,7 @@ def interpolate(grid: Float[Array, "x y z c"], box: Float[Array, "2 3"], points:
     return _blend(corners, unit * (jnp.array(grid.shape[:3]) - 1) - cell)
 
 
-def lattice(box: Float[Array, "2 3"], shape: tuple[int, int, int]) -> Float[Array, "x y z 3"]:
+def lattice(box: Float[structs.ArrayLike, "2 3"], shape: tuple[int, int, int]) -> Float[Array, "x y z 3"]:
     """World points of the grid of that shape that spans ``box``, corner to corner."""
     axes = [jnp.linspace(box[0, i], box[1, i], shape[i]) for i in range(3)]
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
@@ -180,17 +185,11 @@ def _blend(corners, fraction):
     return (weights[..., None] * corners).sum((1, 2, 3))
 
 
-def _init_grids(key, levels, features):
-    return tuple(
-        jax.random.uniform(jax.random.fold_in(key, i), (n + 1, n + 1, n + 1, features), minval=-1e-4, maxval=1e-4)
-        for i, n in enumerate(levels)
-    )
-
-
 def _init_layers(key, widths) -> Layers:
-    keys = jax.random.split(key, len(widths) - 1)
-    he = jax.nn.initializers.he_normal()
-    return tuple((he(k, (m, n)), jnp.zeros(n)) for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True))
+    keys, pairs = jax.random.split(key, len(widths) - 1), itertools.pairwise(widths)
+    return tuple(
+        (jnp.sqrt(2 / m) * jax.random.normal(k, (m, n)), jnp.zeros(n)) for k, (m, n) in zip(keys, pairs, strict=True)
+    )
 
 
 def _apply_layers(layers: Layers, x, activation):

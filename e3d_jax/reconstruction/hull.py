@@ -10,6 +10,38 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from e3d_jax import structs
+from e3d_jax.reconstruction import fields
+
+
+def carve(
+    alpha: Float[np.ndarray, "v h w"], cameras: structs.Cameras, *, half_extent: float, cells: int, votes: int
+) -> tuple[Float[np.ndarray, "x y z"], Float[np.ndarray, "2 3"]]:
+    """The hull's signed distance on a lattice of ``cells`` cells a side, and the box around the hull that it spans.
+
+    Args:
+      alpha: coverage in [0, 1].
+      cameras: their cameras.
+      half_extent: the hull is looked for in the cube of twice this side around the origin, object units.
+      cells: cells a side.
+      votes: how many views may be wrong about a point being outside.
+
+    Raises:
+      ValueError: no view shows an object, or the views share none inside the cube.
+    """
+    if not (alpha > 0.5).any():
+        raise ValueError("no view shows an object: alpha is below one half everywhere")
+    cube = np.array([[-half_extent] * 3, [half_extent] * 3], np.float32)
+    coarse = np.asarray(fields.lattice(cube, (33, 33, 33)))
+    spacing = 2 * half_extent / 32
+    inside = coarse[hull_distance(alpha, cameras, coarse, votes=votes) < spacing / 2]
+    if len(inside) == 0:
+        raise ValueError(
+            f"the silhouettes of the {len(alpha)} views share no object within {half_extent} of the origin; check the "
+            f"poses, their units and the masks"
+        )
+    box = np.stack([inside.min(0) - 1.5 * spacing, inside.max(0) + 1.5 * spacing]).clip(-half_extent, half_extent)
+    points = np.asarray(fields.lattice(box, (cells + 1, cells + 1, cells + 1)))
+    return hull_distance(alpha, cameras, points, votes=votes), box
 
 
 def hull_distance(

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from e3d_jax import structs
 from e3d_jax.reconstruction import fields
 
 
 def cache(
-    distance_fn: Callable[[Float[Array, "n 3"]], Float[Array, " n"]], box: Float[Array, "2 3"], cells: int
+    distance_fn: Callable[[Float[Array, "n 3"]], Float[Array, " n"]], box: Float[structs.ArrayLike, "2 3"], cells: int
 ) -> Float[Array, "x y z 1"]:
     """Distances on the lattice of ``cells`` cells a side that spans ``box``, evaluated slab by slab."""
     size = cells + 1

@@ -24,7 +24,7 @@ ColorFn = Callable[
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """Where rays are sampled.
+    """Where rays are sampled; batches may be stacked.
 
     Attributes:
       edges: increasing ends of the intervals.
@@ -32,9 +32,9 @@ class Placed:
       occupied: rays that come near the surface; the others are transparent and their samples of no use.
     """
 
-    edges: Float[Array, "r e"]
-    longest: Float[Array, " r"]
-    occupied: Bool[Array, " r"]
+    edges: Float[Array, "*b r e"]
+    longest: Float[Array, "*b r"]
+    occupied: Bool[Array, "*b r"]
 
 
 @jax.tree_util.register_dataclass

@@ -82,7 +82,8 @@ def train(stage: build.Component, config: dict[str, Any], workdir: str, records:
     rate = learning_rate(settings["learning_rate"], settings["warmup"], settings["steps"])
     optimizer = optax.chain(
         optax.clip_by_global_norm(settings["clip"]),
-        optax.adamw(rate, b1=0.9, b2=settings["beta2"], weight_decay=settings["weight_decay"], mask=_matrices),
+        optax.scale_by_adam(b1=0.9, b2=settings["beta2"]),
+        optax.add_decayed_weights(settings["weight_decay"], mask=_matrices),
     )
     start = functools.partial(jax.tree.map, lambda x: jax.numpy.array(x, copy=True))
     state = steps.TrainState(jax.numpy.zeros((), int), params, start(params), optimizer.init(params))
@@ -110,7 +111,7 @@ def train(stage: build.Component, config: dict[str, Any], workdir: str, records:
             before = time.perf_counter()
             batch = jax.tree.map(functools.partial(jax.make_array_from_process_local_data, split), next(batches))
             waited += time.perf_counter() - before
-            state, metrics = train_step(state, frozen, batch, key)
+            state, metrics = train_step(state, frozen, batch, key, rate(step))
             recent.append(metrics)
             if (step + 1) % settings["log_every"] == 0 or step + 1 == last:
                 mean = {k: float(np.mean([m[k] for m in jax.device_get(recent)])) for k in metrics}

@@ -160,13 +160,15 @@ def jitter_colours(rgba: Float[Array, "b h w 4"], key: jax.Array, strength: floa
 def make_train_step(
     graphdef, frozen_graphdefs, loss: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, ema: float
 ):
-    """The jitted update ``(state, frozen, batch, key) -> (state, metrics)``, data parallel over the mesh.
+    """The jitted update ``(state, frozen, batch, key, rate) -> (state, metrics)``, data parallel over the mesh.
+
+    The learning rate is an argument, so that runs of other lengths and rates share one compiled program.
 
     Args:
       graphdef: of the module in training.
       frozen_graphdefs: of the frozen components, by name.
       loss: a stage's loss with its settings bound.
-      optimizer: the gradient transformation.
+      optimizer: gradients to updates, before the learning rate.
       mesh: one axis, ``data``; the batch's first axis is split over it, all else is replicated.
       ema: decay of the moving average of the parameters, reached gradually.
     """
@@ -188,10 +190,10 @@ def make_train_step(
         check_vma=False,
     )
 
-    def train_step(state: TrainState, frozen, batch, key):
+    def train_step(state: TrainState, frozen, batch, key, rate):
         grads, metrics = gradients(state.params, frozen, batch, jax.random.fold_in(key, state.step))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(lambda param, update: param - rate * update, state.params, updates)
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
         metrics["gradient_norm"] = optax.global_norm(grads)

@@ -169,8 +169,8 @@ def assign(module: nnx.Module, tensors: Mapping[str, np.ndarray], component: Com
         values[path] = (variable, value)
     if problems:
         raise ValueError(
-            f"the weights do not fit {component.module.__name__} of this configuration; give the files that belong to it: "
-            f"{'; '.join(problems)}"
+            f"the weights do not fit {component.module.__name__} of this configuration; give the files that belong "
+            f"to it: {'; '.join(problems)}"
         )
     state: dict[Any, Any] = {
         path: variable.replace(jnp.asarray(value, variable.dtype)) for path, (variable, value) in values.items()

@@ -32,14 +32,14 @@ class Materials:
       mottle: contrast of a fine modulation of the brightness.
     """
 
-    colors: Float[structs.ArrayLike, "*b m 2 3"]
-    pattern: Float[structs.ArrayLike, "*b m k"]
-    transform: Float[structs.ArrayLike, "*b m 3 3"]
-    phase: Float[structs.ArrayLike, "*b m 3"]
-    warp: Float[structs.ArrayLike, "*b m"]
-    threshold: Float[structs.ArrayLike, "*b m"]
-    softness: Float[structs.ArrayLike, "*b m"]
-    mottle: Float[structs.ArrayLike, "*b m"]
+    colors: Float[structs.ArrayLike, "*m 2 3"]
+    pattern: Float[structs.ArrayLike, "*m k"]
+    transform: Float[structs.ArrayLike, "*m 3 3"]
+    phase: Float[structs.ArrayLike, "*m 3"]
+    warp: Float[structs.ArrayLike, "*m"]
+    threshold: Float[structs.ArrayLike, "*m"]
+    softness: Float[structs.ArrayLike, "*m"]
+    mottle: Float[structs.ArrayLike, "*m"]
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +63,7 @@ class Lights:
 def colors(materials: Materials, point: primitives.Point) -> Float[jax.Array, "m *n 3"]:
     """The colour of every material of one object at every point (object units)."""
     return jnp.stack(
-        [_color(jax.tree.map(lambda a, i=i: a[i], materials), point) for i in range(primitives.MAX_MATERIALS)]
+        [_color(jax.tree.map(lambda a, i=i: a[i, ...], materials), point) for i in range(primitives.MAX_MATERIALS)]
     )
 
 

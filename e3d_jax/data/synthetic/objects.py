@@ -51,7 +51,7 @@ def stack(objects: list[ObjectParams]) -> ObjectParams:
 
 def take(objects: ObjectParams, index: int) -> ObjectParams:
     """One object of a batch."""
-    return jax.tree.map(lambda leaf: leaf[index], objects)
+    return jax.tree.map(lambda leaf: leaf[index, ...], objects)
 
 
 def _to_object(params: ObjectParams, point: primitives.Point) -> primitives.Point:

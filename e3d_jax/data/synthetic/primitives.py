@@ -39,7 +39,7 @@ class Point(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Primitives:
-    """The solids of an object, in the order in which they are combined.
+    """The solids of an object, in the order in which they are combined; batches lead, and a scan leaves one solid.
 
     Attributes:
       repeat: normals of two mirror lines in the object's xy plane; with y = 0 they generate an n-fold symmetry.
@@ -61,22 +61,22 @@ class Primitives:
       material: one-hot choice of material.
     """
 
-    repeat: Float[structs.ArrayLike, "*b p 2 2"]
-    repeated: Float[structs.ArrayLike, "*b p"]
-    center: Float[structs.ArrayLike, "*b p 3"]
-    rotation: Float[structs.ArrayLike, "*b p 3 3"]
-    bend: Float[structs.ArrayLike, "*b p"]
-    twist: Float[structs.ArrayLike, "*b p"]
-    fold: Float[structs.ArrayLike, "*b p 2 2"]
-    section: Float[structs.ArrayLike, "*b p 4"]
-    aspect: Float[structs.ArrayLike, "*b p"]
-    ring: Float[structs.ArrayLike, "*b p"]
-    core: Float[structs.ArrayLike, "*b p 3"]
-    radius: Float[structs.ArrayLike, "*b p 3"]
-    profile: Float[structs.ArrayLike, "*b p 6"]
-    sign: Float[structs.ArrayLike, "*b p"]
-    blend: Float[structs.ArrayLike, "*b p"]
-    material: Float[structs.ArrayLike, "*b p m"]
+    repeat: Float[structs.ArrayLike, "*p 2 2"]
+    repeated: Float[structs.ArrayLike, "*p"]
+    center: Float[structs.ArrayLike, "*p 3"]
+    rotation: Float[structs.ArrayLike, "*p 3 3"]
+    bend: Float[structs.ArrayLike, "*p"]
+    twist: Float[structs.ArrayLike, "*p"]
+    fold: Float[structs.ArrayLike, "*p 2 2"]
+    section: Float[structs.ArrayLike, "*p 4"]
+    aspect: Float[structs.ArrayLike, "*p"]
+    ring: Float[structs.ArrayLike, "*p"]
+    core: Float[structs.ArrayLike, "*p 3"]
+    radius: Float[structs.ArrayLike, "*p 3"]
+    profile: Float[structs.ArrayLike, "*p 6"]
+    sign: Float[structs.ArrayLike, "*p"]
+    blend: Float[structs.ArrayLike, "*p"]
+    material: Float[structs.ArrayLike, "*p m"]
 
 
 def _kaleidoscope(x: jax.Array, y: jax.Array, normals: structs.ArrayLike) -> tuple[jax.Array, jax.Array]:

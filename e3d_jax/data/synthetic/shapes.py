@@ -21,11 +21,11 @@ _FIT = np.linalg.pinv(_POWERS)
 
 # Fields of one primitive by name, before they are stacked.
 Part = dict[str, Any]
-Vector = Sequence[float] | np.ndarray
+Vector = Sequence[float | int] | np.ndarray
 Profile = Float[np.ndarray, "6"]
 
 
-def mirror_lines(order: int) -> Float[np.ndarray, "2 2"]:
+def mirror_lines(order: int | np.integer) -> Float[np.ndarray, "2 2"]:
     """Normals of two lines whose reflections, each after one in y = 0, fold the plane into ``order`` equal sectors.
 
     Raises:
@@ -82,10 +82,10 @@ def part(
     *,
     at: Vector = (0, 0, 0),
     rotation: np.ndarray | None = None,
-    material: int = 0,
+    material: int | np.integer = 0,
     blend: float = 1e-3,
     cut: bool = False,
-    repeat: int = 0,
+    repeat: int | np.integer = 0,
     **shape,
 ) -> Part:
     """A primitive from its pose, its junction and the raw numbers of its shape.
@@ -142,7 +142,7 @@ def _tame(shape: Part) -> None:
         steepest = width / half * np.abs(_SLOPES @ profile).max()
         profile[1:] *= min(1.0, _STEEPEST / max(steepest, 1e-6))
         profile[0] += max(0.0, 0.15 - (_POWERS @ profile).min())
-    limits = {"twist": 1 / width, "bend": 0.6 / half}
+    limits = {"twist": 0.7 / width, "bend": 0.6 / half}
     shape.update({name: np.clip(shape[name], -limit, limit) for name, limit in limits.items()}, profile=profile)
 
 
@@ -178,7 +178,7 @@ def turned(
     *,
     bevel: float = 0.02,
     profile: np.ndarray | None = None,
-    sides: int = 0,
+    sides: int | np.integer = 0,
     star: float = 0.0,
     rounding: float = 0.0,
     **pose,

@@ -58,7 +58,7 @@ def _cone_march(params: objects.ObjectParams, rays: structs.Rays, spread: jax.Ar
     middle = -(rays.origins * rays.directions).sum(-1)
     start, end = middle - _BALL, middle + _BALL
 
-    def step(_: int, t: jax.Array) -> jax.Array:
+    def step(_: jax.Array, t: jax.Array) -> jax.Array:
         free = objects.field(params, _along(rays, t)) - spread * t
         return jnp.clip(t + jnp.maximum(free, 0.0) / (1 + spread), start, end)
 
@@ -79,7 +79,7 @@ def _ray_march(
     enter, leave = _ball(rays)
     start = jnp.maximum(start, enter)
 
-    def step(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(_: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         t, last_t, last, nearest, nearest_t, entry = carry
         distance, pixel = objects.field(params, _along(rays, t)), spread * t
         gap = distance / pixel

@@ -1,0 +1,60 @@
+"""Shapes and types of every public function are checked while the tests run."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+jaxtyping.install_import_hook("e3d_jax", "beartype.beartype")
+# Compiling dominates the tests; a second run finds everything here.
+jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/e3d_jax/tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def ball_record(index: int = 0, size: int = 32):
+    """The record of a half red, half blue ball: small, exact, made without a renderer."""
+    from e3d_jax import cameras
+    from e3d_jax.data import records
+
+    ring = cameras.ring(size)
+    rays = cameras.image_rays(ring)
+    origin, direction = np.asarray(rays.origins), np.asarray(rays.directions)
+    along = -(origin * direction).sum(-1)
+    gap = 0.4**2 - ((origin + along[..., None] * direction) ** 2).sum(-1)
+    hit = gap > 0
+    normal = (origin + (along - np.sqrt(np.maximum(gap, 0)))[..., None] * direction) / 0.4
+    color = np.where(normal[..., 1:2] > 0, [1.0, 0, 0], [0, 0, 1.0])
+    white = lambda rgb: np.concatenate([np.where(hit[..., None], rgb, 1), hit[..., None]], -1)  # noqa: E731
+    encode = lambda images: [records.encode_png((image * 255).round().astype(np.uint8)) for image in images]  # noqa: E731
+    return records.Record(
+        id=f"ball-{index}",
+        provenance={"generator": "test", "index": index},
+        size=size,
+        views=encode(white(color)),
+        normal_views=cameras.ANCHORS.tolist(),
+        normals=encode(white((normal + 1) / 2)[cameras.ANCHORS]),
+        cameras=ring,
+    )
+
+
+@pytest.fixture(scope="session")
+def ball_folder(tmp_path_factory):
+    """Two shards of four balls each."""
+    from e3d_jax.data import records
+
+    folder = tmp_path_factory.mktemp("records")
+    for shard in range(2):
+        with records.Writer(folder / f"balls-{shard}.array_record") as writer:
+            for index in range(4):
+                writer.write(records.pack(ball_record(4 * shard + index)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ball():
+    """One ball's record."""
+    return ball_record()

@@ -1,0 +1,55 @@
+"""Records survive the disk; damaged ones are named."""
+
+import msgpack
+import numpy as np
+import pytest
+
+from e3d_jax import cameras
+from e3d_jax.data import records
+
+
+def test_a_record_comes_back_as_written(ball):
+    found = records.unpack(records.pack(ball))
+    assert (found.id, found.provenance, found.views) == (ball.id, ball.provenance, ball.views)
+
+
+def test_cameras_come_back_as_written(ball):
+    found = records.unpack(records.pack(ball)).cameras
+    np.testing.assert_array_equal(found.world_from_cam, cameras.ring(32).world_from_cam)
+
+
+def test_a_view_without_normals_is_named(ball):
+    with pytest.raises(ValueError, match="view 1 has no normal map"):
+        ball.normal(1)
+
+
+def test_another_schema_is_refused(ball):
+    fields = msgpack.unpackb(records.pack(ball))
+    with pytest.raises(ValueError, match="schema version 99"):
+        records.unpack(msgpack.packb({**fields, "schema": 99}))
+
+
+@pytest.mark.parametrize("data", [b"", b"no record", msgpack.packb([1, 2])])
+def test_other_bytes_are_refused(data):
+    with pytest.raises(ValueError, match="no record"):
+        records.unpack(data)
+
+
+def test_an_interrupted_shard_leaves_nothing(tmp_path, ball):
+    with pytest.raises(RuntimeError), records.Writer(tmp_path / "a.array_record") as writer:
+        writer.write(records.pack(ball))
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_shards_says_how_to_make_some(tmp_path):
+    with pytest.raises(FileNotFoundError, match="e3d_jax.data.synthetic"):
+        records.find_shards(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_truncated_shard_is_named(tmp_path, ball_folder, share):
+    data = (ball_folder / "balls-0.array_record").read_bytes()
+    (tmp_path / "cut.array_record").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=r"cut\.array_record"):
+        records.find_shards(tmp_path)
