@@ -60,7 +60,7 @@ def _autoencoder() -> ml_collections.ConfigDict:
         "layers_per_block": 1,
         "scaling_factor": 1.0,
     }
-    loss = {"kl_weight": 1e-3}
+    loss = {"kl_weight": 3e-4}
     return ml_collections.ConfigDict({"model": model, "loss": loss, "train": _train(batch_size=32, learning_rate=1e-3)})
 
 
@@ -96,7 +96,7 @@ def _anchor() -> ml_collections.ConfigDict:
         {
             "model": {"unet": unet, "image_encoder": _image_encoder(128)},
             "sampling": {"sampler": "dpm_solver", "num_steps": 16},
-            "loss": {"prediction": "v", "min_snr_gamma": 5.0, "estimated_normals": 0.7, "drop_condition": 0.0},
+            "loss": {"prediction": "v", "min_snr_gamma": 0.0, "estimated_normals": 0.7, "drop_condition": 0.0},
             "train": _train(),
         }
     )

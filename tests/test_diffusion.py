@@ -45,13 +45,18 @@ def test_a_perfect_output_gives_back_the_clean_sample(prediction):
 
 def test_min_snr_weight_of_epsilon_at_high_noise_is_one():
     level = schedules.discrete_levels(jnp.array([999]))
-    assert float(denoiser.min_snr_weight("epsilon", level, 5.0)[0]) == pytest.approx(1)
+    assert float(denoiser.loss_weight("epsilon", level, 5.0)[0]) == pytest.approx(1)
 
 
 def test_min_snr_weight_of_v_is_clipped():
     level = schedules.discrete_levels(jnp.array([0]))
     snr = float((level.alpha / level.sigma)[0] ** 2)
-    assert float(denoiser.min_snr_weight("v", level, 5.0)[0]) == pytest.approx(5 / (snr + 1))
+    assert float(denoiser.loss_weight("v", level, 5.0)[0]) == pytest.approx(5 / (snr + 1))
+
+
+def test_without_gamma_all_levels_weigh_alike():
+    level = schedules.discrete_levels(jnp.array([0, 500, 999]))
+    np.testing.assert_array_equal(denoiser.loss_weight("v", level, 0.0), 1)
 
 
 def _sample(grid, order, noise):

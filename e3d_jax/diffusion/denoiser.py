@@ -3,14 +3,14 @@
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from e3d_jax.diffusion import schedules
 
 Prediction = Literal["epsilon", "v"]
 
 
-def expand(value: Float[Array, "*b"], like: Float[Array, "..."]) -> Float[Array, "..."]:
+def expand(value: Shaped[Array, "*b"], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     """``value`` with axes appended until it broadcasts against ``like``."""
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
@@ -39,8 +39,14 @@ def clean(
     return alpha * sample - sigma * output
 
 
-def min_snr_weight(prediction: Prediction, level: schedules.Levels, gamma: float) -> Float[Array, "*b"]:
-    """Min-SNR-gamma weight of the squared error of a network's output (arXiv 2303.09556, Sec. 3.4)."""
+def loss_weight(prediction: Prediction, level: schedules.Levels, min_snr_gamma: float) -> Float[Array, "*b"]:
+    """Weight of the squared error of a network's output at a level.
+
+    ``min_snr_gamma`` is gamma of min-SNR weighting (arXiv 2303.09556, Sec. 3.4); 0 weights all levels alike, which for v
+    prediction leaves more weight on the noisiest levels, where the layout of unseen views is decided.
+    """
+    if not min_snr_gamma:
+        return jnp.ones_like(level.alpha)
     snr = (level.alpha / level.sigma) ** 2
-    clipped = jnp.minimum(snr, gamma)
+    clipped = jnp.minimum(snr, min_snr_gamma)
     return clipped / snr if prediction == "epsilon" else clipped / (snr + 1)

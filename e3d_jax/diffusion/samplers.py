@@ -24,12 +24,15 @@ ORDERS = {"ddim": 1, "euler": 1, "dpm_solver": 2}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Coefficients of n steps: ``sample = keep * sample + gain * (clean + history * (clean - previous clean))``."""
+    """Coefficients of n steps: ``sample = keep * sample + gain * (clean + history * (clean - previous clean))``.
+
+    Inside the scan it is one step, without the axis.
+    """
 
     level: schedules.Levels
-    keep: Float[Array, " n"]
-    gain: Float[Array, " n"]
-    history: Float[Array, " n"]
+    keep: Float[Array, "*n"]
+    gain: Float[Array, "*n"]
+    history: Float[Array, "*n"]
 
     def __len__(self) -> int:
         return self.keep.shape[0]

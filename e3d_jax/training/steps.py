@@ -28,7 +28,7 @@ Loss = Callable[..., tuple[jax.Array, Metrics]]
 class TrainState:
     """All that a run changes: step count, parameters, their moving average, optimiser state."""
 
-    step: jax.Array
+    step: Any
     params: Any
     ema: Any
     optimizer: Any
@@ -73,7 +73,7 @@ def normals_loss(model, frozen, batch, key, *, colour_jitter: float) -> tuple[ja
 
 
 def anchor_loss(model, frozen, batch, key, *, prediction, min_snr_gamma, estimated_normals, drop_condition):
-    """Squared error of the U-Net's output on eight noisy views of both domains, weighted by min-SNR.
+    """Squared error of the U-Net's output on eight noisy views of both domains, see :func:`denoiser.loss_weight`.
 
     ``estimated_normals`` is the share of examples whose condition normal map comes from the frozen normal estimator, as
     at inference, rather than from the renderer; ``drop_condition`` the share whose condition is blank.
@@ -103,7 +103,7 @@ def anchor_loss(model, frozen, batch, key, *, prediction, min_snr_gamma, estimat
     known = model.condition(latents.network_image(condition), known_latents)
     output = model(denoiser.add_noise(clean, noise, spread), level.time, known)
     error = (output - denoiser.target(prediction, clean, noise, spread)) ** 2
-    weight = denoiser.min_snr_weight(prediction, level, min_snr_gamma)
+    weight = denoiser.loss_weight(prediction, level, min_snr_gamma)
     per_object = error.mean((0, 2, 3, 4, 5))
     metrics = {"loss_colour": error[0].mean(), "loss_normal": error[1].mean()}
     for third, name in enumerate(("low_noise", "middle_noise", "high_noise")):
@@ -196,7 +196,7 @@ def make_train_step(
         params = jax.tree.map(lambda param, update: param - rate * update, state.params, updates)
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, average, optimizer_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)
