@@ -1,11 +1,12 @@
 """Turn pictures into 32 views and a mesh each.
 
-    python infer.py IMAGE [IMAGE ...] --out=DIR [--normal=NORMAL.png] [--seed=0] [--config.KEY=VALUE ...]
+python infer.py IMAGE [IMAGE ...] --out=DIR [--normal=NORMAL.png] [--seed=0] [--config.KEY=VALUE ...]
 """
 
 import os
 import pathlib
 import sys
+import warnings
 
 import jax
 from absl import app, flags, logging
@@ -13,17 +14,32 @@ from ml_collections import config_flags
 
 from e3d_jax import outputs, system
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/mini.py", "The system to run.")
+# Beside this file, so that it can be called from any folder.
+SETTINGS = pathlib.Path(__file__).resolve().parent / "configs/mini.py"
+CONFIG = config_flags.DEFINE_config_file("config", str(SETTINGS), "The system to run.")
 WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights, or a folder such as WORKDIR/weights of train.py.")
 OUT = flags.DEFINE_string("out", None, "Where the results go, one folder an image.", required=True)
 NORMAL = flags.DEFINE_string("normal", None, "Normal map of the (single) image; estimated when not given.")
-SEED = flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0, upper_bound=system.MAX_SEED)
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "e3d_jax"
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """The positional arguments; what the config refuses ends in one sentence, as absl's own flags do."""
+    try:
+        positional = app.parse_flags_with_usage(arguments)
+        CONFIG.value.to_dict()  # Loaded when first looked at, but a config that fails to load must fail here.
+        return positional
+    except AttributeError as error:
+        sys.exit(f"infer.py: the config has no setting {str(error).strip(chr(34))}; see {SETTINGS.name}")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f"infer.py: the config cannot be used: {' '.join(str(error.__cause__ or error).split())}")
+
+
 def main(arguments: list[str]) -> None:
-    """Reads the flags, then one image after another; a bad one does not stop the others."""
+    """One image after another; a bad one does not stop the others."""
     logging.set_verbosity(logging.ERROR)
+    warnings.formatwarning = lambda message, *_, **__: f"infer.py: {message}\n"
     pictures = [pathlib.Path(argument) for argument in arguments[1:]]
     if not pictures:
         sys.exit("infer.py: no image given; usage: python infer.py IMAGE [IMAGE ...] --out=DIR")
@@ -37,14 +53,15 @@ def main(arguments: list[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = CONFIG.value.to_dict()
     try:
+        outputs.check_writable(OUT.value)
         model = system.load(WEIGHTS.value, config)
-        pathlib.Path(OUT.value).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         sys.exit(f"infer.py: {error}")
     failed = 0
     for picture in pictures:
         target = pathlib.Path(OUT.value) / picture.stem
         try:
+            outputs.check_replaceable(target)
             result = model(picture, normal=NORMAL.value, seed=SEED.value, progress=True)
             outputs.write_result(target, result, seed=SEED.value, config=config)
         except (ValueError, OSError) as error:
@@ -57,4 +74,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

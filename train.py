@@ -7,6 +7,7 @@ Stages, in order: autoencoder and normals (either first), then anchor and interp
 
 import os
 import sys
+import typing
 
 # The loader's processes do many small products at once; more threads each would only fight over the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -29,8 +30,9 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_threefry_partitionable", True)
     config = CONFIG.value.to_dict()
+    stage = typing.cast(build.Component, STAGE.value)
     try:
-        loop.train(STAGE.value, config, WORKDIR.value, RECORDS.value or f"{WORKDIR.value}/records")
+        loop.train(stage, config, WORKDIR.value, RECORDS.value or f"{WORKDIR.value}/records")
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
 

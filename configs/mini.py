@@ -1,7 +1,7 @@
 """The mini system: 128 px views, small enough for a laptop's CPU, trained on synthetic objects.
 
     python -m e3d_jax.data.synthetic --out=runs/mini/records --objects=60000
-    python train.py --config=configs/mini.py --stage=autoencoder --workdir=runs/mini    # then normals, anchor, interpolation
+    python train.py --config=configs/mini.py --stage=autoencoder --workdir=runs/mini    # and the other stages
     python infer.py picture.png --out=out --weights=runs/mini/weights
 
 ``configs/mini.py:smoke`` is the same system at toy width and a few steps: every stage trains within a minute on a CPU.

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -20,33 +19,72 @@ from e3d_jax.mesh import export, preview
 from e3d_jax.reconstruction import views_io
 
 REPORTED = ("jax", "jaxlib", "flax", "numpy")
-TURNTABLE_FRAMES = 48
+REPORT = "report.json"
+TURNTABLE_FRAMES = 24
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Make a folder for results and try to write in it: better now than after minutes of work.
+
+    Raises:
+      OSError: it cannot be made or written.
+    """
+    try:
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {folder} ({error.strerror}); choose another folder for the results") from error
+
+
+def check_replaceable(folder: str | os.PathLike) -> None:
+    """Guards what :func:`write_result` would otherwise replace.
+
+    Raises:
+      FileExistsError: the folder holds something other than an earlier result.
+    """
+    folder = pathlib.Path(folder)
+    if folder.is_dir():
+        replaceable = (folder / REPORT).is_file() or not any(folder.iterdir())
+    else:
+        replaceable = not os.path.lexists(folder)
+    if not replaceable:
+        raise FileExistsError(
+            f"{folder} exists and is no earlier result (it has no {REPORT}), so it is not replaced; "
+            "move it or choose another folder"
+        )
 
 
 def write_result(folder: str | os.PathLike, result: system.Result, *, seed: int, config: Mapping[str, Any]) -> None:
-    """Write a result's folder; it appears under its name whole or not at all, and replaces one of the same name.
+    """Write a result's folder; it appears under its name whole or not at all, and replaces an earlier result there.
 
     Raises:
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written, or holds something other than a result.
     """
     folder = pathlib.Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
-        images.write_png(partial / "input.png", result.input)
-        images.write_png(partial / "input_normal.png", result.input_normal)
-        views_io.write_views(partial / "views", result.views)
-        export.write_glb(partial / "mesh.glb", result.mesh)
-        images.write_png(partial / "contact_sheet.png", contact_sheet(result))
-        write_turntable(partial / "turntable.gif", result.mesh)
-        (partial / "report.json").write_text(json.dumps(report(result, seed=seed, config=config), indent=2))
+    check_replaceable(folder)
+    check_writable(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        partial, earlier = pathlib.Path(scratch, "partial"), pathlib.Path(scratch, "earlier")
+        try:
+            partial.mkdir()
+            images.write_png(partial / "input.png", result.input)
+            images.write_png(partial / "input_normal.png", result.input_normal)
+            views_io.write_views(partial / "views", result.views)
+            export.write_glb(partial / "mesh.glb", result.mesh)
+            images.write_png(partial / "contact_sheet.png", contact_sheet(result))
+            write_turntable(partial / "turntable.gif", result.mesh)
+            (partial / REPORT).write_text(json.dumps(report(result, seed=seed, config=config), indent=2))
+        except OSError as error:
+            raise OSError(f"cannot write {folder} ({error.strerror or error}); check the disk and try again") from error
         if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            os.replace(folder, earlier)
+        try:
+            os.replace(partial, folder)
+        except BaseException:
+            if earlier.exists():
+                os.replace(earlier, folder)
+            raise
 
 
 def report(result: system.Result, *, seed: int, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +93,7 @@ def report(result: system.Result, *, seed: int, config: Mapping[str, Any]) -> di
         "seed": seed,
         "seconds": result.seconds,
         "peak_memory_gb": result.peak_memory,
-        "device": jax.devices()[0].device_kind,
+        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind},
         "mesh": {"vertices": len(result.mesh.vertices), "faces": len(result.mesh.faces)},
         "versions": {
             "e3d_jax": __version__,
@@ -84,7 +122,7 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     return np.concatenate([np.concatenate(row, 1) for row in tiles], 0)
 
 
-def write_turntable(path: pathlib.Path, mesh: structs.Mesh, size: int = 256) -> None:
+def write_turntable(path: pathlib.Path, mesh: structs.Mesh, size: int = 192) -> None:
     """An endless animation of the mesh turning, the right half shaded by its normals."""
     ring = cameras.ring(size, TURNTABLE_FRAMES)
     halves = [_over_white(preview.render_mesh(mesh, ring, shading)) for shading in preview.SHADINGS]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import resource
@@ -17,11 +18,14 @@ from flax import nnx
 from jaxtyping import Float
 
 from e3d_jax import cameras, images, structs
+from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import build, latents
 from e3d_jax.reconstruction import fit, pipeline
 from e3d_jax.sampling import anchors as anchor_sampling
 from e3d_jax.sampling import interpolation as interpolation_sampling
 from e3d_jax.weights import folder
+
+MAX_SEED = 2**32 - 1  # larger ones would wrap around
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +86,11 @@ class System:
 
         Raises:
           FileNotFoundError, OSError, ValueError: see :func:`e3d_jax.images.read_image` and
-            :func:`e3d_jax.images.matte`; or the normal map is of another size.
+            :func:`e3d_jax.images.matte`; or an array is no such picture, the normal map is of another size, or the
+            seed is not in [0, 2**32).
         """
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"{seed=} is out of range; choose one from 0 to {MAX_SEED}")
         clock = _Clock(progress)
         keys = jax.random.split(jax.random.key(seed), 3)
         with clock.stage("input", 1):
@@ -94,7 +101,7 @@ class System:
         with clock.stage("interpolation", self.config["interpolation"]["sampling"]["num_steps"]) as advance:
             between = self.interpolate(jnp.asarray(color)[None], keys[1], advance)[0]
             views = self.assemble(color, maps, between)
-        settings = fit.FitConfig(**self.config["reconstruction"]["fit"])
+        settings = _fit_settings(self.config)
         with clock.stage("reconstruction", settings.steps) as advance:
             mesh = pipeline.reconstruct(
                 views,
@@ -107,8 +114,7 @@ class System:
 
     def prepare(self, image, normal=None) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "h w 4"]]:
         """The picture, cut out and framed as in training, and its encoded normal map."""
-        read = lambda x: images.read_image(x) if isinstance(x, str | os.PathLike) else np.asarray(x, np.float32)  # noqa: E731
-        picture = images.matte(read(image))
+        picture = images.matte(_picture(image))
         box = images.object_box(picture[..., 3])
         cropped = images.crop(picture, box, self.size)
         alpha = cropped[..., 3:]
@@ -116,7 +122,7 @@ class System:
             found = np.asarray(_estimate(self.estimator, jnp.asarray(cropped)[None])[0])
             rgb = np.where(alpha > 0, found / 2 + 0.5, 1)
         else:
-            given = read(normal)
+            given = _picture(normal)
             if given.shape[:2] != picture.shape[:2]:
                 raise ValueError(
                     f"the normal map is {given.shape[1]} x {given.shape[0]} px, the picture "
@@ -173,18 +179,83 @@ def load(name_or_folder: str | os.PathLike, config: Mapping[str, Any] | None = N
       FileNotFoundError: no such weights.
       ValueError: the weights are damaged, or belong to models other than the config's.
     """
+    if config is not None:
+        check_settings(config)  # Before the weights are looked for.
     path = folder.resolve(name_or_folder)
     stored = folder.read_config(path)
     config = stored if config is None else dict(config)
-    for component in build.COMPONENTS:
-        given, expected = config[component]["model"], stored.get(component, {}).get("model")
-        if _plain(given) != _plain(expected):
-            raise ValueError(
-                f"the weights in {path} belong to another config: their {component} is {expected}, the config says "
-                f"{_plain(given)}; choose the weights or the config to match"
-            )
+    check_settings(config)
+    there, here = _identity(stored), _identity(config)
+    different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if different:
+        name, more = different[0], f" (and {len(different) - 1} more settings)" if len(different) > 1 else ""
+        raise ValueError(
+            f"the weights in {path} belong to another config: their {name} is {there.get(name)}, the given config's "
+            f"is {here.get(name)}{more}; choose the weights or the config to match"
+        )
     dtype = jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
     return System(config, {name: _load_component(path, name, config, dtype) for name in build.COMPONENTS})
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Refuses settings that would fail only after minutes of work, or silently make rubbish.
+
+    Raises:
+      ValueError: names the first such setting and what is expected.
+    """
+
+    def expect(valid: bool, name: str, value, expected: str) -> None:
+        if not valid:
+            raise ValueError(f"the config's {name} is {value!r}; expected {expected}")
+
+    parts = ("size", *build.COMPONENTS, "reconstruction")
+    missing = [part for part in parts if part not in config]
+    expect(not missing, "parts", sorted(config), f"{', '.join(missing)} too")
+    for stage in ("anchor", "interpolation"):
+        for name, value in config[stage]["sampling"].items():
+            if name == "sampler":
+                valid, expected = value in samplers.ORDERS, f"one of {', '.join(samplers.ORDERS)}"
+            elif name == "num_steps":
+                valid, expected = 1 <= value < schedules.NUM_TRAIN_STEPS, f"1 to {schedules.NUM_TRAIN_STEPS - 1} steps"
+            elif name == "noise_max":
+                valid, expected = 0.01 <= value < math.inf, "a finite noise level of at least 0.01"
+            else:
+                valid, expected = name == "anchor_noise" and 0 <= value < math.inf, "no such setting, or 0 and more"
+            expect(valid, f"{stage}.sampling.{name}", value, expected)
+    levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
+    levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
+    multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)
+    size, resolution = config["size"], config["reconstruction"]["resolution"]
+    expect(32 <= size <= 2048 and size % multiple == 0, "size", size, f"a multiple of {multiple} from 32 to 2048 px")
+    expect(8 <= resolution <= 1024, "reconstruction.resolution", resolution, "8 to 1024 cells")
+    _fit_settings(config)
+
+
+def _fit_settings(config: Mapping[str, Any]) -> fit.FitConfig:
+    given = config["reconstruction"]["fit"]
+    unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(fit.FitConfig)})
+    if unknown:
+        raise ValueError(f"the config's reconstruction.fit has unknown settings: {', '.join(unknown)}")
+    # JSON has no tuples, and settings of a jitted function must be hashable.
+    settings = fit.FitConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    steps, chunk = settings.steps, settings.steps_per_chunk
+    if chunk < 1 or steps < 1 or steps % chunk:
+        raise ValueError(
+            f"reconstruction.fit.steps is {steps}; expected a positive multiple of steps_per_chunk, {chunk}"
+        )
+    for name, value in dataclasses.asdict(settings).items():
+        least = 1 if isinstance(value, int) and not isinstance(value, bool) else 0
+        if not all(least <= each < math.inf for each in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"reconstruction.fit.{name} is {value}; expected {least} or more")
+    return settings
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights and config must agree in, by dotted name: the models, and what the anchor stage predicts."""
+    models = {component: {"model": config.get(component, {}).get("model")} for component in build.COMPONENTS}
+    models["anchor"]["loss"] = {"prediction": config.get("anchor", {}).get("loss", {}).get("prediction")}
+    leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _load_component(path: pathlib.Path, name: build.Component, config, dtype) -> nnx.Module:
@@ -194,11 +265,19 @@ def _load_component(path: pathlib.Path, name: build.Component, config, dtype) ->
     return module
 
 
-def _plain(value):
-    """Tuples as lists all the way down, as JSON has them."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+def _picture(source) -> Float[np.ndarray, "h w 4"]:
+    """A picture file, or an array, checked."""
+    if isinstance(source, str | os.PathLike):
+        return images.read_image(source)
+    array = np.asarray(source)
+    if array.ndim != 3 or array.shape[-1] != 4 or min(array.shape[:2]) < images.MIN_SIDE:
+        raise ValueError(
+            f"the picture has shape {array.shape}; expected (h, w, 4), at least {images.MIN_SIDE} px a side"
+        )
+    # Bytes are refused too, as 255 times too bright.
+    if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"the picture's values are not floats in [0, 1] but {array.dtype}; divide bytes by 255")
+    return array.astype(np.float32)
 
 
 def _with_alpha(pictures) -> np.ndarray:

@@ -43,7 +43,7 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path, ball):
 
 
 def test_a_folder_without_shards_says_how_to_make_some(tmp_path):
-    with pytest.raises(FileNotFoundError, match="e3d_jax.data.synthetic"):
+    with pytest.raises(FileNotFoundError, match=r"e3d_jax\.data\.synthetic"):
         records.find_shards(tmp_path)
 
 

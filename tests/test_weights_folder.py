@@ -70,7 +70,7 @@ def test_every_misfit_is_named(saved):
 def test_a_truncated_file_is_named(saved):
     file = saved / "normals-00001-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(ValueError, match="00001-of-00001.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"00001-of-00001\.safetensors is damaged"):
         folder.load(saved, "normals", Small())
 
 
@@ -80,5 +80,5 @@ def test_a_missing_component_is_named(saved):
 
 
 def test_a_missing_folder_says_what_is_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train.py"):
+    with pytest.raises(FileNotFoundError, match=r"train\.py"):
         folder.resolve(tmp_path / "nowhere")

@@ -16,6 +16,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import zlib
 
 import msgpack
 import numpy as np
@@ -54,13 +55,13 @@ class Record:
             raise ValueError(
                 f"record {self.id!r}: view {index} has no normal map; those with one are {self.normal_views}"
             )
-        return decode_png(self.normals[self.normal_views.index(index)])
+        return decode_png(self.normals[self.normal_views.index(int(index))])
 
 
 def encode_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
-    """A PNG file's bytes, compressed lightly: speed matters more than the last tenth of the size."""
+    """A PNG file's bytes; run-length matching is both the fastest and the smallest on renders over white."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=2, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

@@ -42,8 +42,8 @@ def clean(
 def loss_weight(prediction: Prediction, level: schedules.Levels, min_snr_gamma: float) -> Float[Array, "*b"]:
     """Weight of the squared error of a network's output at a level.
 
-    ``min_snr_gamma`` is gamma of min-SNR weighting (arXiv 2303.09556, Sec. 3.4); 0 weights all levels alike, which for v
-    prediction leaves more weight on the noisiest levels, where the layout of unseen views is decided.
+    ``min_snr_gamma`` is gamma of min-SNR weighting (arXiv 2303.09556, Sec. 3.4); 0 weights all levels alike, which
+    for v prediction leaves more weight on the noisiest levels, where the layout of unseen views is decided.
     """
     if not min_snr_gamma:
         return jnp.ones_like(level.alpha)

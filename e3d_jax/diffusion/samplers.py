@@ -1,10 +1,10 @@
 """Deterministic samplers: one scan over a grid of noise levels.
 
-A sampler takes ``predict(sample, level) -> clean`` (see :func:`e3d_jax.diffusion.denoiser.clean`) and never sees a
-network. Written in the predicted clean sample, DDIM with eta = 0 (arXiv 2010.02502, Eq. 12), an Euler step of the
-probability-flow ODE (arXiv 2206.00364, Alg. 1) and a first-order step of DPM-Solver++ (arXiv 2211.01095) are one and the
-same update, and DPM-Solver++(2M) adds a term with the previous prediction. So there is one loop: what is called DDIM,
-Euler or DPM-Solver++(2M) is a choice of grid and of order.
+A sampler takes ``predict(sample, level) -> clean`` (see :func:`e3d_jax.diffusion.denoiser.clean`), never a network.
+Written in the predicted clean sample, DDIM with eta = 0 (arXiv 2010.02502, Eq. 12), an Euler step of the
+probability-flow ODE (arXiv 2206.00364, Alg. 1) and a first-order step of DPM-Solver++ (arXiv 2211.01095) are one
+update, and DPM-Solver++(2M) adds a term with the previous prediction. So there is one loop: what is called DDIM, Euler
+or DPM-Solver++(2M) is a choice of grid and of order.
 """
 
 import dataclasses

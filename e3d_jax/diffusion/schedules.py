@@ -1,8 +1,8 @@
 """Noise levels: the discrete schedule of Stable Diffusion and the Karras grid of Stable Video Diffusion.
 
 Every level is written in variance-preserving form, ``x_t = alpha * x_0 + sigma * noise`` with
-``alpha**2 + sigma**2 == 1``. An EDM level with noise ``s`` (``x = x_0 + s * noise``) is the same level after scaling the
-sample by ``1 / sqrt(s**2 + 1)``, which is also the scaling that its network expects of its input. Networks and samplers
+``alpha**2 + sigma**2 == 1``. An EDM level of noise ``s`` (``x = x_0 + s * noise``) is the same after scaling the sample
+by ``1 / sqrt(s**2 + 1)``, which is also the scaling that its network expects of its input. Networks and samplers
 therefore see one kind of level, whatever the schedule.
 """
 
@@ -55,7 +55,7 @@ def edm_levels(noise: Float[Array, "*n"]) -> Levels:
 
 
 def ddim_grid(num_steps: int) -> Levels:
-    """The ``num_steps + 1`` levels of DDIM as released: leading spacing, offset 1, ending at the schedule's first level.
+    """The ``num_steps + 1`` levels of DDIM as released: leading spacing, offset 1, down to the schedule's first level.
 
     Raises:
       ValueError: ``num_steps`` is not in [1, 999].

@@ -1,7 +1,7 @@
 """Stage 1: from an image-normal pair to eight anchor views and their normal maps."""
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def sample(
     state = samplers.begin(noise)
     for start in range(0, len(plan), CHUNK):
         part = plan[start : start + CHUNK]
-        state = _advance(stage, condition, state, part, prediction)
+        state = _advance(stage, condition, state, part, prediction=prediction)
         jax.block_until_ready(state)
         progress(len(part))
     return _decode(module, jnp.moveaxis(state.sample, 1, 0))
@@ -61,8 +61,7 @@ def _condition(stage, module, pair):
     return stage.condition(latents.network_image(pair), encoded)
 
 
-@functools.partial(nnx.jit, static_argnums=4)
-def _advance(stage, condition, state, plan, prediction):
+def _take_steps(stage, condition, state, plan, *, prediction):
     def predict(sample, level):
         output = stage(sample, jnp.full(sample.shape[1], level.time), condition)
         return denoiser.clean(prediction, output.astype(jnp.float32), sample, level)
@@ -70,4 +69,5 @@ def _advance(stage, condition, state, plan, prediction):
     return samplers.advance(predict, state, plan)
 
 
+_advance: Any = nnx.jit(_take_steps, static_argnames="prediction")
 _decode = nnx.jit(latents.decode)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from e3d_jax.diffusion import denoiser, schedules
-from e3d_jax.models import latents
+from e3d_jax.models import build, latents
 
 DATA = "data"
 Metrics = dict[str, jax.Array]
@@ -143,7 +143,12 @@ LOSSES: dict[str, Loss] = {
     "interpolation": interpolation_loss,
 }
 # Components that a stage uses without training them.
-NEEDS = {"autoencoder": (), "normals": (), "anchor": ("autoencoder", "normals"), "interpolation": ("autoencoder",)}
+NEEDS: dict[str, tuple[build.Component, ...]] = {
+    "autoencoder": (),
+    "normals": (),
+    "anchor": ("autoencoder", "normals"),
+    "interpolation": ("autoencoder",),
+}
 
 
 def jitter_colours(rgba: Float[Array, "b h w 4"], key: jax.Array, strength: float) -> Float[Array, "b h w 4"]:
