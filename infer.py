@@ -16,7 +16,6 @@ from e3d_jax import outputs, system
 
 # Beside this file, so that it can be called from any folder.
 SETTINGS = pathlib.Path(__file__).resolve().parent / "configs/mini.py"
-CONFIG = config_flags.DEFINE_config_file("config", str(SETTINGS), "The system to run.")
 WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights, or a folder such as WORKDIR/weights of train.py.")
 OUT = flags.DEFINE_string("out", None, "Where the results go, one folder an image.", required=True)
 NORMAL = flags.DEFINE_string("normal", None, "Normal map of the (single) image; estimated when not given.")
@@ -25,15 +24,18 @@ CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() 
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """The positional arguments; what the config refuses ends in one sentence, as absl's own flags do."""
+    """The positional arguments; a flag or setting that cannot be used ends in one sentence."""
     try:
-        positional = app.parse_flags_with_usage(arguments)
-        CONFIG.value.to_dict()  # Loaded when first looked at, but a config that fails to load must fail here.
+        # Defined here because that alone already reads the settings on the command line.
+        config_flags.DEFINE_config_file("config", str(SETTINGS), "The system to run.")
+        positional = flags.FLAGS(arguments)
+        flags.FLAGS.config.to_dict()  # A file that cannot be loaded is reported when it is first looked at.
         return positional
-    except AttributeError as error:
-        sys.exit(f"infer.py: the config has no setting {str(error).strip(chr(34))}; see {SETTINGS.name}")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"infer.py: the config cannot be used: {' '.join(str(error.__cause__ or error).split())}")
+    except Exception as error:  # A config is a program: it may fail in any way.
+        if isinstance(error, AttributeError) and isinstance(error.args[0], KeyError):
+            sys.exit("infer.py: the config has no setting " + error.args[0].args[0].replace("\n", "; "))
+        # The last line says why; those before it, if any, are the path to it.
+        sys.exit(f"infer.py: {str(error).strip().splitlines()[-1].strip()}")
 
 
 def main(arguments: list[str]) -> None:
@@ -51,7 +53,7 @@ def main(arguments: list[str]) -> None:
     # Compiling takes longer than running a small system, so it is done once a machine.
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    config = CONFIG.value.to_dict()
+    config = flags.FLAGS.config.to_dict()
     try:
         outputs.check_writable(OUT.value)
         model = system.load(WEIGHTS.value, config)

@@ -31,8 +31,7 @@ def check_writable(folder: str | os.PathLike) -> None:
     """
     try:
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=os.fspath(folder)).close()
     except OSError as error:
         raise OSError(f"cannot write to {folder} ({error.strerror}); choose another folder for the results") from error
 
@@ -107,15 +106,15 @@ def report(result: system.Result, *, seed: int, config: Mapping[str, Any]) -> di
 def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     """One picture of everything.
 
-    Rows: the input, its normal map and four looks at the mesh; the 32 views, anchors first in each group of four; the
-    anchors' normal maps.
+    Rows: the input, its normal map and six looks at the mesh; the 32 views, every fourth an anchor; the anchors' normal
+    maps.
     """
     size = result.input.shape[0]
     looks = preview.render_mesh(result.mesh, cameras.ring(size, 6))
     normals = images.encode_normal(result.views.normals, np.linalg.norm(result.views.normals, axis=-1) > 0)
-    rows = [
+    rows: list[list[np.ndarray]] = [
         [result.input, result.input_normal, *looks],
-        *np.split(result.views.rgba, 4),
+        *(list(row) for row in np.split(result.views.rgba, 4)),
         list(normals),
     ]
     tiles = [[_over_white(image) for image in row] for row in rows]
@@ -131,4 +130,4 @@ def write_turntable(path: pathlib.Path, mesh: structs.Mesh, size: int = 192) -> 
 
 
 def _over_white(image: np.ndarray) -> np.ndarray:
-    return images.composite(image) if image.shape[-1] == 4 else image
+    return np.asarray(images.composite(image)) if image.shape[-1] == 4 else image

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 import pathlib
 import resource
@@ -17,10 +16,9 @@ import tqdm
 from flax import nnx
 from jaxtyping import Float
 
-from e3d_jax import cameras, images, structs
-from e3d_jax.diffusion import samplers, schedules
+from e3d_jax import cameras, images, settings, structs
 from e3d_jax.models import build, latents
-from e3d_jax.reconstruction import fit, pipeline
+from e3d_jax.reconstruction import pipeline
 from e3d_jax.sampling import anchors as anchor_sampling
 from e3d_jax.sampling import interpolation as interpolation_sampling
 from e3d_jax.weights import folder
@@ -101,13 +99,13 @@ class System:
         with clock.stage("interpolation", self.config["interpolation"]["sampling"]["num_steps"]) as advance:
             between = self.interpolate(jnp.asarray(color)[None], keys[1], advance)[0]
             views = self.assemble(color, maps, between)
-        settings = _fit_settings(self.config)
-        with clock.stage("reconstruction", settings.steps) as advance:
+        fit_config = settings.fit_config(self.config)
+        with clock.stage("reconstruction", fit_config.steps) as advance:
             mesh = pipeline.reconstruct(
                 views,
-                settings,
+                fit_config,
                 keys[2],
-                lambda steps, losses: advance(settings.steps_per_chunk),
+                lambda steps, losses: advance(fit_config.steps_per_chunk),
                 resolution=self.config["reconstruction"]["resolution"],
             )
         return Result(picture, encoded, views, mesh, clock.seconds, clock.peak_memory)
@@ -158,7 +156,7 @@ class System:
         rgba = np.empty((cameras.NUM_VIEWS, *color.shape[1:]), np.float32)
         rgba[cameras.ANCHORS] = color
         rgba[np.setdiff1d(np.arange(cameras.NUM_VIEWS), cameras.ANCHORS)] = between
-        decoded = images.decode_normal(normals[..., :3]) * (normals[..., 3:] > 0.5)
+        decoded = np.asarray(images.decode_normal(normals[..., :3])) * (normals[..., 3:] > 0.5)
         return structs.ViewSet(
             rgba=rgba,
             cameras=cameras.ring(self.size),
@@ -177,85 +175,23 @@ def load(name_or_folder: str | os.PathLike, config: Mapping[str, Any] | None = N
 
     Raises:
       FileNotFoundError: no such weights.
-      ValueError: the weights are damaged, or belong to models other than the config's.
+      ValueError: the weights are damaged or belong to models other than the config's, or a setting is out of range.
     """
     if config is not None:
-        check_settings(config)  # Before the weights are looked for.
+        settings.check(config)  # Before the weights are looked for.
     path = folder.resolve(name_or_folder)
     stored = folder.read_config(path)
     config = stored if config is None else dict(config)
-    check_settings(config)
-    there, here = _identity(stored), _identity(config)
-    different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    settings.check(config)
+    different = settings.differences(stored, config)
     if different:
-        name, more = different[0], f" (and {len(different) - 1} more settings)" if len(different) > 1 else ""
+        more = f" (and {len(different) - 1} more settings)" if len(different) > 1 else ""
         raise ValueError(
-            f"the weights in {path} belong to another config: their {name} is {there.get(name)}, the given config's "
-            f"is {here.get(name)}{more}; choose the weights or the config to match"
+            f"the weights in {path} belong to another config: {different[0]}{more}; choose the weights or the config "
+            "to match"
         )
     dtype = jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
     return System(config, {name: _load_component(path, name, config, dtype) for name in build.COMPONENTS})
-
-
-def check_settings(config: Mapping[str, Any]) -> None:
-    """Refuses settings that would fail only after minutes of work, or silently make rubbish.
-
-    Raises:
-      ValueError: names the first such setting and what is expected.
-    """
-
-    def expect(valid: bool, name: str, value, expected: str) -> None:
-        if not valid:
-            raise ValueError(f"the config's {name} is {value!r}; expected {expected}")
-
-    parts = ("size", *build.COMPONENTS, "reconstruction")
-    missing = [part for part in parts if part not in config]
-    expect(not missing, "parts", sorted(config), f"{', '.join(missing)} too")
-    for stage in ("anchor", "interpolation"):
-        for name, value in config[stage]["sampling"].items():
-            if name == "sampler":
-                valid, expected = value in samplers.ORDERS, f"one of {', '.join(samplers.ORDERS)}"
-            elif name == "num_steps":
-                valid, expected = 1 <= value < schedules.NUM_TRAIN_STEPS, f"1 to {schedules.NUM_TRAIN_STEPS - 1} steps"
-            elif name == "noise_max":
-                valid, expected = 0.01 <= value < math.inf, "a finite noise level of at least 0.01"
-            else:
-                valid, expected = name == "anchor_noise" and 0 <= value < math.inf, "no such setting, or 0 and more"
-            expect(valid, f"{stage}.sampling.{name}", value, expected)
-    levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
-    levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
-    multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)
-    size, resolution = config["size"], config["reconstruction"]["resolution"]
-    expect(32 <= size <= 2048 and size % multiple == 0, "size", size, f"a multiple of {multiple} from 32 to 2048 px")
-    expect(8 <= resolution <= 1024, "reconstruction.resolution", resolution, "8 to 1024 cells")
-    _fit_settings(config)
-
-
-def _fit_settings(config: Mapping[str, Any]) -> fit.FitConfig:
-    given = config["reconstruction"]["fit"]
-    unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(fit.FitConfig)})
-    if unknown:
-        raise ValueError(f"the config's reconstruction.fit has unknown settings: {', '.join(unknown)}")
-    # JSON has no tuples, and settings of a jitted function must be hashable.
-    settings = fit.FitConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-    steps, chunk = settings.steps, settings.steps_per_chunk
-    if chunk < 1 or steps < 1 or steps % chunk:
-        raise ValueError(
-            f"reconstruction.fit.steps is {steps}; expected a positive multiple of steps_per_chunk, {chunk}"
-        )
-    for name, value in dataclasses.asdict(settings).items():
-        least = 1 if isinstance(value, int) and not isinstance(value, bool) else 0
-        if not all(least <= each < math.inf for each in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"reconstruction.fit.{name} is {value}; expected {least} or more")
-    return settings
-
-
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights and config must agree in, by dotted name: the models, and what the anchor stage predicts."""
-    models = {component: {"model": config.get(component, {}).get("model")} for component in build.COMPONENTS}
-    models["anchor"]["loss"] = {"prediction": config.get("anchor", {}).get("loss", {}).get("prediction")}
-    leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
-    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _load_component(path: pathlib.Path, name: build.Component, config, dtype) -> nnx.Module:

@@ -1,4 +1,4 @@
-"""The four components of a system, from the plain arguments that a config holds."""
+"""The components of a system, from the plain arguments that a config holds."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,8 +8,14 @@ from flax import nnx
 
 from e3d_jax.models import anchor, autoencoder, image_encoder, interpolation, normals, stages
 
-Component = Literal["autoencoder", "normals", "anchor", "interpolation"]
+Component = Literal["autoencoder", "normals", "anchor", "interpolation", "interpolation_autoencoder"]
 COMPONENTS: tuple[Component, ...] = ("autoencoder", "normals", "anchor", "interpolation")
+
+
+def components_of(config: Mapping[str, Any]) -> tuple[Component, ...]:
+    """The components of a system's config: the four, and the interpolation stage's own autoencoder if it has one."""
+    own: tuple[Component, ...] = ("interpolation_autoencoder",) if "interpolation_autoencoder" in config else ()
+    return COMPONENTS + own
 
 
 def build(
@@ -18,14 +24,14 @@ def build(
     """A component with fresh parameters.
 
     Args:
-      component: which of the four.
+      component: which one.
       arguments: of its constructor; the diffusion stages have one set for ``unet`` and one for ``image_encoder``.
       dtype: of the computation.
       param_dtype: of the parameters.
       rngs: for the initial values.
     """
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-    if component == "autoencoder":
+    if component in ("autoencoder", "interpolation_autoencoder"):
         return autoencoder.Autoencoder(**arguments, **options)
     if component == "normals":
         return normals.NormalEstimator(**arguments, **options)

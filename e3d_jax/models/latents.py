@@ -34,7 +34,13 @@ def encode(module: autoencoder.Autoencoder, image: Float[Array, "*b h w c"]) -> 
 
 
 def decode(module: autoencoder.Autoencoder, latents: Float[Array, "*b hl wl z"]) -> Float[Array, "*b h w c"]:
-    """Pictures of scaled latents, one image after another so that memory does not grow with their number."""
-    flat = latents.reshape(-1, *latents.shape[-3:]) / module.scaling_factor
-    images = jax.lax.map(lambda z: picture(module.decode(z[None])[0]), flat, batch_size=min(8, len(flat)))
-    return images.reshape(*latents.shape[:-3], *images.shape[1:])
+    """Pictures of scaled latents, a few images after another so that memory does not grow with their number.
+
+    A temporal decoder sees the frames of each window, the fourth axis from the end, together.
+    """
+    together = latents.shape[-4] if module.temporal_decoder else 1
+    groups = latents.reshape(-1, together, *latents.shape[-3:]) / module.scaling_factor
+    images = jax.lax.map(
+        lambda z: picture(module.decode(z, num_frames=together)), groups, batch_size=max(1, min(8 // together, len(groups)))
+    )
+    return images.reshape(*latents.shape[:-3], *images.shape[-3:])

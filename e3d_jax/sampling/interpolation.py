@@ -28,6 +28,7 @@ def sample(
     num_steps: int,
     noise_max: float,
     anchor_noise: float,
+    told_noise: float | None = None,
     progress: Callable[[int], object] = lambda steps: None,
 ) -> Float[Array, "b 24 h w c"]:
     """Samples the views between anchors (guidance 1, v prediction, Karras levels, as released).
@@ -40,8 +41,8 @@ def sample(
       sampler: "euler" (as released) or "dpm_solver".
       num_steps: number of U-Net calls.
       noise_max: where the Karras levels start; 700 as released.
-      anchor_noise: standard deviation of the noise added to the anchors, of which the network is told; 0.02 as
-        released, more where the anchors are less reliable.
+      anchor_noise: standard deviation of the noise added to the anchors, more where they are less reliable.
+      told_noise: what the network is told of it, the same if not given; as released 0.02, while none is added.
       progress: called with the number of steps after each group of steps.
 
     Returns:
@@ -50,7 +51,8 @@ def sample(
     """
     plan = samplers.plan(schedules.karras_grid(num_steps, noise_max=noise_max), samplers.ORDERS[sampler])
     key_anchor, key_noise = jax.random.split(key)
-    condition = _condition(stage, module, anchors, key_anchor, anchor_noise)
+    told_noise = anchor_noise if told_noise is None else told_noise
+    condition = _condition(stage, module, anchors, key_anchor, anchor_noise, told_noise)
     windows, _, *latent = condition.latents.shape
     state = samplers.begin(jax.random.normal(key_noise, (windows, cameras.WINDOW_FRAMES, *latent)))
     for start in range(0, len(plan), anchor_sampling.CHUNK):
@@ -58,19 +60,22 @@ def sample(
         state = _advance(stage, condition, state, part)
         jax.block_until_ready(state)
         progress(len(part))
-    views = _decode(module, state.sample[:, NEW_FRAMES])
+    if module.temporal_decoder:
+        views = _decode(module, state.sample)[:, NEW_FRAMES]
+    else:
+        views = _decode(module, state.sample[:, NEW_FRAMES])
     views = views.reshape(len(anchors), -1, *views.shape[2:])
     return views[:, np.argsort(VIEWS[:, NEW_FRAMES].ravel())]
 
 
 @nnx.jit
-def _condition(stage, module, anchors, key, strength):
+def _condition(stage, module, anchors, key, strength, told):
     image = latents.network_image(anchors, module.in_channels)
     image = image + strength * jax.random.normal(key, image.shape)
     first = image[:, WINDOWS[:, 0], ..., :3]
     encoded = latents.encode(module, image)[:, WINDOWS]
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    return stage.condition(flat(first), flat(encoded), jnp.full(encoded.shape[0] * len(WINDOWS), strength))
+    return stage.condition(flat(first), flat(encoded), jnp.full(encoded.shape[0] * len(WINDOWS), told))
 
 
 @nnx.jit

@@ -1,0 +1,86 @@
+"""What a system's config must say: the plain mapping of a file in ``configs``, or of the JSON beside weights."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from e3d_jax.diffusion import samplers, schedules
+from e3d_jax.models import build
+from e3d_jax.reconstruction import fit
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses settings that would fail only after minutes of work, or silently make rubbish.
+
+    Raises:
+      ValueError: names the first such setting and what is expected.
+    """
+
+    def expect(valid: bool, name: str, value, expected: str) -> None:
+        if not valid:
+            raise ValueError(f"the config's {name} is {value!r}; expected {expected}")
+
+    parts = ("size", *build.COMPONENTS, "reconstruction")
+    missing = [part for part in parts if part not in config]
+    expect(not missing, "parts", sorted(config), f"{', '.join(missing)} too")
+    for stage in ("anchor", "interpolation"):
+        for name, value in config[stage]["sampling"].items():
+            if name == "sampler":
+                valid, expected = value in samplers.ORDERS, f"one of {', '.join(samplers.ORDERS)}"
+            elif name == "num_steps":
+                valid, expected = 1 <= value < schedules.NUM_TRAIN_STEPS, f"1 to {schedules.NUM_TRAIN_STEPS - 1} steps"
+            elif name == "noise_max":
+                valid, expected = 0.01 <= value < math.inf, "a finite noise level of at least 0.01"
+            else:
+                valid, expected = name == "anchor_noise" and 0 <= value < math.inf, "no such setting, or 0 and more"
+            expect(valid, f"{stage}.sampling.{name}", value, expected)
+    levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
+    levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
+    multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)
+    size, resolution = config["size"], config["reconstruction"]["resolution"]
+    expect(32 <= size <= 2048 and size % multiple == 0, "size", size, f"a multiple of {multiple} from 32 to 2048 px")
+    expect(8 <= resolution <= 1024, "reconstruction.resolution", resolution, "8 to 1024 cells")
+    fit_config(config)
+
+
+def fit_config(config: Mapping[str, Any]) -> fit.FitConfig:
+    """How the mesh is fitted.
+
+    Raises:
+      ValueError: a setting is unknown or out of range.
+    """
+    given = config["reconstruction"]["fit"]
+    unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(fit.FitConfig)})
+    if unknown:
+        raise ValueError(f"the config's reconstruction.fit has unknown settings: {', '.join(unknown)}")
+    # JSON has no tuples, and settings of a jitted function must be hashable.
+    hashable: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    settings = fit.FitConfig(**hashable)
+    steps, chunk = settings.steps, settings.steps_per_chunk
+    if chunk < 1 or steps < 1 or steps % chunk:
+        raise ValueError(
+            f"reconstruction.fit.steps is {steps}; expected a positive multiple of steps_per_chunk, {chunk}"
+        )
+    for name, value in dataclasses.asdict(settings).items():
+        least = 1 if isinstance(value, int) and not isinstance(value, bool) else 0
+        if not all(least <= each < math.inf for each in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"reconstruction.fit.{name} is {value}; expected {least} or more")
+    return settings
+
+
+def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """How a config differs from that of trained weights where both must agree; one clause each."""
+    there, here = _identity(trained), _identity(given)
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    return [f"{name} is {there.get(name)} there and {here.get(name)} in the given config" for name in names]
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights and config must agree in, by dotted name: the models, and what the anchor stage predicts."""
+    models = {component: {"model": config.get(component, {}).get("model")} for component in build.COMPONENTS}
+    models["anchor"]["loss"] = {"prediction": config.get("anchor", {}).get("loss", {}).get("prediction")}
+    leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}

@@ -1,0 +1,105 @@
+"""Four sampling steps against the released system, conditions included: ``fixtures/released_topology/samplers.npz``."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from e3d_jax.diffusion import samplers, schedules
+from e3d_jax.models import build, latents, stages
+from e3d_jax.sampling import anchors, interpolation
+from tests import released
+
+ARRAYS = np.load(released.FIXTURE / "samplers.npz")
+TOLERANCE = 1e-3  # of the largest magnitude
+
+
+def channels_last(name):
+    return np.moveaxis(ARRAYS[name], -3, -1)
+
+
+def opaque(rgb):
+    return jnp.concatenate([jnp.asarray(rgb, jnp.float32), jnp.ones((*rgb.shape[:-1], 1))], -1)
+
+
+def relative_error(got, expected):
+    assert got.shape == expected.shape
+    return np.abs(np.asarray(got) - expected).max() / np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    return lambda name: released.load(name, tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="module")
+def anchor_latents(load):
+    stage = stages.AnchorStage(load("anchor_unet"), load("image_encoder"))
+    autoencoder = load("autoencoder")
+    pair = np.stack([channels_last(name)[0] / 255 for name in ("image", "normal")])
+    condition = anchors._condition(stage, autoencoder, opaque(pair)[None])
+    start = samplers.begin(jnp.asarray(channels_last("anchor_init_latents").reshape(2, 1, 8, 8, 8, 4)))
+    plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])
+    return anchors._advance(stage, condition, start, plan, "epsilon").sample, autoencoder
+
+
+def test_anchor_latents(anchor_latents):
+    sample, _ = anchor_latents
+    assert relative_error(sample.reshape(16, 8, 8, 4), channels_last("anchor_latents_4steps")) < TOLERANCE
+
+
+def test_anchor_pictures(anchor_latents):
+    sample, autoencoder = anchor_latents
+    pictures = jax.jit(latents.decode)(autoencoder, sample[0, 0, :3])
+    assert relative_error(pictures, channels_last("anchor_images_4steps")) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def window(load):
+    """The interpolation stage, and its condition for a window of anchors 0, 1 and 2."""
+    stage = stages.InterpolationStage(load("interpolation_unet"), load("interpolation_image_encoder"))
+    # The ring's first window runs from anchor 7 over 0 to 1.
+    pictures = jnp.zeros((1, 8, 64, 64, 4)).at[0, jnp.array([7, 0, 1])].set(opaque(channels_last("anchor_images_4steps")))
+    condition = interpolation._condition(stage, load("temporal_autoencoder"), pictures, jax.random.key(0), 0.0, 0.02)
+    return stage, jax.tree.map(lambda x: x[:1], condition)
+
+
+def test_image_token_of_a_window(window):
+    _, condition = window
+    assert relative_error(condition.token, ARRAYS["interp_clip_embed"]) < 1e-4
+
+
+def test_window_latents(window):
+    stage, condition = window
+    plan = samplers.plan(schedules.karras_grid(4, noise_max=700.0), samplers.ORDERS["euler"])
+    start = samplers.begin(jnp.asarray(channels_last("interp_init_latents")))
+    sample = interpolation._advance(stage, condition, start, plan).sample
+    assert relative_error(sample, channels_last("interp_latents_4steps")) < TOLERANCE
+
+
+@pytest.mark.parametrize("source, size", [(64, 24), (24, 64), (256, 224)])
+def test_antialiased_resize_keeps_a_constant(source, size):
+    matrix = stages._antialiased_resize(source, size)
+    assert matrix.shape == (size, source)
+    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-12)
+
+
+def test_antialiased_resize_removes_what_the_small_image_cannot_show():
+    stripes = np.tile([1.0, -1.0], 64)
+    assert np.abs(stages._antialiased_resize(128, 16) @ stripes)[1:-1].max() < 1e-3
+
+
+def test_images_of_the_encoders_size_are_not_resized():
+    images = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
+    np.testing.assert_array_equal(stages.clip_pixels(images, 8), stages.antialiased_clip_pixels(images, 8))
+
+
+def test_a_temporal_decoder_sees_the_frames_of_each_window_together():
+    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_groups": 4, "temporal_decoder": True}
+    module = build.build("interpolation_autoencoder", sizes, rngs=nnx.Rngs(0))
+    z = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 4))
+    alone = module.decode(z[1] / module.scaling_factor, num_frames=3)
+    np.testing.assert_allclose(latents.decode(module, z)[1], latents.picture(alone), atol=1e-5)
+
+
