@@ -35,7 +35,8 @@ def check(config: Mapping[str, Any]) -> None:
             elif name == "noise_max":
                 valid, expected = 0.01 <= value < math.inf, "a finite noise level of at least 0.01"
             else:
-                valid, expected = name == "anchor_noise" and 0 <= value < math.inf, "no such setting, or 0 and more"
+                known = name in ("anchor_noise", "told_noise")
+                valid, expected = known and 0 <= value < math.inf, "no such setting, or 0 and more"
             expect(valid, f"{stage}.sampling.{name}", value, expected)
     levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
     levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
@@ -80,7 +81,7 @@ def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What weights and config must agree in, by dotted name: the models, and what the anchor stage predicts."""
-    models = {component: {"model": config.get(component, {}).get("model")} for component in build.COMPONENTS}
+    models = {component: {"model": config.get(component, {}).get("model")} for component in build.components_of(config)}
     models["anchor"]["loss"] = {"prediction": config.get("anchor", {}).get("loss", {}).get("prediction")}
     leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
     return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}

@@ -48,7 +48,7 @@ class Result:
 
 
 class System:
-    """The four trained components and the settings they are used with.
+    """The trained components and the settings they are used with.
 
     ``system(image)`` runs the cascade; the stages are methods of their own.
     """
@@ -59,6 +59,7 @@ class System:
         self.estimator: Any = modules["normals"]
         self.anchor_stage: Any = modules["anchor"]
         self.interpolation_stage: Any = modules["interpolation"]
+        self.interpolation_autoencoder: Any = modules.get("interpolation_autoencoder", modules["autoencoder"])
 
     @property
     def size(self) -> int:
@@ -142,7 +143,7 @@ class System:
         """Stage 2 (:func:`e3d_jax.sampling.interpolation.sample`) with this system's settings."""
         sampling = self.config["interpolation"]["sampling"]
         sampled = interpolation_sampling.sample(
-            self.interpolation_stage, self.autoencoder, anchors, key, progress=progress, **sampling
+            self.interpolation_stage, self.interpolation_autoencoder, anchors, key, progress=progress, **sampling
         )
         return _with_alpha(sampled)
 
@@ -159,7 +160,7 @@ class System:
         decoded = np.asarray(images.decode_normal(normals[..., :3])) * (normals[..., 3:] > 0.5)
         return structs.ViewSet(
             rgba=rgba,
-            cameras=cameras.ring(self.size),
+            cameras=cameras.ring(self.size, radius=self.config["reconstruction"].get("radius", cameras.RADIUS)),
             normal_views=cameras.ANCHORS,
             normals=decoded.astype(np.float32),
             anchors=cameras.ANCHORS,
@@ -191,12 +192,13 @@ def load(name_or_folder: str | os.PathLike, config: Mapping[str, Any] | None = N
             "to match"
         )
     dtype = jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
-    return System(config, {name: _load_component(path, name, config, dtype) for name in build.COMPONENTS})
+    return System(config, {name: _load_component(path, name, config, dtype) for name in build.components_of(config)})
 
 
 def _load_component(path: pathlib.Path, name: build.Component, config, dtype) -> nnx.Module:
     # Shapes only: initial values would be computed just to be thrown away.
-    module = nnx.eval_shape(lambda: build.build(name, config[name]["model"], dtype=dtype, rngs=nnx.Rngs(0)))
+    types = {"dtype": dtype, "param_dtype": dtype}
+    module = nnx.eval_shape(lambda: build.build(name, config[name]["model"], **types, rngs=nnx.Rngs(0)))
     folder.load(path, name, module)
     return module
 

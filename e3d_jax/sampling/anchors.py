@@ -1,11 +1,10 @@
 """Stage 1: from an image-normal pair to eight anchor views and their normal maps."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from e3d_jax import cameras
@@ -55,13 +54,14 @@ def sample(
     return _decode(module, jnp.moveaxis(state.sample, 1, 0))
 
 
-@nnx.jit
+@jax.jit
 def _condition(stage, module, pair):
     encoded = latents.encode(module, latents.network_image(pair, module.in_channels)) * module.scaling_factor
     return stage.condition(latents.network_image(pair), encoded)
 
 
-def _take_steps(stage, condition, state, plan, *, prediction):
+@functools.partial(jax.jit, static_argnames="prediction")
+def _advance(stage, condition, state, plan, *, prediction):
     def predict(sample, level):
         output = stage(sample, jnp.full(sample.shape[1], level.time), condition)
         return denoiser.clean(prediction, output.astype(jnp.float32), sample, level)
@@ -69,5 +69,4 @@ def _take_steps(stage, condition, state, plan, *, prediction):
     return samplers.advance(predict, state, plan)
 
 
-_advance: Any = nnx.jit(_take_steps, static_argnames="prediction")
-_decode = nnx.jit(latents.decode)
+_decode = jax.jit(latents.decode)

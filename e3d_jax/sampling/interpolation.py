@@ -5,7 +5,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from e3d_jax import cameras
@@ -68,7 +67,7 @@ def sample(
     return views[:, np.argsort(VIEWS[:, NEW_FRAMES].ravel())]
 
 
-@nnx.jit
+@jax.jit
 def _condition(stage, module, anchors, key, strength, told):
     image = latents.network_image(anchors, module.in_channels)
     image = image + strength * jax.random.normal(key, image.shape)
@@ -78,7 +77,7 @@ def _condition(stage, module, anchors, key, strength, told):
     return stage.condition(flat(first), flat(encoded), jnp.full(encoded.shape[0] * len(WINDOWS), told))
 
 
-@nnx.jit
+@jax.jit
 def _advance(stage, condition, state, plan):
     def predict(sample, level):
         output = stage(sample, jnp.full(len(sample), level.time), condition)
@@ -87,4 +86,4 @@ def _advance(stage, condition, state, plan):
     return samplers.advance(predict, state, plan)
 
 
-_decode = nnx.jit(latents.decode)
+_decode = jax.jit(latents.decode)

@@ -1,0 +1,180 @@
+"""The command line: every flag and picture that can be wrong, with a stand-in for the expensive stages."""
+
+import importlib.util
+import pathlib
+import sys
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_outputs
+from absl import flags
+from flax import nnx
+from PIL import Image
+
+from e3d_jax import outputs, system
+from e3d_jax.models import build
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+class FacingNormals(nnx.Module):
+    def __call__(self, rgba):
+        return jnp.broadcast_to(jnp.array([1.0, 0, 0]), (*rgba.shape[:3], 3))
+
+
+class Cheap(system.System):
+    """Reads and frames pictures as the real system does; the rest is made up."""
+
+    def __init__(self, config):
+        super().__init__(config, dict.fromkeys(build.COMPONENTS, FacingNormals()))
+
+    def __call__(self, image, *, normal=None, seed=0, progress=False):
+        self.prepare(image, normal)
+        return test_outputs.small_result()
+
+
+@pytest.fixture
+def infer(monkeypatch, tmp_path):
+    """Runs infer.py on a command line in this process; flags are global, so they are taken back afterwards."""
+    known = set(flags.FLAGS)
+    monkeypatch.setattr(outputs, "TURNTABLE_FRAMES", 2)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("infer", ROOT / "infer.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "infer", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module.jax.config, "update", lambda *_: None)
+
+    def run(*arguments):
+        command = ["infer.py", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)  # Settings of the config are read from there.
+        module.main(module.parse_flags(command))
+
+    yield run
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
+
+
+@pytest.fixture
+def cheap(infer, monkeypatch):
+    monkeypatch.setattr(system, "load", lambda weights, config: Cheap(config))
+    return infer
+
+
+def disc(path, mode="RGBA", size=64, **options):
+    y, x = np.mgrid[:size, :size]
+    inside = np.hypot(x - size / 2, y - size / 2) < size / 3
+    rgba = np.zeros((size, size, 4), np.uint8)
+    rgba[inside] = [200, 40, 40, 255]
+    if mode != "RGBA":
+        rgba[~inside] = 255
+    Image.fromarray(rgba).convert(mode).save(path, **options)
+    return path
+
+
+def message(infer, *arguments) -> str:
+    """What a refused command line says: one sentence, and the exit status is not zero."""
+    with pytest.raises(SystemExit) as stop:
+        infer(*arguments)
+    assert isinstance(stop.value.code, str), "a text, which exits with 1"
+    assert "\n" not in stop.value.code and stop.value.code.startswith("infer.py: ")
+    return stop.value.code
+
+
+# -- The right result -------------------------------------------------------------------------------------------------
+
+
+def test_writes_a_folder_an_image_and_says_where(cheap, tmp_path, capsys):
+    cheap(disc(tmp_path / "a.png"), disc(tmp_path / "b.webp"), "--out=out/new", "--seed=3")
+    assert {path.name for path in (tmp_path / "out/new").iterdir()} == {"a", "b"}
+    assert "out/new/a/mesh.glb" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["opaque.jpg", "grey.png", "palette.png", "cmyk.jpg"])
+def test_kinds_of_pictures(cheap, tmp_path, name):
+    modes = {"opaque.jpg": "RGB", "grey.png": "L", "palette.png": "P", "cmyk.jpg": "CMYK"}
+    path = tmp_path / name
+    if modes[name] == "CMYK":
+        Image.open(disc(tmp_path / "source.png", "RGB")).convert("CMYK").save(path)
+    else:
+        disc(path, modes[name])
+    cheap(path, "--out=out")
+    assert (tmp_path / "out" / path.stem / "mesh.glb").exists()
+
+
+def test_an_animation_gives_its_first_frame_and_a_warning(cheap, tmp_path):
+    frames = [Image.open(disc(tmp_path / f"{i}.png", "RGB", 64 + i)).resize((64, 64)) for i in range(2)]
+    frames[0].save(tmp_path / "turning.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="animated"):
+        cheap(tmp_path / "turning.gif", "--out=out")
+    assert (tmp_path / "out/turning/report.json").exists()
+
+
+def test_normal_map(cheap, tmp_path):
+    cheap(disc(tmp_path / "a.png"), "--out=out", f"--normal={disc(tmp_path / 'n.png', 'RGB')}")
+    assert (tmp_path / "out/a").is_dir()
+
+
+# -- One bad picture does not stop the others --------------------------------------------------------------------------
+
+
+def test_the_other_images_finish(cheap, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("hello")
+    whole = disc(tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGBA", (64, 64)).save(tmp_path / "clear.png")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    busy = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(busy).save(tmp_path / "busy.png")
+    bad = ["text.png", "half.png", "clear.png", "bomb.png", "busy.png", "missing.png"]
+    said = message(cheap, *bad, "whole.png", "--out=out")
+    assert said == "infer.py: 6 of 7 images failed"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole"], "and nothing half-written"
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].strip() for line in errors] == bad, "one line each"
+
+
+def test_a_failed_rerun_keeps_the_result(cheap, tmp_path):
+    cheap(disc(tmp_path / "a.png"), "--out=out")
+    Image.new("RGBA", (1, 1)).save(tmp_path / "a.png")
+    message(cheap, "a.png", "--out=out")
+    assert (tmp_path / "out/a/mesh.glb").exists()
+
+
+def test_a_folder_of_the_user_is_found_before_the_work(infer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(system, "load", lambda weights, config: pytest.fail)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/notes.txt").touch()
+    message(infer, disc(tmp_path / "a.png"), "--out=.")
+    assert "no earlier result" in capsys.readouterr().err
+
+
+# -- Command lines that are refused, before anything heavy is loaded -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out=out"], "no image given"),
+        (["a.png"], "--out must have a value"),
+        (["a.png", "b.png", "--normal=n.png", "--out=out"], "--normal goes with one image, 2 are given"),
+        (["a.png", "sub/a.jpg", "--out=out"], "several images are named"),
+        (["a.png", "--out=file/out"], "cannot write to file/out"),
+        (["a.png", "--out=out", "--seed=-1"], "not an integer in the range"),
+        (["a.png", "--out=out", "--seed=4294967296"], "not an integer in the range"),
+        (["a.png", "--out=out", "--bogus=1"], "Unknown command line flag 'bogus'"),
+        (["a.png", "--out=out", "--config.siez=64"], "no setting 'siez'; Did you mean \"size\""),
+        (["a.png", "--out=out", "--config.size=many"], "invalid literal"),
+        (["a.png", "--out=out", "--config=nowhere.py"], "No such file or directory: 'nowhere.py'"),
+        (["a.png", "--out=out", f"--config={ROOT}/configs/mini.py:big"], "no variant 'big'"),
+        (["a.png", "--out=out", "--config.anchor.sampling.num_steps=0"], "num_steps is 0; expected 1 to 999"),
+        (["a.png", "--out=out", "--config.anchor.sampling.sampler=magic"], "expected one of ddim, euler"),
+        (["a.png", "--out=out", "--weights=nowhere"], "no weights at 'nowhere'"),
+    ],
+)
+def test_refused(infer, tmp_path, arguments, said):
+    (tmp_path / "file").touch()
+    assert said in message(infer, *arguments)

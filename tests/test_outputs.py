@@ -1,0 +1,192 @@
+"""The folder of a result."""
+
+import json
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from e3d_jax import cameras, outputs, structs, system
+from e3d_jax.mesh import export
+from e3d_jax.reconstruction import views_io
+
+SIZE = 16
+FILES = {"input.png", "input_normal.png", "mesh.glb", "contact_sheet.png", "turntable.gif", "report.json"}
+VIEWS = {f"views/rgb_{view:02d}.png" for view in range(32)} | {
+    f"views/normal_{view:02d}.png" for view in range(0, 32, 4)
+}
+STAGES = ("input", "anchors", "interpolation", "reconstruction")
+
+
+def small_result() -> system.Result:
+    """A green ball, as views that merely have the right shapes."""
+    ball = trimesh.creation.icosphere(2, 0.4)
+    rgba = np.zeros((32, SIZE, SIZE, 4), np.float32)
+    rgba[:, 4:12, 4:12] = [0, 0.8, 0, 1]
+    normals = np.zeros((8, SIZE, SIZE, 3), np.float32)
+    normals[:, 4:12, 4:12, 0] = 1
+    return system.Result(
+        input=rgba[0],
+        input_normal=rgba[0],
+        views=structs.ViewSet(rgba, cameras.ring(SIZE), cameras.ANCHORS, normals, cameras.ANCHORS),
+        mesh=structs.Mesh(
+            ball.vertices.astype(np.float32),
+            ball.faces.astype(np.int32),
+            np.tile(np.float32([0, 0.8, 0]), (len(ball.vertices), 1)),
+        ),
+        seconds=dict.fromkeys(STAGES, 0.1),
+        peak_memory=dict.fromkeys(STAGES, 1.0),
+    )
+
+
+def write(folder):
+    outputs.write_result(folder, small_result(), seed=7, config={"size": SIZE, "widths": (1, 2)})
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def short_turntable(monkeypatch):
+    monkeypatch.setattr(outputs, "TURNTABLE_FRAMES", 3)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "ball"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "TURNTABLE_FRAMES", 3)
+        write(folder)
+    return folder
+
+
+def test_all_files(written):
+    assert files(written) == FILES | VIEWS | {"views/transforms.json"}
+    assert [path.name for path in written.parent.iterdir()] == ["ball"], "nothing temporary stays"
+
+
+def test_views_read_back(written):
+    views = views_io.read_views(written / "views")
+    np.testing.assert_allclose(views.cameras.world_from_cam, cameras.ring(SIZE).world_from_cam, atol=1e-6)
+    np.testing.assert_array_equal(views.anchors, cameras.ANCHORS)
+    np.testing.assert_allclose(views.rgba, small_result().views.rgba, atol=1 / 255)
+
+
+def test_transforms_are_opengl_poses(written):
+    frame = json.loads((written / "views/transforms.json").read_text())["frames"][0]
+    pose = np.array(frame["transform_matrix"])
+    np.testing.assert_allclose(pose[:3, 2], pose[:3, 3] / np.linalg.norm(pose[:3, 3]), atol=1e-5)  # +z looks back
+
+
+def test_mesh_reads_back(written):
+    mesh = export.read_mesh(written / "mesh.glb")
+    np.testing.assert_allclose(mesh.colors[0], [0, 0.8, 0], atol=1 / 255)
+    assert trimesh.Trimesh(mesh.vertices, mesh.faces).volume > 0.2, "faces are outward"
+
+
+def test_turntable_is_an_endless_animation(written):
+    with Image.open(written / "turntable.gif") as animation:
+        assert animation.n_frames == 3 and animation.info["loop"] == 0
+
+
+def test_contact_sheet_has_six_rows_of_eight(written):
+    with Image.open(written / "contact_sheet.png") as sheet:
+        assert sheet.size == (8 * SIZE, 6 * SIZE)
+        assert sheet.getpixel((SIZE // 2, SIZE // 2)) == (0, 204, 0)
+
+
+def test_report_is_complete(written):
+    report = json.loads((written / "report.json").read_text())
+    assert report["seed"] == 7 and report["config"] == {"size": SIZE, "widths": [1, 2]}
+    assert set(report["seconds"]) == set(report["peak_memory_gb"]) == set(STAGES)
+    assert {"e3d_jax", "python", "jax", "flax"} <= set(report["versions"])
+    assert report["device"]["platform"] == "cpu"
+
+
+def test_an_earlier_result_is_replaced(tmp_path):
+    target = tmp_path / "ball"
+    target.mkdir()
+    (target / "report.json").write_text("{}")
+    (target / "stale.png").touch()
+    write(target)
+    assert not (target / "stale.png").exists() and (target / "mesh.glb").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["ball"]
+
+
+def test_nothing_has_the_final_name_before_all_is_written(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(outputs, "report", lambda *_, **__: names.extend(path.name for path in tmp_path.iterdir()))
+    write(tmp_path / "ball")
+    assert len(names) == 1 and names[0].startswith(".ball.")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_keeps_the_earlier_result(tmp_path, monkeypatch, error):
+    target = tmp_path / "ball"
+    write(target)
+    (target / "report.json").write_text("earlier")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(outputs, "write_turntable", fail)
+    with pytest.raises(type(error)):
+        write(target)
+    assert (target / "report.json").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["ball"]
+
+
+def test_a_failed_rename_keeps_the_earlier_result(tmp_path, monkeypatch):
+    target = tmp_path / "ball"
+    write(target)
+    (target / "report.json").write_text("earlier")
+    replace = outputs.os.replace
+
+    def fail(source, destination):
+        if getattr(source, "name", "") == "partial":
+            raise OSError(5, "Input/output error")
+        replace(source, destination)
+
+    monkeypatch.setattr(outputs.os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        write(target)
+    assert (target / "report.json").read_text() == "earlier"
+
+
+def test_a_full_disk_in_one_sentence(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs, "write_turntable", fail)
+    with pytest.raises(OSError, match=r"cannot write .*ball \(No space left on device\); check the disk"):
+        write(tmp_path / "ball")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_result_is_not_replaced(tmp_path, kind):
+    target = tmp_path / "ball"
+    precious = target
+    if kind == "folder":
+        target.mkdir()
+        precious = target / "thesis.tex"
+    precious.write_text("precious")
+    with pytest.raises(FileExistsError, match="no earlier result"):
+        write(target)
+    assert precious.read_text() == "precious"
+
+
+def test_an_empty_folder_may_be_replaced(tmp_path):
+    outputs.check_replaceable(tmp_path)
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to .*choose another folder"):
+        outputs.check_writable(tmp_path / "file" / "out")
+
+
+def test_check_writable_leaves_nothing_behind(tmp_path):
+    outputs.check_writable(tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
