@@ -111,7 +111,8 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     """
     size = result.input.shape[0]
     looks = preview.render_mesh(result.mesh, cameras.ring(size, 6))
-    normals = images.encode_normal(result.views.normals, np.linalg.norm(result.views.normals, axis=-1) > 0)
+    known = np.asarray(result.views.normals.any(-1), np.float32)
+    normals = np.asarray(images.encode_normal(result.views.normals, known))
     rows: list[list[np.ndarray]] = [
         [result.input, result.input_normal, *looks],
         *(list(row) for row in np.split(result.views.rgba, 4)),

@@ -40,6 +40,5 @@ def write_pipelines(folder):
     for stage, components in PIPELINES.items():
         for name, source in components.items():
             write(source, folder / stage / name)
-        index = {"_class_name": stage} | dict.fromkeys(components, ["library", "class"])
-        (folder / stage / "model_index.json").write_text(json.dumps(index))
+        (folder / stage / "model_index.json").write_text("{}")
     return {stage: folder / stage for stage in PIPELINES}

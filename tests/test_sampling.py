@@ -38,10 +38,10 @@ def anchor_latents(load):
     stage = stages.AnchorStage(load("anchor_unet"), load("image_encoder"))
     autoencoder = load("autoencoder")
     pair = np.stack([channels_last(name)[0] / 255 for name in ("image", "normal")])
-    condition = anchors._condition(stage, autoencoder, opaque(pair)[None])
+    condition = anchors.make_condition(stage, autoencoder, opaque(pair)[None])
     start = samplers.begin(jnp.asarray(channels_last("anchor_init_latents").reshape(2, 1, 8, 8, 8, 4)))
     plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])
-    return anchors._advance(stage, condition, start, plan, prediction="epsilon").sample, autoencoder
+    return anchors.take_steps(stage, condition, start, plan, prediction="epsilon").sample, autoencoder
 
 
 def test_anchor_latents(anchor_latents):
@@ -60,8 +60,12 @@ def window(load):
     """The interpolation stage, and its condition for a window of anchors 0, 1 and 2."""
     stage = stages.InterpolationStage(load("interpolation_unet"), load("interpolation_image_encoder"))
     # The ring's first window runs from anchor 7 over 0 to 1.
-    pictures = jnp.zeros((1, 8, 64, 64, 4)).at[0, jnp.array([7, 0, 1])].set(opaque(channels_last("anchor_images_4steps")))
-    condition = interpolation._condition(stage, load("temporal_autoencoder"), pictures, jax.random.key(0), 0.0, 0.02)
+    pictures = (
+        jnp.zeros((1, 8, 64, 64, 4)).at[0, jnp.array([7, 0, 1])].set(opaque(channels_last("anchor_images_4steps")))
+    )
+    condition = interpolation.make_condition(
+        stage, load("temporal_autoencoder"), pictures, jax.random.key(0), 0.0, 0.02
+    )
     return stage, jax.tree.map(lambda x: x[:1], condition)
 
 
@@ -74,7 +78,7 @@ def test_window_latents(window):
     stage, condition = window
     plan = samplers.plan(schedules.karras_grid(4, noise_max=700.0), samplers.ORDERS["euler"])
     start = samplers.begin(jnp.asarray(channels_last("interp_init_latents")))
-    sample = interpolation._advance(stage, condition, start, plan).sample
+    sample = interpolation.take_steps(stage, condition, start, plan).sample
     assert relative_error(sample, channels_last("interp_latents_4steps")) < TOLERANCE
 
 
@@ -99,7 +103,7 @@ def test_a_temporal_decoder_sees_the_frames_of_each_window_together():
     sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_groups": 4, "temporal_decoder": True}
     module = build.build("interpolation_autoencoder", sizes, rngs=nnx.Rngs(0))
     z = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 4))
-    alone = jax.jit(lambda module, z: latents.picture(module.decode(z, num_frames=3)))(module, z[1] / module.scaling_factor)
+    alone = jax.jit(lambda module, z: latents.picture(module.decode(z, num_frames=3)))(
+        module, z[1] / module.scaling_factor
+    )
     np.testing.assert_allclose(jax.jit(latents.decode)(module, z)[1], alone, atol=1e-5)
-
-

@@ -40,7 +40,6 @@ def decode(module: autoencoder.Autoencoder, latents: Float[Array, "*b hl wl z"])
     """
     together = latents.shape[-4] if module.temporal_decoder else 1
     groups = latents.reshape(-1, together, *latents.shape[-3:]) / module.scaling_factor
-    images = jax.lax.map(
-        lambda z: picture(module.decode(z, num_frames=together)), groups, batch_size=max(1, min(8 // together, len(groups)))
-    )
+    at_once = max(1, min(8 // together, len(groups)))
+    images = jax.lax.map(lambda z: picture(module.decode(z, num_frames=together)), groups, batch_size=at_once)
     return images.reshape(*latents.shape[:-3], *images.shape[-3:])

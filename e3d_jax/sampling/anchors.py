@@ -42,26 +42,38 @@ def sample(
       Colour views and encoded normal maps: RGBA, or RGB over white from a three-channel autoencoder.
     """
     plan = samplers.plan(schedules.ddim_grid(num_steps), samplers.ORDERS[sampler])
-    condition = _condition(stage, module, pair)
+    condition = make_condition(stage, module, pair)
     domains, batch, *latent = condition.latents.shape
     noise = jax.random.normal(key, (domains, batch, cameras.NUM_ANCHORS, *latent))
     state = samplers.begin(noise)
     for start in range(0, len(plan), CHUNK):
         part = plan[start : start + CHUNK]
-        state = _advance(stage, condition, state, part, prediction=prediction)
+        state = take_steps(stage, condition, state, part, prediction=prediction)
         jax.block_until_ready(state)
         progress(len(part))
     return _decode(module, jnp.moveaxis(state.sample, 1, 0))
 
 
 @jax.jit
-def _condition(stage, module, pair):
+def make_condition(
+    stage: stages.AnchorStage, module: autoencoder.Autoencoder, pair: Float[Array, "b 2 h w 4"]
+) -> stages.AnchorCondition:
+    """What the stage knows of input pictures and their normal maps; arguments as for :func:`sample`."""
     encoded = latents.encode(module, latents.network_image(pair, module.in_channels)) * module.scaling_factor
     return stage.condition(latents.network_image(pair), encoded)
 
 
 @functools.partial(jax.jit, static_argnames="prediction")
-def _advance(stage, condition, state, plan, *, prediction):
+def take_steps(
+    stage: stages.AnchorStage,
+    condition: stages.AnchorCondition,
+    state: samplers.Progress,
+    plan: samplers.Plan,
+    *,
+    prediction: denoiser.Prediction,
+) -> samplers.Progress:
+    """Denoise the eight views of both domains, [d b v h w c], along a plan or a part of it."""
+
     def predict(sample, level):
         output = stage(sample, jnp.full(sample.shape[1], level.time), condition)
         return denoiser.clean(prediction, output.astype(jnp.float32), sample, level)

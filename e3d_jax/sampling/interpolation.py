@@ -51,12 +51,12 @@ def sample(
     plan = samplers.plan(schedules.karras_grid(num_steps, noise_max=noise_max), samplers.ORDERS[sampler])
     key_anchor, key_noise = jax.random.split(key)
     told_noise = anchor_noise if told_noise is None else told_noise
-    condition = _condition(stage, module, anchors, key_anchor, anchor_noise, told_noise)
+    condition = make_condition(stage, module, anchors, key_anchor, anchor_noise, told_noise)
     windows, _, *latent = condition.latents.shape
     state = samplers.begin(jax.random.normal(key_noise, (windows, cameras.WINDOW_FRAMES, *latent)))
     for start in range(0, len(plan), anchor_sampling.CHUNK):
         part = plan[start : start + anchor_sampling.CHUNK]
-        state = _advance(stage, condition, state, part)
+        state = take_steps(stage, condition, state, part)
         jax.block_until_ready(state)
         progress(len(part))
     if module.temporal_decoder:
@@ -68,7 +68,15 @@ def sample(
 
 
 @jax.jit
-def _condition(stage, module, anchors, key, strength, told):
+def make_condition(
+    stage: stages.InterpolationStage,
+    module: autoencoder.Autoencoder,
+    anchors: Float[Array, "b 8 h w 4"],
+    key: jax.Array,
+    strength: float | Float[Array, ""],
+    told: float | Float[Array, ""],
+) -> stages.WindowCondition:
+    """What the stage knows of the four windows between anchors; noise of deviation ``strength`` is added to them."""
     image = latents.network_image(anchors, module.in_channels)
     image = image + strength * jax.random.normal(key, image.shape)
     first = image[:, WINDOWS[:, 0], ..., :3]
@@ -78,7 +86,11 @@ def _condition(stage, module, anchors, key, strength, told):
 
 
 @jax.jit
-def _advance(stage, condition, state, plan):
+def take_steps(
+    stage: stages.InterpolationStage, condition: stages.WindowCondition, state: samplers.Progress, plan: samplers.Plan
+) -> samplers.Progress:
+    """Denoise the frames of windows, [b t h w c], along a plan or a part of it."""
+
     def predict(sample, level):
         output = stage(sample, jnp.full(len(sample), level.time), condition)
         return denoiser.clean("v", output.astype(jnp.float32), sample, level)

@@ -5,6 +5,7 @@ and its values by a change of layout (channels first to channels last).
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,12 +13,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import nnx
 
 from e3d_jax.models import anchor, autoencoder, image_encoder, interpolation
+from e3d_jax.weights import tensors as tensor_files
 
-Tensors = dict[str, np.ndarray]
 ParameterPath = tuple[Any, ...]
 
 
@@ -28,6 +28,7 @@ class Component:
     Attributes:
       module: its class.
       arguments: the arguments of the class from the contents of ``config.json``.
+      config: inverse of ``arguments``; the entries of ``config.json`` that depend on them.
       renames: (ours, theirs) substrings of dotted names, applied in order.
       pointwise: our linear layers that are stored as 1x1 convolutions.
       ignored: tensors that may be in the files and carry no weights.
@@ -35,53 +36,71 @@ class Component:
 
     module: type[Any]
     arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
     renames: tuple[tuple[str, str], ...] = ((".to_out.", ".to_out.0."),)
     pointwise: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
 
-def _unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    same = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
-    levels = tuple(kind.startswith("CrossAttn") for kind in config["down_block_types"])
-    return {name: config[name] for name in same} | {"attention_levels": levels}
+UNET = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
+AUTOENCODER = ("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block")
+# (ours, theirs)
+ANCHOR = {
+    # Despite its name the entry is the number of heads, as in Stable Diffusion 1.x.
+    "heads": "attention_head_dim",
+    "class_embed_dim": "projection_class_embeddings_input_dim",
+    "norm_groups": "norm_num_groups",
+}
+INTERPOLATION = {
+    "heads": "num_attention_heads",
+    "added_time_dim": "addition_time_embed_dim",
+    "class_embed_dim": "projection_class_embeddings_input_dim_",
+}
+IMAGE_ENCODER = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "in_channels": "num_channels",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "projection_dim": "projection_dim",
+    "activation": "hidden_act",
+}
 
 
-def _anchor_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _unet_arguments(config) | {
-        # Despite its name the entry is the number of heads, as in Stable Diffusion 1.x.
-        "heads": config["attention_head_dim"],
-        "class_embed_dim": config["projection_class_embeddings_input_dim"],
-        "norm_groups": config["norm_num_groups"],
-    }
+def _unet_arguments(config: Mapping[str, Any], more: Mapping[str, str]) -> dict[str, Any]:
+    levels = [kind.startswith("CrossAttn") for kind in config["down_block_types"]]
+    ours = {name: config[name] for name in UNET} | {name: config[theirs] for name, theirs in more.items()}
+    return ours | {"attention_levels": levels}
 
 
-def _interpolation_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _unet_arguments(config) | {
-        "heads": config["num_attention_heads"],
-        "added_time_dim": config["addition_time_embed_dim"],
-        "class_embed_dim": config["projection_class_embeddings_input_dim_"],
-    }
+def _unet_config(arguments: Mapping[str, Any], more: Mapping[str, str], kind: str, plain: str) -> dict[str, Any]:
+    def blocks(direction: str) -> list[str]:
+        with_attention, without = f"CrossAttn{direction}Block{kind}", f"{direction}Block{plain}"
+        return [with_attention if attention else without for attention in arguments["attention_levels"]]
+
+    theirs = {name: arguments[name] for name in UNET} | {theirs: arguments[name] for name, theirs in more.items()}
+    return theirs | {"down_block_types": blocks("Down"), "up_block_types": blocks("Up")[::-1]}
 
 
 def _autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    same = ("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block")
-    return {name: config[name] for name in same} | {
+    return {name: config[name] for name in AUTOENCODER} | {
         "scaling_factor": config["scaling_factor"],
         "norm_groups": config.get("norm_num_groups", 32),
     }
 
 
-def _image_encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "image_size": config["image_size"],
-        "patch_size": config["patch_size"],
-        "in_channels": config["num_channels"],
-        "hidden_size": config["hidden_size"],
-        "intermediate_size": config["intermediate_size"],
-        "num_layers": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "projection_dim": config["projection_dim"],
-        "activation": config["hidden_act"],
+def _autoencoder_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: arguments[name] for name in (*AUTOENCODER, "scaling_factor")} | {
+        "down_block_types": ["DownEncoderBlock2D"] * len(arguments["block_out_channels"]),
+    }
+
+
+def _spatial_autoencoder_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return _autoencoder_config(arguments) | {
+        "norm_num_groups": arguments["norm_groups"],
+        "up_block_types": ["UpDecoderBlock2D"] * len(arguments["block_out_channels"]),
     }
 
 
@@ -91,18 +110,31 @@ _TRANSFORMER += tuple((f".{ff}.out.", f".{ff}.net.2.") for ff in ("ff", "ff_in",
 
 COMPONENTS = {
     "UNetMV2DConditionModel": Component(
-        anchor.AnchorUNet, _anchor_arguments, renames=_TRANSFORMER, pointwise=("proj_in", "proj_out")
+        anchor.AnchorUNet,
+        lambda config: _unet_arguments(config, ANCHOR),
+        lambda arguments: _unet_config(arguments, ANCHOR, "MV2D", "2D"),
+        renames=_TRANSFORMER,
+        pointwise=("proj_in", "proj_out"),
     ),
     "UNetSpatioTemporalConditionModel": Component(
-        interpolation.InterpolationUNet, _interpolation_arguments, renames=_TRANSFORMER
+        interpolation.InterpolationUNet,
+        lambda config: _unet_arguments(config, INTERPOLATION),
+        lambda arguments: (
+            _unet_config(arguments, INTERPOLATION, "SpatioTemporal", "SpatioTemporal")
+            | {"projection_class_embeddings_input_dim": 3 * arguments["added_time_dim"]}
+        ),
+        renames=_TRANSFORMER,
     ),
-    "AutoencoderKL": Component(autoencoder.Autoencoder, _autoencoder_arguments),
+    "AutoencoderKL": Component(autoencoder.Autoencoder, _autoencoder_arguments, _spatial_autoencoder_config),
     "AutoencoderKLTemporalDecoder": Component(
-        autoencoder.Autoencoder, lambda config: _autoencoder_arguments(config) | {"temporal_decoder": True}
+        autoencoder.Autoencoder,
+        lambda config: _autoencoder_arguments(config) | {"temporal_decoder": True},
+        _autoencoder_config,
     ),
     "CLIPVisionModelWithProjection": Component(
         image_encoder.ImageEncoder,
-        _image_encoder_arguments,
+        lambda config: {ours: config[theirs] for ours, theirs in IMAGE_ENCODER.items()},
+        lambda arguments: {theirs: arguments[ours] for ours, theirs in IMAGE_ENCODER.items()},
         renames=(
             *((f".to_{x}.", f".{x}_proj.") for x in "qkv"),
             (".to_out.", ".out_proj."),
@@ -115,8 +147,8 @@ COMPONENTS = {
 }
 
 
-def component_of(config: Mapping[str, Any]) -> Component:
-    """The kind of component that a ``config.json`` describes.
+def kind_of(config: Mapping[str, Any]) -> str:
+    """The class that a ``config.json`` describes, a key of ``COMPONENTS``.
 
     Raises:
       ValueError: it is none that we know.
@@ -124,7 +156,12 @@ def component_of(config: Mapping[str, Any]) -> Component:
     name = config.get("_class_name", "CLIPVisionModelWithProjection" if "hidden_act" in config else None)
     if name not in COMPONENTS:
         raise ValueError(f"the configuration describes a {name!r}; expected one of {', '.join(COMPONENTS)}")
-    return COMPONENTS[name]
+    return name
+
+
+def component_of(config: Mapping[str, Any]) -> Component:
+    """The kind of component that a ``config.json`` describes; raises as :func:`kind_of`."""
+    return COMPONENTS[kind_of(config)]
 
 
 def tensor_name(path: ParameterPath, component: Component) -> str:
@@ -136,13 +173,29 @@ def tensor_name(path: ParameterPath, component: Component) -> str:
     return name
 
 
-def _to_ours(tensor: np.ndarray, path: ParameterPath, component: Component) -> np.ndarray:
+def released_shape(shape: tuple[int, ...], path: ParameterPath, component: Component) -> tuple[int, ...]:
+    """The shape in the files of a parameter of ours: [*window, in, out] becomes [out, in, *window]."""
+    if path[-1] != "kernel":
+        return shape
+    window = (1, 1) if path[-2] in component.pointwise else shape[:-2]
+    return (shape[-1], shape[-2], *window)
+
+
+def to_ours(tensor: np.ndarray, path: ParameterPath, component: Component) -> np.ndarray:
+    """A tensor of the files in our layout."""
     if path[-1] != "kernel":
         return tensor
-    if len(path) > 1 and path[-2] in component.pointwise and tensor.shape[2:] == (1, 1):
+    if path[-2] in component.pointwise:
         tensor = tensor[:, :, 0, 0]
-    # [out, in, *window] to [*window, in, out].
-    return tensor.transpose(*range(2, tensor.ndim), 1, 0) if tensor.ndim > 1 else tensor
+    return tensor.transpose(*range(2, tensor.ndim), 1, 0)
+
+
+def to_released(array: np.ndarray, path: ParameterPath, component: Component) -> np.ndarray:
+    """Inverse of :func:`to_ours`."""
+    if path[-1] != "kernel":
+        return array
+    array = array.transpose(-1, -2, *range(array.ndim - 2))
+    return array[..., None, None] if path[-2] in component.pointwise else array
 
 
 def parameters(module: nnx.Module) -> dict[ParameterPath, Any]:
@@ -150,32 +203,30 @@ def parameters(module: nnx.Module) -> dict[ParameterPath, Any]:
     return {path: variable for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))}
 
 
-def assign(module: nnx.Module, tensors: Mapping[str, np.ndarray], component: Component) -> None:
-    """Put tensors in the released layout into a module; each is cast to the type of its parameter.
+def match(
+    module: nnx.Module, tensors: Mapping[str, tensor_files.Tensor], component: Component
+) -> dict[ParameterPath, tensor_files.Tensor]:
+    """The tensors of the files in our layout, by the path of their parameter; nothing is read yet.
 
     Raises:
       ValueError: tensors are missing, unknown or of another shape; all of them are named.
     """
     ours = {tensor_name(path, component): (path, variable) for path, variable in parameters(module).items()}
-    theirs = {name: tensor for name, tensor in tensors.items() if name not in component.ignored}
-    problems = [f"missing {name}" for name in sorted(ours.keys() - theirs.keys())]
-    problems += [f"unknown {name}" for name in sorted(theirs.keys() - ours.keys())]
-    values = {}
-    for name in sorted(ours.keys() & theirs.keys()):
+    problems = [f"missing {name}" for name in sorted(ours.keys() - tensors.keys())]
+    problems += [f"unknown {name}" for name in sorted(tensors.keys() - ours.keys())]
+    matched = {}
+    for name in sorted(ours.keys() & tensors.keys()):
         path, variable = ours[name]
-        value = _to_ours(theirs[name], path, component)
-        if value.shape != variable.shape:
-            problems.append(f"{name} has shape {theirs[name].shape}, in our layout {value.shape} not {variable.shape}")
-        values[path] = (variable, value)
+        expected = released_shape(variable.shape, path, component)
+        if tensors[name].shape != expected:
+            problems.append(f"{name} has shape {tensors[name].shape}, expected {expected}")
+        matched[path] = tensors[name].map(variable.shape, functools.partial(to_ours, path=path, component=component))
     if problems:
         raise ValueError(
             f"the weights do not fit {component.module.__name__} of this configuration; give the files that belong "
             f"to it: {'; '.join(problems)}"
         )
-    state: dict[Any, Any] = {
-        path: variable.replace(jnp.asarray(value, variable.dtype)) for path, (variable, value) in values.items()
-    }
-    nnx.update(module, nnx.from_flat_state(state))
+    return matched
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -192,27 +243,51 @@ def read_config(folder: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); copy the component folder again") from error
 
 
-def read_tensors(folder: Path | str) -> Tensors:
-    """Every tensor of a component folder's safetensors files, one file or the shards that an index names.
+def find_files(folder: Path | str) -> list[Path]:
+    """The safetensors files of a component folder: the shards that an index names, or one file.
 
     Raises:
-      OSError: there is no such file, or a shard is missing.
-      ValueError: a file is damaged.
+      OSError: there is none.
+      ValueError: there are pickles only, or the index is damaged.
     """
     folder = Path(folder)
-    index = sorted(folder.glob("*.safetensors.index.json"))
-    names = sorted(set(json.loads(index[0].read_text())["weight_map"].values())) if index else []
-    files = [folder / name for name in names] or sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"no *.safetensors in {folder}; give a component folder in diffusers' format")
-    tensors: Tensors = {}
-    for file in files:
+    index = folder.glob("*.safetensors.index.json")
+    for path in index:
         try:
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is not a whole safetensors file ({error}); copy it again") from error
-    return tensors
+            return [folder / name for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no index of safetensors files ({error}); copy it again") from error
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        # model.fp16.safetensors and the like are variants of model.safetensors.
+        dots = min(file.name.count(".") for file in files)
+        return [file for file in files if file.name.count(".") == dots]
+    pickles = sorted(file.name for kind in ("bin", "ckpt", "pt", "pth") for file in folder.glob(f"*.{kind}"))
+    if pickles:
+        raise ValueError(
+            f"{folder} holds only pickles ({', '.join(pickles)}), which can run code when they are read; "
+            "give the same weights as safetensors"
+        )
+    raise FileNotFoundError(f"no *.safetensors in {folder}; give a component folder in diffusers' format")
+
+
+def read_component(
+    folder: Path | str,
+) -> tuple[dict[str, Any], nnx.Module, dict[ParameterPath, tensor_files.Tensor]]:
+    """Configuration, module of shapes alone, and tensors (in our layout, not read yet) of a component folder.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: configuration and weights do not fit together, or a file is damaged.
+    """
+    config = read_config(folder)
+    module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    component = component_of(config)
+    try:
+        tensors = tensor_files.read_files(find_files(folder), component.ignored)
+        return config, module, match(module, tensors, component)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
 
 
 def build(
@@ -243,7 +318,8 @@ def load(folder: Path | str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp
       OSError: a file cannot be read.
       ValueError: configuration and weights do not fit together.
     """
-    config = read_config(folder)
+    config, _, tensors = read_component(folder)
     module = nnx.eval_shape(lambda: build(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
-    assign(module, read_tensors(folder), component_of(config))
+    for path, variable in parameters(module).items():
+        variable.set_value(jnp.asarray(tensors[path].read(), variable.dtype))
     return module

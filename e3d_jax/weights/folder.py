@@ -1,7 +1,7 @@
 """Weights folders: one system's weights as safetensors, with the config that they belong to.
 
     config.json                           the system's config (:mod:`configs`), as JSON
-    <component>-00001-of-00002.safetensors  tensors named by their path in the module, bfloat16
+    <component>-00001-of-00002.safetensors  tensors named by their path in the module
 
 Components are those of :mod:`e3d_jax.models.build`; training adds them to the folder one by one.
 """
@@ -9,14 +9,15 @@ Components are those of :mod:`e3d_jax.models.build`; training adds them to the f
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import safetensors
-import safetensors.flax
+import numpy as np
 from flax import nnx
 
 from e3d_jax.models import build
+from e3d_jax.weights import tensors
 
 CONFIG = "config.json"
 BUNDLED = pathlib.Path(__file__).parent
@@ -62,27 +63,55 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def save(folder: str | os.PathLike, component: build.Component, module: nnx.Module, config: dict[str, Any]) -> None:
     """Add a component's weights (rounded to bfloat16) and its part of the config to a weights folder."""
+    rounded = {
+        name: tensors.Tensor(
+            parameter.shape,
+            np.dtype(jnp.bfloat16),
+            lambda parameter=parameter: np.asarray(jnp.asarray(parameter[...], jnp.bfloat16)),
+        )
+        for name, parameter in sorted(_parameters(module).items())
+    }
+    write(folder, component, rounded, config, SHARD_BYTES)
+
+
+def write(
+    folder: str | os.PathLike,
+    component: build.Component,
+    contents: Mapping[str, tensors.Tensor],
+    config: dict[str, Any],
+    shard_bytes: int,
+) -> None:
+    """Add a component's tensors and its part of the config to a weights folder.
+
+    Raises:
+      OSError: the folder cannot be written.
+      ValueError: a tensor is not finite.
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, Any]] = [{}]
-    used = 0
-    for name, parameter in sorted(_parameters(module).items()):
-        tensor = jnp.asarray(parameter[...], jnp.bfloat16)
-        if used and used + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            used = 0
-        shards[-1][name] = tensor
-        used += tensor.nbytes
+    shards = tensors.split(contents, shard_bytes)
     names = [f"{component}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, tensors in zip(names, shards, strict=True):
-        safetensors.flax.save_file(tensors, folder / (name + ".incomplete"))
+    for name, shard in zip(names, shards, strict=True):
+        tensors.write(folder / name, shard)
     for stale in _shards(folder, component):
-        stale.unlink()
-    for name in names:
-        os.replace(folder / (name + ".incomplete"), folder / name)
+        if stale.name not in names:
+            stale.unlink()
     known = read_config(folder) if (folder / CONFIG).is_file() else {}
-    trained = {k: v for k, v in known.items() if k in build.COMPONENTS and _shards(folder, k)}
+    trained = {k: v for k, v in known.items() if k in build.components_of(known) and _shards(folder, k)}
     write_text(folder / CONFIG, json.dumps({**config, **trained, component: config[component]}, indent=2))
+
+
+def read(folder: pathlib.Path, component: build.Component) -> dict[str, tensors.Tensor]:
+    """A component's tensors by dotted path of their parameter, not read yet.
+
+    Raises:
+      FileNotFoundError: the folder lacks the component.
+      ValueError: a file is damaged.
+    """
+    files = _shards(folder, component)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights of the {component}; train that stage first")
+    return tensors.read_files(files)
 
 
 def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -> None:
@@ -92,25 +121,17 @@ def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -
       FileNotFoundError: the folder lacks the component.
       ValueError: a file is damaged, or tensors are missing, left over or of another shape; names every one.
     """
-    files = _shards(folder, component)
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no weights of the {component}; train that stage first")
-    tensors: dict[str, Any] = {}
-    for file in files:
-        try:
-            tensors.update(safetensors.flax.load_file(file))
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is damaged ({error}); restore the weights folder") from error
+    stored = read(folder, component)
     parameters = _parameters(module)
-    problems = [f"missing {name}" for name in sorted(parameters.keys() - tensors.keys())]
-    problems += [f"left over {name}" for name in sorted(tensors.keys() - parameters.keys())]
-    for name in sorted(parameters.keys() & tensors.keys()):
-        if parameters[name].shape != tensors[name].shape:
-            problems.append(f"{name} is {tensors[name].shape}, expected {parameters[name].shape}")
+    problems = [f"missing {name}" for name in sorted(parameters.keys() - stored.keys())]
+    problems += [f"left over {name}" for name in sorted(stored.keys() - parameters.keys())]
+    for name in sorted(parameters.keys() & stored.keys()):
+        if parameters[name].shape != stored[name].shape:
+            problems.append(f"{name} is {stored[name].shape}, expected {parameters[name].shape}")
     if problems:
         raise ValueError(f"{folder}: the {component}'s weights are of another config: {'; '.join(problems)}")
     for name, parameter in parameters.items():
-        parameter.set_value(tensors[name].astype(parameter.dtype))
+        parameter.set_value(jnp.asarray(stored[name].read(), parameter.dtype))
 
 
 def _parameters(module: nnx.Module) -> dict[str, nnx.Variable]:

@@ -1,0 +1,271 @@
+"""Whole pipelines in diffusers' folder format to weights folders and back."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import numpy as np
+from flax import nnx
+
+from e3d_jax.models import build
+from e3d_jax.weights import diffusers, folder, released, tensors
+
+Stage = Literal["anchor", "interpolation"]
+Contents = dict[build.Component, dict[str, tensors.Tensor]]
+# As diffusers splits them.
+SHARD_BYTES = 5 * 1000**3
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One folder of a pipeline and where it goes.
+
+    Attributes:
+      folder: its name in the pipeline.
+      kind: the class in its ``config.json``, a key of :data:`diffusers.COMPONENTS`.
+      component: of ours.
+      attribute: of the component; empty if the part is all of it.
+    """
+
+    folder: str
+    kind: str
+    component: build.Component
+    attribute: str = ""
+
+
+ENCODER = "CLIPVisionModelWithProjection"
+PARTS: dict[Stage, tuple[Part, ...]] = {
+    "anchor": (
+        Part("unet", "UNetMV2DConditionModel", "anchor", "unet"),
+        Part("image_encoder", ENCODER, "anchor", "image_encoder"),
+        Part("vae", "AutoencoderKL", "autoencoder"),
+    ),
+    "interpolation": (
+        Part("unet", "UNetSpatioTemporalConditionModel", "interpolation", "unet"),
+        Part("image_encoder", ENCODER, "interpolation", "image_encoder"),
+        Part("vae", "AutoencoderKLTemporalDecoder", "interpolation_autoencoder"),
+    ),
+}
+
+
+def locate(pipeline: str | os.PathLike) -> Path:
+    """The folder of a pipeline, downloaded if it is the id of a repository on Hugging Face.
+
+    Raises:
+      OSError: there is no such folder or repository, or it is no pipeline.
+    """
+    path, hub = Path(pipeline), str(pipeline).count("/") == 1 and not str(pipeline).startswith((".", "/"))
+    if not path.exists() and hub:
+        try:
+            patterns = ["*.json", "*/*.json", "*/*.safetensors"]
+            path = Path(huggingface_hub.snapshot_download(str(pipeline), allow_patterns=patterns))
+        except Exception as error:  # Of many unrelated types, for a missing network as for a wrong name.
+            reason = str(error).strip().split("\n")[0]
+            raise OSError(f"{pipeline} is no folder and cannot be fetched from Hugging Face ({reason})") from error
+    if not (path / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{path} is no pipeline: it has no model_index.json; give a folder in diffusers' format"
+        )
+    return path
+
+
+def read_part(pipeline: Path, part: Part) -> tuple[dict[str, Any], dict[str, tensors.Tensor]]:
+    """Configuration of a part of a pipeline, and its tensors by their names in our component.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: the part is of another class, or :func:`diffusers.read_component` refuses it.
+    """
+    config = diffusers.read_config(pipeline / part.folder)
+    kind = diffusers.kind_of(config)
+    if kind != part.kind:
+        raise ValueError(
+            f"{pipeline / part.folder} is a {kind}, the {part.component} needs a {part.kind}; "
+            "give the stage-1 pipeline as anchor and the stage-2 pipeline as interpolation"
+        )
+    _, _, parameters = diffusers.read_component(pipeline / part.folder)
+    return config, {_dotted(part, path): tensor for path, tensor in parameters.items()}
+
+
+def import_pipelines(
+    pipelines: Mapping[Stage, str | os.PathLike],
+    out: str | os.PathLike,
+    settings: Mapping[str, Any],
+    normals: str | os.PathLike,
+) -> None:
+    """A weights folder from the pipelines of both stages; tensors keep their type.
+
+    Args:
+      pipelines: folders or Hugging Face ids, by stage.
+      out: the folder to make.
+      settings: a system's config; sizes are taken from the pipelines, the rest from here.
+      normals: weights whose normal estimator is copied, as the pipelines have none.
+
+    Raises:
+      OSError: a file cannot be read, or the folder cannot be written.
+      ValueError: a pipeline is of another stage, or configurations and tensors do not fit together.
+    """
+    contents: Contents = {}
+    config: dict[str, Any] = {name: dict(v) if isinstance(v, Mapping) else v for name, v in settings.items()}
+    for stage, pipeline in pipelines.items():
+        path = locate(pipeline)
+        for part in PARTS[stage]:
+            theirs, found = read_part(path, part)
+            set_model(config, part, theirs)
+            contents.setdefault(part.component, {}).update(found)
+    estimator = folder.resolve(normals)
+    contents["normals"] = folder.read(estimator, "normals")
+    config["normals"] = {"model": folder.read_config(estimator)["normals"]["model"]}
+    write_folder(out, contents, config)
+
+
+def set_model(config: dict[str, Any], part: Part, theirs: Mapping[str, Any]) -> None:
+    """Enter the sizes of a part's ``config.json`` into a system's config."""
+    model = dict(diffusers.COMPONENTS[part.kind].arguments(theirs))
+    section = dict(config[part.component])
+    if part.attribute:
+        section["model"] = dict(section["model"]) | {part.attribute: model}
+    else:
+        section["model"] = model
+    config[part.component] = section
+    if part.folder == "unet" and theirs.get("sample_size"):
+        levels = len(config["autoencoder"]["model"]["block_out_channels"])
+        config["size"] = theirs["sample_size"] * 2 ** (levels - 1)
+
+
+def write_folder(out: str | os.PathLike, contents: Contents, config: dict[str, Any]) -> None:
+    """Write a weights folder; it appears under its name whole or not at all.
+
+    Raises:
+      OSError: the folder exists and is not empty, or the disk is full.
+      ValueError: a tensor is not finite.
+    """
+    with _appearing(out, sum(tensor.nbytes for part in contents.values() for tensor in part.values())) as partial:
+        for component, found in contents.items():
+            folder.write(partial, component, found, config, SHARD_BYTES)
+
+
+def export_pipelines(
+    weights: str | os.PathLike, out: str | os.PathLike, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Both pipelines of a weights folder, ``anchor`` and ``interpolation``, in diffusers' folder format.
+
+    Args:
+      weights: weights folder, or the name of bundled weights.
+      out: the folder to make.
+      dtype: "float16", "bfloat16" or "float32"; as stored if not given.
+      shard_bytes: larger files are split, with an index.
+
+    Raises:
+      OSError: a file cannot be read, or the folder cannot be written.
+      ValueError: the weights do not fit their config, or are not finite in the type.
+    """
+    source = folder.resolve(weights)
+    config = folder.read_config(source)
+    chosen = {(stage, part): _export_part(source, config, part, dtype) for stage in PARTS for part in PARTS[stage]}
+    size = sum(tensor.nbytes for _, found in chosen.values() for tensor in found.values())
+    with _appearing(out, size) as partial:
+        for (stage, part), (theirs, found) in chosen.items():
+            write_part(partial / stage / part.folder, part, theirs, found, shard_bytes)
+        for stage in PARTS:
+            _write_json(partial / stage / "model_index.json", released.MODEL_INDEX[stage])
+            _write_json(partial / stage / "scheduler" / "scheduler_config.json", _scheduler(stage, config))
+            _write_json(partial / stage / "feature_extractor" / "preprocessor_config.json", released.FEATURE_EXTRACTOR)
+
+
+def _export_part(source: Path, config: Mapping[str, Any], part: Part, dtype: str | None):
+    """``config.json`` and tensors, by their released names, of a part."""
+    if part.component not in config:
+        raise ValueError(f"{source} has no {part.component}, which the released system has; import or train one")
+    model = config[part.component]["model"]
+    component = diffusers.COMPONENTS[part.kind]
+    arguments = _with_defaults(component.module, model[part.attribute] if part.attribute else model)
+    module = nnx.eval_shape(lambda: component.module(**arguments, rngs=nnx.Rngs(0)))
+    stored, found = folder.read(source, part.component), {}
+    for path, variable in diffusers.parameters(module).items():
+        name = _dotted(part, path)
+        if name not in stored or stored[name].shape != variable.shape:
+            raise ValueError(f"{source}: {part.component}'s {name} is missing or of another shape than its config says")
+        shape = diffusers.released_shape(variable.shape, path, component)
+        change = functools.partial(diffusers.to_released, path=path, component=component)
+        tensor = stored[name].map(shape, change)
+        found[diffusers.tensor_name(path, component)] = tensor.astype(np.dtype(dtype)) if dtype else tensor
+    theirs = released.CONFIGS[part.kind] | component.config(arguments)
+    if part.kind == ENCODER:
+        theirs["torch_dtype"] = next(iter(found.values())).dtype.name
+    else:
+        levels = len(config["autoencoder"]["model"]["block_out_channels"])
+        theirs["sample_size"] = config["size"] // (2 ** (levels - 1) if part.folder == "unet" else 1)
+    return theirs, found
+
+
+def write_part(
+    path: Path, part: Part, config: Mapping[str, Any], found: Mapping[str, tensors.Tensor], shard_bytes: int
+) -> None:
+    """A component's folder in diffusers' format: ``config.json``, one file or shards with an index."""
+    _write_json(path / "config.json", config)
+    stem = "model" if part.kind == ENCODER else "diffusion_pytorch_model"
+    shards = tensors.split(dict(sorted(found.items())), shard_bytes)
+    if len(shards) == 1:
+        tensors.write(path / f"{stem}.safetensors", shards[0])
+        return
+    files = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        tensors.write(path / file, shard)
+    total = {"total_size": sum(tensor.nbytes for tensor in found.values())}
+    where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    _write_json(path / f"{stem}.safetensors.index.json", {"metadata": total, "weight_map": where})
+
+
+def _scheduler(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
+    if stage == "anchor":
+        kind = {"epsilon": "epsilon", "v": "v_prediction"}[config["anchor"]["loss"]["prediction"]]
+        return released.SCHEDULERS[stage] | {"prediction_type": kind}
+    return released.SCHEDULERS[stage] | {"sigma_max": config["interpolation"]["sampling"]["noise_max"]}
+
+
+def _with_defaults(module: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A module's arguments, with the defaults of those that are not given."""
+    parameters = inspect.signature(module).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {name: value for name, value in defaults.items() if name not in ("dtype", "param_dtype")} | dict(arguments)
+
+
+def _dotted(part: Part, path: diffusers.ParameterPath) -> str:
+    return ".".join([*([part.attribute] if part.attribute else []), *map(str, path)])
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _appearing(out: str | os.PathLike, size: int) -> Iterator[Path]:
+    """A folder to write in, which becomes ``out`` if nothing fails and is removed otherwise."""
+    path = Path(out).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty; choose another folder or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(path.parent).free) < size:
+        raise OSError(
+            f"{out} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; free some or go elsewhere"
+        )
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        partial.chmod(0o755)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(f"cannot write {out} ({error.strerror or error}); nothing was left behind") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,128 @@
+"""Tensors in safetensors files, read and written one at a time so that a file never has to fit into memory."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+FLOATS = {
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+CODES = {dtype: code for code, dtype in FLOATS.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read, or computed, when it is needed.
+
+    Attributes:
+      shape: of the array.
+      dtype: of the array; one of ``FLOATS``.
+      read: returns the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in a file."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def map(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
+        """The tensor after a change to an array of another shape."""
+        return Tensor(shape, self.dtype, lambda: change(self.read()))
+
+    def astype(self, dtype: np.dtype) -> "Tensor":
+        """The tensor cast to another type."""
+        # Values that overflow become infinite, which writing refuses.
+        return Tensor(self.shape, dtype, lambda: self.read().astype(dtype))
+
+
+def read_files(files: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Every tensor of some safetensors files, but those that are ``ignored``, by name.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: a file is damaged, or a tensor is of an unknown type.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                names = set(opened.keys()).difference(ignored)
+        except safetensors.SafetensorError as error:
+            message = f"{file} is damaged, not a whole safetensors file ({error}); copy it again"
+            raise ValueError(message) from error
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        tensors |= {name: _stored(file, 8 + length, name, header[name]) for name in names}
+    return tensors
+
+
+def _stored(file: Path, data: int, name: str, entry: Mapping[str, Any]) -> Tensor:
+    """A tensor of a file whose tensors start at byte ``data``."""
+    if entry["dtype"] not in FLOATS:
+        raise ValueError(f"{name} in {file} is of type {entry['dtype']}; expected one of {', '.join(FLOATS)}")
+    shape, dtype, (start, end) = tuple(entry["shape"]), FLOATS[entry["dtype"]], entry["data_offsets"]
+
+    def read() -> np.ndarray:
+        with open(file, "rb") as stream:
+            stream.seek(data + start)
+            return np.frombuffer(stream.read(end - start), dtype).reshape(shape)
+
+    return Tensor(shape, dtype, read)
+
+
+def split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    """Tensors in their order, in groups of at most ``limit`` bytes, or of a single larger tensor."""
+    groups: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if used and used + tensor.nbytes > limit:
+            groups.append({})
+            used = 0
+        groups[-1][name] = tensor
+        used += tensor.nbytes
+    return groups
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file; it appears under its name only when it is whole.
+
+    Raises:
+      OSError: the file cannot be written, such as when the disk is full.
+      ValueError: a tensor is not finite.
+    """
+    # Larger types first keep every tensor aligned.
+    order = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in order:
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(path.name + ".incomplete")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for name, tensor in order:
+                array = np.ascontiguousarray(tensor.read(), tensor.dtype)
+                if not np.isfinite(array).all():
+                    raise ValueError(f"{name} holds values that are not finite in {tensor.dtype}; use other weights")
+                stream.write(array.tobytes())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""Pipelines against what their PyTorch originals recorded: every check whose arrays are in a file."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from e3d_jax.diffusion import samplers, schedules
+from e3d_jax.models import latents, stages, unet
+from e3d_jax.sampling import anchors, interpolation
+from e3d_jax.weights import convert, diffusers
+
+# Of the largest magnitude.
+CALL, SAMPLER = 1e-4, 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: the largest errors of an array, absolute and relative to its largest magnitude."""
+
+    name: str
+    absolute: float
+    relative: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the relative error is within the tolerance."""
+        return self.relative <= self.tolerance
+
+
+class Recorded:
+    """Recorded arrays, channels last, and our modules of the same weights."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], pipelines: Mapping[convert.Stage, Path]):
+        self.arrays, self.pipelines = arrays, pipelines
+
+    @functools.cache  # noqa: B019 - lives as long as one verification
+    def module(self, stage: convert.Stage, part: str) -> Any:
+        """A part of a pipeline."""
+        return diffusers.load(self.pipelines[stage] / part)
+
+    def __getitem__(self, name: str) -> jax.Array:
+        array = self.arrays[name]
+        return jnp.asarray(np.moveaxis(array, -3, -1) if array.ndim >= 4 else array)
+
+
+def released_context(self, context, positions):
+    """Contexts of the temporal layers as the released code orders them, for calls with several windows.
+
+    It hands them over as (position, window), where the tokens are (window, position). With one window at a time, as it
+    samples, there is no difference.
+    """
+    windows = len(context)
+    order = jnp.arange(windows * positions).reshape(windows, positions) % windows
+    return context[:, 0][order]
+
+
+def _anchor_call(recorded: Recorded) -> dict[str, Any]:
+    views = [
+        recorded[f"anchor_unet_{name}"].reshape(2, 1, 9, *recorded[f"anchor_unet_{name}"].shape[1:])
+        for name in ("sample", "image_embeds", "camera")
+    ]
+    out = _call(recorded.module("anchor", "unet"), views[0], recorded["anchor_unet_timestep"], *views[1:])
+    return {"anchor_unet_out": out.reshape(-1, *out.shape[3:])}
+
+
+def _image_encoder(recorded: Recorded) -> dict[str, Any]:
+    return {"clip1_out": _call(recorded.module("anchor", "image_encoder"), recorded["clip1_pixels"])}
+
+
+def _autoencoder(recorded: Recorded) -> dict[str, Any]:
+    module = recorded.module("anchor", "vae")
+    mode, _ = _call(module, 2 * recorded["image"] - 1, method="encode")
+    return {"vae_mode": mode, "vae_decoded": _call(module, recorded["vae_mode"], method="decode")}
+
+
+def _anchor_sampler(recorded: Recorded) -> dict[str, Any]:
+    stage = stages.AnchorStage(recorded.module("anchor", "unet"), recorded.module("anchor", "image_encoder"))
+    autoencoder = recorded.module("anchor", "vae")
+    pair = jnp.concatenate([recorded["image"], recorded["normal"]])
+    condition = anchors.make_condition(stage, autoencoder, _opaque(pair)[None])
+    noise = recorded["anchor_init_latents"]
+    start = samplers.begin(noise.reshape(2, 1, 8, *noise.shape[1:]))
+    plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])
+    sample = anchors.take_steps(stage, condition, start, plan, prediction="epsilon").sample
+    pictures = jax.jit(latents.decode)(autoencoder, sample)
+    times = np.asarray(plan.level.time)
+    return {
+        "anchor_latents_4steps": sample.reshape(noise.shape),
+        "anchor_images_4steps": pictures.reshape(-1, *pictures.shape[3:]),
+        "anchor_timesteps_4": times,
+    }
+
+
+def _interpolation_call(recorded: Recorded) -> dict[str, Any]:
+    sample = recorded["interp_unet_sample"]
+    names = ("timestep", "image_embeds", "added_time_ids")
+    labels = recorded["interp_unet_camera"].reshape(*sample.shape[:2], -1)
+    with mock.patch.object(unet.SpatioTemporalTransformer, "temporal_context", released_context):
+        inputs = [recorded[f"interp_unet_{name}"] for name in names]
+        return {"interp_unet_out": _call(recorded.module("interpolation", "unet"), sample, *inputs, labels)}
+
+
+def _temporal_autoencoder(recorded: Recorded) -> dict[str, Any]:
+    module = recorded.module("interpolation", "vae")
+    mode, _ = _call(module, 2 * recorded["image"] - 1, method="encode")
+    given = recorded["vae2_latents"]
+    return {"vae2_mode": mode, "vae2_decoded": _call(module, given, method="decode", num_frames=len(given))}
+
+
+def _interpolation_sampler(recorded: Recorded) -> dict[str, Any]:
+    stage = stages.InterpolationStage(
+        recorded.module("interpolation", "unet"), recorded.module("interpolation", "image_encoder")
+    )
+    given = _opaque(recorded["anchor_images_4steps"][:3])
+    # The ring's first window runs from anchor 7 over 0 to 1.
+    ring = jnp.zeros((1, 8, *given.shape[1:])).at[0, interpolation.WINDOWS[0]].set(given)
+    module = recorded.module("interpolation", "vae")
+    condition = interpolation.make_condition(stage, module, ring, jax.random.key(0), 0.0, 0.02)
+    condition = jax.tree.map(lambda x: x[:1], condition)
+    grid = schedules.karras_grid(4)
+    plan = samplers.plan(grid, samplers.ORDERS["euler"])
+    sample = interpolation.take_steps(stage, condition, samplers.begin(recorded["interp_init_latents"]), plan).sample
+    noise = np.asarray(grid.sigma / grid.alpha)
+    return {
+        "interp_clip_embed": condition.token,
+        "interp_latents_4steps": sample,
+        "interp_sigmas_4": noise,
+        "interp_timesteps_4": np.asarray(plan.level.time),
+        "interp_init_noise_sigma": np.sqrt(noise[0] ** 2 + 1),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Arrays that a function computes, from which recorded inputs, and how closely they must agree."""
+
+    compute: Callable[[Recorded], dict[str, Any]]
+    needs: tuple[str, ...]
+    tolerance: float = CALL
+
+
+_ANCHOR, _INTERPOLATION = "anchor_unet_", "interp_unet_"
+CHECKS = (
+    Check(_anchor_call, tuple(_ANCHOR + name for name in ("sample", "timestep", "image_embeds", "camera"))),
+    Check(_image_encoder, ("clip1_pixels",)),
+    Check(_autoencoder, ("image", "vae_mode")),
+    Check(_anchor_sampler, ("image", "normal", "anchor_init_latents"), SAMPLER),
+    Check(
+        _interpolation_call,
+        tuple(_INTERPOLATION + name for name in ("sample", "timestep", "image_embeds", "added_time_ids", "camera")),
+    ),
+    Check(_temporal_autoencoder, ("image", "vae2_latents")),
+    Check(_interpolation_sampler, ("anchor_images_4steps", "interp_init_latents"), SAMPLER),
+)
+
+
+def verify(pipelines: Mapping[convert.Stage, str | os.PathLike], recorded: str | os.PathLike) -> Iterator[Row]:
+    """The rows of the table, one by one, in float32.
+
+    Args:
+      pipelines: folders or Hugging Face ids, by stage.
+      recorded: ``.npz`` of inputs and outputs of the original, channels first.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: the file is no ``.npz``, or holds no arrays to check.
+    """
+    try:
+        arrays = dict(np.load(recorded, allow_pickle=False).items())
+    except (ValueError, AttributeError, EOFError) as error:
+        raise ValueError(f"{recorded} is no .npz of arrays ({error}); record the outputs again") from error
+    source = Recorded(arrays, {stage: convert.locate(pipeline) for stage, pipeline in pipelines.items()})
+    possible = [check for check in CHECKS if arrays.keys() >= set(check.needs)]
+    if not possible:
+        raise ValueError(f"{recorded} has none of the arrays to check; see e3d_jax/weights/verify.py for their names")
+    for check in possible:
+        for name, got in check.compute(source).items():
+            if name in arrays:
+                yield _compare(name, np.asarray(got), np.asarray(source[name]), check.tolerance)
+
+
+def _compare(name: str, got: np.ndarray, expected: np.ndarray, tolerance: float) -> Row:
+    if got.shape != expected.shape:
+        raise ValueError(
+            f"the recorded {name} has shape {expected.shape}, ours {got.shape}; record it of these weights"
+        )
+    absolute = float(np.abs(got - expected).max())
+    return Row(name, absolute, absolute / float(np.abs(expected).max()), tolerance)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text."""
+    lines = [f"{'array':26s} {'absolute':>10s} {'relative':>10s} {'allowed':>8s}"]
+    for row in rows:
+        verdict = "pass" if row.passed else "FAIL"
+        lines.append(f"{row.name:26s} {row.absolute:10.2e} {row.relative:10.2e} {row.tolerance:8.0e}  {verdict}")
+    return "\n".join(lines)
+
+
+def _opaque(rgb: jax.Array) -> jax.Array:
+    return jnp.concatenate([rgb, jnp.ones_like(rgb[..., :1])], -1)
+
+
+def _call(module: Any, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
+    return jax.jit(lambda module, *args: getattr(module, method)(*args, **kwargs))(module, *args)
