@@ -23,7 +23,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.normals = _normals()
     config.anchor = _anchor()
     config.interpolation = _interpolation()
-    config.reconstruction = ml_collections.ConfigDict({"resolution": 128, "fit": {}})
+    fit = {"steps": 1000, "steps_per_chunk": 50}
+    config.reconstruction = ml_collections.ConfigDict({"resolution": 128, "fit": fit})
     if variant == "smoke":
         _shrink(config)
     return config.lock()

@@ -90,26 +90,36 @@ class System:
         """
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"{seed=} is out of range; choose one from 0 to {MAX_SEED}")
-        clock = _Clock(progress)
-        keys = jax.random.split(jax.random.key(seed), 3)
+        clock = Clock(progress)
         with clock.stage("input", 1):
             picture, encoded = self.prepare(image, normal)
+        views = self.generate(picture, encoded, seed, clock)
+        mesh = self.reconstruct(views, seed, clock)
+        return Result(picture, encoded, views, mesh, clock.seconds, clock.peak_memory)
+
+    def generate(
+        self, picture: Float[np.ndarray, "h w 4"], encoded: Float[np.ndarray, "h w 4"], seed: int, clock: "Clock"
+    ) -> structs.ViewSet:
+        """Both diffusion stages: from what :meth:`prepare` returns to the ring of views."""
+        keys = jax.random.split(jax.random.key(seed))
         with clock.stage("anchors", self.config["anchor"]["sampling"]["num_steps"]) as advance:
             pair = jnp.asarray(np.stack([picture, encoded]))[None]
             color, maps = self.anchors(pair, keys[0], advance)[0]
         with clock.stage("interpolation", self.config["interpolation"]["sampling"]["num_steps"]) as advance:
             between = self.interpolate(jnp.asarray(color)[None], keys[1], advance)[0]
-            views = self.assemble(color, maps, between)
+        return self.assemble(color, maps, between)
+
+    def reconstruct(self, views: structs.ViewSet, seed: int, clock: "Clock") -> structs.Mesh:
+        """The third stage: the mesh of views, see :func:`e3d_jax.reconstruction.pipeline.reconstruct`."""
         fit_config = settings.fit_config(self.config)
         with clock.stage("reconstruction", fit_config.steps) as advance:
-            mesh = pipeline.reconstruct(
+            return pipeline.reconstruct(
                 views,
                 fit_config,
-                keys[2],
+                jax.random.key(seed),
                 lambda steps, losses: advance(fit_config.steps_per_chunk),
                 resolution=self.config["reconstruction"]["resolution"],
             )
-        return Result(picture, encoded, views, mesh, clock.seconds, clock.peak_memory)
 
     def prepare(self, image, normal=None) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "h w 4"]]:
         """The picture, cut out and framed as in training, and its encoded normal map."""
@@ -233,7 +243,7 @@ def _estimate(estimator, rgba):
     return estimator(latents.network_image(rgba, 4))
 
 
-class _Clock:
+class Clock:
     """Seconds and peak memory of each stage, with a bar for it."""
 
     def __init__(self, progress: bool):
@@ -243,6 +253,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int) -> Iterator[Any]:
+        """Times a stage of ``total`` steps; gives the function that advances its bar."""
         start = time.perf_counter()
         with tqdm.tqdm(total=total, desc=f"{name:14s}", unit="step", disable=not self._progress) as bar:
             yield bar.update

@@ -73,7 +73,7 @@ def _one_object(distance, spacing, floater_fraction):
     """Without floaters and without cavities."""
     parts, count = ndimage.label(distance < 0)
     if count == 0:
-        raise ValueError("there is no surface inside the box: the signed distance is positive everywhere")
+        raise ValueError("the field has no surface inside the box: its views agree on no object; try another seed")
     volume = np.bincount(parts.ravel())[1:]
     kept = np.isin(parts, 1 + np.flatnonzero(volume >= floater_fraction * volume.max()))
     distance = np.where((distance < 0) & ~kept, spacing / 2, distance)

@@ -1,0 +1,97 @@
+"""Where training of the full-size stages starts: the image and video models that Envision3D grew from."""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from e3d_jax.weights import convert, diffusers, tensors
+
+# Which stage starts from which model, and what its U-Net's config.json says in addition or instead.
+SOURCES: dict[str, tuple[convert.Stage, dict[str, Any]]] = {
+    "sd-image-variations": (
+        "anchor",
+        {"_class_name": "UNetMV2DConditionModel", "in_channels": 8, "projection_class_embeddings_input_dim": 12},
+    ),
+    "svd": ("interpolation", {"projection_class_embeddings_input_dim_": 6}),
+}
+# Layers for normals start as copies of those for colours.
+COPIES = (("ff_normal.", "ff."), ("conv_in_normal.", "conv_in."), ("conv_out_normal.", "conv_out."))
+NEW = ("class_embedding.", "attn_joint_mid.", "norm_joint_mid.")
+
+
+def init_stage(
+    source: str, pipeline: str | os.PathLike, out: str | os.PathLike, settings: Mapping[str, Any], seed: int
+) -> None:
+    """A weights folder with a stage, and its autoencoder, to start training from.
+
+    Args:
+      source: a key of ``SOURCES``.
+      pipeline: its folder or Hugging Face id.
+      out: the folder to make.
+      settings: a system's config; sizes are taken from the pipeline, the rest from here.
+      seed: of the new layers.
+
+    Raises:
+      OSError: a file cannot be read, or the folder cannot be written.
+      ValueError: the pipeline is another, or its configurations and tensors do not fit together.
+    """
+    stage, changes = SOURCES[source]
+    path = convert.locate(pipeline)
+    config: dict[str, Any] = dict(settings)
+    contents: convert.Contents = {}
+    for part in convert.PARTS[stage]:
+        if part.folder == "unet":
+            theirs = diffusers.read_config(path / part.folder) | changes
+            # The fields keep the resolution that the stage is to be trained at, not that of its source.
+            theirs.pop("sample_size", None)
+            kind = diffusers.kind_of(theirs)
+            if kind != part.kind:
+                raise ValueError(f"{path / part.folder} is a {kind}; expected the U-Net of {source}")
+            grown = grow(path / part.folder, theirs, seed)
+            found = {f"{part.attribute}.{'.'.join(map(str, name))}": tensor for name, tensor in grown.items()}
+        else:
+            theirs, found = convert.read_part(path, part)
+        convert.set_model(config, part, theirs)
+        contents.setdefault(part.component, {}).update(found)
+    convert.write_folder(out, contents, config)
+
+
+def grow(folder: Path, config: Mapping[str, Any], seed: int) -> dict[diffusers.ParameterPath, tensors.Tensor]:
+    """A U-Net's tensors in our layout, from a model that lacks some of its layers and input channels.
+
+    Raises:
+      ValueError: other tensors are missing, or some are left over or of another shape; all are named.
+    """
+    component = diffusers.component_of(config)
+    files = diffusers.find_files(folder)
+    found = tensors.read_files(files)
+    dtype = next(iter(found.values())).dtype
+    fresh = diffusers.build(config, param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(seed))
+    for path, variable in diffusers.parameters(fresh).items():
+        name, shape = diffusers.tensor_name(path, component), variable.shape
+        expected = diffusers.released_shape(shape, path, component)
+        for copy, original in COPIES:
+            if name not in found and copy in name and name.replace(copy, original) in found:
+                found[name] = found[name.replace(copy, original)]
+        if name not in found and any(part in name for part in NEW):
+            values = np.asarray(variable[...])
+            found[name] = tensors.Tensor(
+                expected, dtype, functools.partial(diffusers.to_released, values, path, component)
+            )
+        if name.startswith("conv_in") and name in found and len(expected) == 4:
+            found[name] = _widen(found[name], expected)
+    return diffusers.match(fresh, found, component)
+
+
+def _widen(kernel: tensors.Tensor, shape: tuple[int, ...]) -> tensors.Tensor:
+    """A convolution with more input channels, [out, in, h, w], that ignores the new ones."""
+    missing = shape[1] - kernel.shape[1]
+    if missing <= 0 or (shape[0], *shape[2:]) != (kernel.shape[0], *kernel.shape[2:]):
+        return kernel
+    return kernel.map(shape, lambda array: np.pad(array, ((0, 0), (0, missing), (0, 0), (0, 0))))
