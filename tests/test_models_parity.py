@@ -4,20 +4,16 @@
 outputs of the released PyTorch modules in their layout (channels first).
 """
 
-import json
-import lzma
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import released
 
 from e3d_jax.models import unet
-from e3d_jax.weights import diffusers
+from e3d_jax.weights import verify
 
-FIXTURE = Path(__file__).parent / "fixtures" / "released_topology"
-CALLS = np.load(FIXTURE / "calls.npz")
+CALLS = np.load(released.FIXTURE / "calls.npz")
 TOLERANCE = 1e-4  # of the largest magnitude
 
 
@@ -26,12 +22,7 @@ def load(tmp_path_factory):
     """Loads a component through the folder format."""
 
     def from_folder(name, dtype=jnp.float32):
-        folder = tmp_path_factory.mktemp(name)
-        config = json.loads((FIXTURE / "configs.json").read_text())[name]
-        (folder / "config.json").write_text(json.dumps(config))
-        weights = lzma.decompress((FIXTURE / f"{name}.safetensors.xz").read_bytes())
-        (folder / "model.safetensors").write_bytes(weights)
-        return diffusers.load(folder, dtype=dtype, param_dtype=dtype)
+        return released.load(name, tmp_path_factory.mktemp(name), dtype)
 
     return from_folder
 
@@ -87,19 +78,11 @@ def test_anchor_unet(load):
     assert relative_error(got, views[3]) < TOLERANCE
 
 
-def released_context(self, context, positions):
-    """The released code hands temporal layers the contexts of a batch in the order (position, window), where the
-    tokens are in the order (window, position). With one window at a time, as it samples, there is no difference."""
-    windows = len(context)
-    order = jnp.arange(windows * positions).reshape(windows, positions) % windows
-    return context[:, 0][order]
-
-
 # At toy width norms over two values amplify rounding: float32 runs differ by 1e-4 among compilers, in float64 only
 # the reference's own rounding (1.3e-5) is left.
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2 * TOLERANCE), ("float64", TOLERANCE / 2)])
 def test_interpolation_unet(load, monkeypatch, dtype, tolerance):
-    monkeypatch.setattr(unet.SpatioTemporalTransformer, "temporal_context", released_context)
+    monkeypatch.setattr(unet.SpatioTemporalTransformer, "temporal_context", verify.released_context)
     inputs = [
         channels_last("interp_unet_sample"),
         CALLS["interp_unet_timestep"],

@@ -69,6 +69,21 @@ def test_shards_are_joined(folder, tensors):
     np.testing.assert_array_equal(kernel, tensors["encoder.conv_in.weight"].transpose(2, 3, 1, 0))
 
 
+def test_old_names_of_attention_are_known(folder, tensors):
+    old = {name.replace(".to_q.", ".query.").replace(".to_out.0.", ".proj_attn."): t for name, t in tensors.items()}
+    assert old.keys() != tensors.keys()
+    safetensors_numpy.save_file(old, folder / "model.safetensors")
+    kernel = diffusers.load(folder).decoder.mid_block.attentions[0].to_q.kernel[...]
+    np.testing.assert_array_equal(kernel, tensors["decoder.mid_block.attentions.0.to_q.weight"].T)
+
+
+def test_a_variant_of_the_files_is_not_mixed_in(folder, tensors):
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    safetensors_numpy.save_file(other, folder / "model.fp16.safetensors")
+    kernel = diffusers.load(folder).encoder.conv_in.kernel[...]
+    np.testing.assert_array_equal(kernel, tensors["encoder.conv_in.weight"].transpose(2, 3, 1, 0))
+
+
 def test_all_misfits_are_listed_at_once(folder, tensors):
     wrong = dict(tensors) | {"extra.weight": np.zeros(1, np.float32), "quant_conv.bias": np.zeros(5, np.float32)}
     del wrong["encoder.conv_in.bias"]

@@ -233,9 +233,9 @@ def _scheduler(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
     return released.SCHEDULERS[stage] | {"sigma_max": config["interpolation"]["sampling"]["noise_max"]}
 
 
-def _with_defaults(module: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(module: type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A module's arguments, with the defaults of those that are not given."""
-    parameters = inspect.signature(module).parameters.values()
+    parameters = inspect.signature(module.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {name: value for name, value in defaults.items() if name not in ("dtype", "param_dtype")} | dict(arguments)
 

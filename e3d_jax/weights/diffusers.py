@@ -32,6 +32,7 @@ class Component:
       renames: (ours, theirs) substrings of dotted names, applied in order.
       pointwise: our linear layers that are stored as 1x1 convolutions.
       ignored: tensors that may be in the files and carry no weights.
+      outdated: (old, new) substrings of released names; old files still have the old ones.
     """
 
     module: type[Any]
@@ -40,6 +41,7 @@ class Component:
     renames: tuple[tuple[str, str], ...] = ((".to_out.", ".to_out.0."),)
     pointwise: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    outdated: tuple[tuple[str, str], ...] = ()
 
 
 UNET = ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
@@ -125,7 +127,17 @@ COMPONENTS = {
         ),
         renames=_TRANSFORMER,
     ),
-    "AutoencoderKL": Component(autoencoder.Autoencoder, _autoencoder_arguments, _spatial_autoencoder_config),
+    "AutoencoderKL": Component(
+        autoencoder.Autoencoder,
+        _autoencoder_arguments,
+        _spatial_autoencoder_config,
+        outdated=(
+            (".query.", ".to_q."),
+            (".key.", ".to_k."),
+            (".value.", ".to_v."),
+            (".proj_attn.", ".to_out.0."),
+        ),
+    ),
     "AutoencoderKLTemporalDecoder": Component(
         autoencoder.Autoencoder,
         lambda config: _autoencoder_arguments(config) | {"temporal_decoder": True},
@@ -168,8 +180,12 @@ def tensor_name(path: ParameterPath, component: Component) -> str:
     """The released name of the parameter at ``path`` in our module."""
     leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(str(path[-1]), str(path[-1]))
     name = ".".join([*map(str, path[:-1]), leaf])
-    for ours, theirs in component.renames:
-        name = name.replace(ours, theirs)
+    return _replace(name, component.renames)
+
+
+def _replace(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for old, new in renames:
+        name = name.replace(old, new)
     return name
 
 
@@ -285,7 +301,8 @@ def read_component(
     component = component_of(config)
     try:
         tensors = tensor_files.read_files(find_files(folder), component.ignored)
-        return config, module, match(module, tensors, component)
+        current = {_replace(name, component.outdated): tensor for name, tensor in tensors.items()}
+        return config, module, match(module, current, component)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
 

@@ -6,6 +6,7 @@
 Components are those of :mod:`e3d_jax.models.build`; training adds them to the folder one by one.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -63,12 +64,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def save(folder: str | os.PathLike, component: build.Component, module: nnx.Module, config: dict[str, Any]) -> None:
     """Add a component's weights (rounded to bfloat16) and its part of the config to a weights folder."""
+    bfloat16 = np.dtype(jnp.bfloat16)
     rounded = {
-        name: tensors.Tensor(
-            parameter.shape,
-            np.dtype(jnp.bfloat16),
-            lambda parameter=parameter: np.asarray(jnp.asarray(parameter[...], jnp.bfloat16)),
-        )
+        name: tensors.Tensor(parameter.shape, bfloat16, functools.partial(np.asarray, parameter[...], bfloat16))
         for name, parameter in sorted(_parameters(module).items())
     }
     write(folder, component, rounded, config, SHARD_BYTES)

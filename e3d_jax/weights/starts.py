@@ -12,13 +12,15 @@ from flax import nnx
 
 from e3d_jax.weights import convert, diffusers, tensors
 
-# Which stage starts from which model, and what its U-Net's config.json says in addition or instead.
-SOURCES: dict[str, tuple[convert.Stage, dict[str, Any]]] = {
+# Which stage starts from which model, the class of that model's U-Net, and what the config.json of the stage's U-Net
+# says in addition or instead.
+SOURCES: dict[str, tuple[convert.Stage, str, dict[str, Any]]] = {
     "sd-image-variations": (
         "anchor",
+        "UNet2DConditionModel",
         {"_class_name": "UNetMV2DConditionModel", "in_channels": 8, "projection_class_embeddings_input_dim": 12},
     ),
-    "svd": ("interpolation", {"projection_class_embeddings_input_dim_": 6}),
+    "svd": ("interpolation", "UNetSpatioTemporalConditionModel", {"projection_class_embeddings_input_dim_": 6}),
 }
 # Layers for normals start as copies of those for colours.
 COPIES = (("ff_normal.", "ff."), ("conv_in_normal.", "conv_in."), ("conv_out_normal.", "conv_out."))
@@ -41,18 +43,18 @@ def init_stage(
       OSError: a file cannot be read, or the folder cannot be written.
       ValueError: the pipeline is another, or its configurations and tensors do not fit together.
     """
-    stage, changes = SOURCES[source]
+    stage, expected, changes = SOURCES[source]
     path = convert.locate(pipeline)
     config: dict[str, Any] = dict(settings)
     contents: convert.Contents = {}
     for part in convert.PARTS[stage]:
         if part.folder == "unet":
-            theirs = diffusers.read_config(path / part.folder) | changes
+            theirs = diffusers.read_config(path / part.folder)
+            if (kind := theirs.get("_class_name")) != expected:
+                raise ValueError(f"{path / part.folder} is a {kind}, {source} has a {expected}; give that pipeline")
+            theirs |= changes
             # The fields keep the resolution that the stage is to be trained at, not that of its source.
             theirs.pop("sample_size", None)
-            kind = diffusers.kind_of(theirs)
-            if kind != part.kind:
-                raise ValueError(f"{path / part.folder} is a {kind}; expected the U-Net of {source}")
             grown = grow(path / part.folder, theirs, seed)
             found = {f"{part.attribute}.{'.'.join(map(str, name))}": tensor for name, tensor in grown.items()}
         else:
