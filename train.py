@@ -16,6 +16,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from e3d_jax.data import loader
 from e3d_jax.models import build
 from e3d_jax.training import loop
 
@@ -30,7 +31,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_threefry_partitionable", True)
     config = CONFIG.value.to_dict()
-    stage = typing.cast(build.Component, STAGE.value)
+    stage = typing.cast(loader.Stage, STAGE.value)
     try:
         loop.train(stage, config, WORKDIR.value, RECORDS.value or f"{WORKDIR.value}/records")
     except (ValueError, OSError) as error:

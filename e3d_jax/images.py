@@ -5,6 +5,7 @@ sets it to white, the background of every view.
 """
 
 import importlib.util
+import io
 import math
 import os
 import pathlib
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from e3d_jax import structs
+from e3d_jax import files, structs
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MIN_SIDE = 16
@@ -307,13 +308,6 @@ def write_png(path: str | os.PathLike, image: Float[structs.ArrayLike, "h w c"])
     Raises:
       OSError: the folder does not exist or cannot be written to.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        Image.fromarray(to_uint8(image)).save(partial, format="PNG")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            f"cannot write {path} ({error.strerror or error}); check the folder and its permissions"
-        ) from error
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image)).save(buffer, format="PNG")
+    files.write_atomically(path, buffer.getvalue())

@@ -342,7 +342,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(images.os, "replace", fail)
+    monkeypatch.setattr(images.files.os, "replace", fail)
     with pytest.raises(OSError, match="cannot write"):
         images.write_png(tmp_path / "a.png", disc())
     assert not list(tmp_path.iterdir())

@@ -150,7 +150,7 @@ def changed(imported, tmp_path):
         shutil.copytree(imported, tmp_path / "changed")
         config = folder.read_config(imported)
         change(config)
-        folder.write_text(tmp_path / "changed" / folder.CONFIG, json.dumps(config))
+        (tmp_path / "changed" / folder.CONFIG).write_text(json.dumps(config))
         return tmp_path / "changed"
 
     return write

@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from e3d_jax import cameras, images, outputs, structs, system
+from e3d_jax import cameras, files, images, outputs, structs, system
 from e3d_jax.data import synthetic
 from e3d_jax.evaluation import baselines, metrics, report
 from e3d_jax.mesh import export
-from e3d_jax.weights import folder
 
 OUT = flags.DEFINE_string("out", None, "Folder of the scores.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights or a weights folder.")
@@ -126,13 +125,14 @@ def main(_) -> None:
         for index in range(START.value, START.value + OBJECTS.value):
             if not (file := out / f"object_{index:03d}.json").exists():
                 scores = score_object(model, index, SEED.value, out)
-                folder.write_text(file, json.dumps(scores))
+                files.write_atomically(file, json.dumps(scores).encode())
                 print(index, {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}, flush=True)
         if REAL.value:
             real = pathlib.Path(REAL.value)
             for mesh in sorted((real / "meshes").glob("*.glb")):
                 if not (file := out / f"real_{mesh.stem}.json").exists():
-                    folder.write_text(file, json.dumps(score_real(model, real, mesh.stem, SEED.value, out)))
+                    scores = score_real(model, real, mesh.stem, SEED.value, out)
+                    files.write_atomically(file, json.dumps(scores).encode())
     except (ValueError, OSError) as error:
         sys.exit(f"e3d_jax.evaluation.protocol: {error}")
     for kind in ("object", "real"):

@@ -2,12 +2,11 @@
 
 import os
 import pathlib
-import tempfile
 
 import numpy as np
 import trimesh
 
-from e3d_jax import cameras, structs
+from e3d_jax import cameras, files, structs
 
 SUFFIXES = (".glb", ".ply", ".obj")
 
@@ -30,7 +29,8 @@ def write_glb(path: str | os.PathLike, mesh: structs.Mesh) -> None:
     # The axes are permuted cyclically, which keeps the orientation of the faces.
     vertices = cameras.gltf_from_world(mesh.vertices)
     out = trimesh.Trimesh(vertices, mesh.faces, vertex_colors=colors, process=False)
-    write_atomically(path, trimesh.exchange.gltf.export_glb(trimesh.Scene(out), include_normals=True))
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path, trimesh.exchange.gltf.export_glb(trimesh.Scene(out), include_normals=True))
 
 
 def read_mesh(path: str | os.PathLike) -> structs.Mesh:
@@ -63,18 +63,3 @@ def read_mesh(path: str | os.PathLike) -> structs.Mesh:
         faces=np.asarray(loaded.faces, np.int32),
         colors=(np.asarray(colors)[:, :3] / 255).astype(np.float32),
     )
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename: no reader ever sees half of it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise

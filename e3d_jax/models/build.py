@@ -1,7 +1,7 @@
 """The components of a system, from the plain arguments that a config holds."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +16,12 @@ def components_of(config: Mapping[str, Any]) -> tuple[Component, ...]:
     """The components of a system's config: the four, and the interpolation stage's own autoencoder if it has one."""
     own: tuple[Component, ...] = ("interpolation_autoencoder",) if "interpolation_autoencoder" in config else ()
     return COMPONENTS + own
+
+
+def provider(config: Mapping[str, Any], stage: str, role: Component) -> Component:
+    """The component that plays a role for a stage: the stage's own where the config has one, else the shared one."""
+    own = f"{stage}_{role}"
+    return cast(Component, own) if own in config else role
 
 
 def build(

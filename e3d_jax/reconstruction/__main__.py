@@ -11,6 +11,7 @@ import jax
 import tqdm
 from absl import app, flags, logging
 
+from e3d_jax import files
 from e3d_jax.mesh import export
 from e3d_jax.reconstruction import fit, pipeline, views_io
 
@@ -58,7 +59,7 @@ def _reconstruct(folder: pathlib.Path, out: pathlib.Path):
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
-    export.write_atomically(out / "report.json", json.dumps(report, indent=1).encode())
+    files.write_atomically(out / "report.json", json.dumps(report, indent=1).encode())
     print(f"mesh: {out / 'mesh.glb'}")
 
 

@@ -5,7 +5,6 @@ where they are known. ``transform_matrix`` is camera-to-world in OpenGL camera a
 have ``normal_path``, ``azimuth_deg`` and ``anchor``; a file without any ``anchor`` has anchors only.
 """
 
-import io
 import json
 import math
 import os
@@ -14,8 +13,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from e3d_jax import cameras, structs
-from e3d_jax.mesh import export
+from e3d_jax import cameras, files, images, structs
 
 TRANSFORMS = "transforms.json"
 
@@ -43,12 +41,12 @@ def write_views(folder: str | os.PathLike, views: structs.ViewSet) -> None:
             "azimuth_deg": round(math.degrees(math.atan2(poses[view, 1, 3], poses[view, 0, 3])) % 360, 4),
             "anchor": view in views.anchors,
         }
-        export.write_atomically(folder / frame["file_path"], _png(rgba))
+        images.write_png(folder / frame["file_path"], rgba)
         if view in normals:
             frame["normal_path"] = f"normal_{view:02d}.png"
             known = (normals[view] ** 2).sum(-1, keepdims=True) > 0.25
             stored = np.where(known, normals[view] * 0.5 + 0.5, 1.0)
-            export.write_atomically(folder / frame["normal_path"], _png(np.concatenate([stored, known], -1)))
+            images.write_png(folder / frame["normal_path"], np.concatenate([stored, known], -1))
         frames.append(frame)
     focal, center = np.asarray(views.cameras.focal), np.asarray(views.cameras.center)
     if (focal != focal[0]).any() or (center != center[0]).any():
@@ -64,7 +62,7 @@ def write_views(folder: str | os.PathLike, views: structs.ViewSet) -> None:
         "cy": float(center[0, 1]),
         "frames": frames,
     }
-    export.write_atomically(folder / TRANSFORMS, json.dumps(transforms, indent=1).encode())
+    files.write_atomically(folder / TRANSFORMS, json.dumps(transforms, indent=1).encode())
 
 
 def read_views(folder: str | os.PathLike) -> structs.ViewSet:
@@ -105,12 +103,6 @@ def read_views(folder: str | os.PathLike) -> structs.ViewSet:
         normals=np.array(normals, np.float32).reshape(-1, *rgba[0].shape[:2], 3),
         anchors=np.array(anchors or range(len(frames)), int),
     )
-
-
-def _png(image) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(np.asarray(image).clip(0, 1) * 255).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _with_suffix(name):

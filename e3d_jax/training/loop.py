@@ -20,6 +20,7 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from e3d_jax import files
 from e3d_jax.data import loader
 from e3d_jax.models import build
 from e3d_jax.training import steps
@@ -31,7 +32,7 @@ def learning_rate(peak: float, warmup: int, num_steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, num_steps // 2), num_steps)
 
 
-def train(stage: build.Component, config: dict[str, Any], workdir: str, records: str) -> None:
+def train(stage: loader.Stage, config: dict[str, Any], workdir: str, records: str) -> None:
     """Train one stage from records to weights; continues an unfinished run.
 
     Args:
@@ -70,10 +71,11 @@ def train(stage: build.Component, config: dict[str, Any], workdir: str, records:
     # ---------------------------------------------------------------- modules
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
     frozen, frozen_graphs = {}, {}
-    for name in steps.NEEDS[stage]:
+    for role in steps.NEEDS[stage]:
+        name = build.provider(config, stage, role)
         module = build.build(name, config[name]["model"], dtype=dtype, rngs=nnx.Rngs(0))
         folder.load(folder.resolve(weights), name, module)
-        frozen_graphs[name], frozen[name] = nnx.split(module)
+        frozen_graphs[role], frozen[role] = nnx.split(module)
     frozen = jax.device_put(frozen, replicated)
     model = build.build(stage, config[stage]["model"], dtype=dtype, rngs=nnx.Rngs(config["seed"]))
     graph, params = nnx.split(model, nnx.Param)
@@ -151,4 +153,4 @@ def _check_same_config(path: pathlib.Path, section: dict[str, Any]) -> None:
     text = json.dumps(section, indent=2, sort_keys=True)
     if path.exists() and path.read_text() != text:
         raise ValueError(f"{path.parent} holds a run of another config; choose another --workdir or delete that folder")
-    folder.write_text(path, text)
+    files.write_atomically(path, text.encode())

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from e3d_jax import files
 from e3d_jax.models import build
 from e3d_jax.weights import tensors
 
@@ -55,13 +56,6 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG} is damaged ({error}); restore the weights folder") from error
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a file under its final name only once it is whole."""
-    temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def save(folder: str | os.PathLike, component: build.Component, module: nnx.Module, config: dict[str, Any]) -> None:
     """Add a component's weights (rounded to bfloat16) and its part of the config to a weights folder."""
     bfloat16 = np.dtype(jnp.bfloat16)
@@ -96,7 +90,8 @@ def write(
             stale.unlink()
     known = read_config(folder) if (folder / CONFIG).is_file() else {}
     trained = {k: v for k, v in known.items() if k in build.components_of(known) and _shards(folder, k)}
-    write_text(folder / CONFIG, json.dumps({**config, **trained, component: config[component]}, indent=2))
+    merged: dict[str, Any] = {**config, **trained, component: config[component]}
+    files.write_atomically(folder / CONFIG, json.dumps(merged, indent=2).encode())
 
 
 def read(folder: pathlib.Path, component: build.Component) -> dict[str, tensors.Tensor]:
