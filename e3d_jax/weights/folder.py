@@ -89,7 +89,7 @@ def write(
         if stale.name not in names:
             stale.unlink()
     known = read_config(folder) if (folder / CONFIG).is_file() else {}
-    trained = {k: v for k, v in known.items() if k in build.components_of(known) and _shards(folder, k)}
+    trained: dict[str, Any] = {k: v for k, v in known.items() if k in build.components_of(known) and _shards(folder, k)}
     merged: dict[str, Any] = {**config, **trained, component: config[component]}
     files.write_atomically(folder / CONFIG, json.dumps(merged, indent=2).encode())
 
