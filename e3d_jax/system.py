@@ -192,8 +192,8 @@ def load(name_or_folder: str | os.PathLike, config: Mapping[str, Any] | None = N
         settings.check(config)  # Before the weights are looked for.
     path = folder.resolve(name_or_folder)
     stored = folder.read_config(path)
-    config = stored if config is None else dict(config)
-    settings.check(config)
+    if config is None:
+        settings.check(config := stored)
     different = settings.differences(stored, config)
     if different:
         more = f" (and {len(different) - 1} more settings)" if len(different) > 1 else ""

@@ -18,6 +18,8 @@ from e3d_jax.diffusion import schedules
 
 Predict = Callable[[jax.Array, schedules.Levels], jax.Array]
 
+# Steps a dispatch: often enough for a progress bar, seldom enough not to wait for the host.
+CHUNK = 4
 ORDERS = {"ddim": 1, "euler": 1, "dpm_solver": 2}
 
 
@@ -84,3 +86,21 @@ def advance(predict: Predict, progress: Progress, plan: Plan) -> Progress:
         return Progress(now.keep * progress.sample + now.gain * data, clean), None
 
     return jax.lax.scan(step, progress, plan)[0]
+
+
+def advance_in_parts(
+    take: Callable[[Progress, Plan], Progress], progress: Progress, plan: Plan, report: Callable[[int], object]
+) -> Progress:
+    """Take the steps of a plan a few at a time.
+
+    Args:
+      take: a compiled :func:`advance` with its denoiser bound.
+      progress: where sampling stands.
+      plan: all steps.
+      report: called with the number of steps after each part.
+    """
+    for start in range(0, len(plan), CHUNK):
+        part = plan[start : start + CHUNK]
+        progress = jax.block_until_ready(take(progress, part))
+        report(len(part))
+    return progress

@@ -11,9 +11,6 @@ from e3d_jax import cameras
 from e3d_jax.diffusion import denoiser, samplers, schedules
 from e3d_jax.models import autoencoder, latents, stages
 
-# Steps a dispatch: often enough for a progress bar, seldom enough not to wait for the host.
-CHUNK = 4
-
 
 def sample(
     stage: stages.AnchorStage,
@@ -46,11 +43,8 @@ def sample(
     domains, batch, *latent = condition.latents.shape
     noise = jax.random.normal(key, (domains, batch, cameras.NUM_ANCHORS, *latent))
     state = samplers.begin(noise)
-    for start in range(0, len(plan), CHUNK):
-        part = plan[start : start + CHUNK]
-        state = take_steps(stage, condition, state, part, prediction=prediction)
-        jax.block_until_ready(state)
-        progress(len(part))
+    take = functools.partial(take_steps, stage, condition, prediction=prediction)
+    state = samplers.advance_in_parts(take, state, plan, progress)
     return _decode(module, jnp.moveaxis(state.sample, 1, 0))
 
 

@@ -1,5 +1,6 @@
 """Stage 2: from the eight anchors to the 24 views between them, all four windows in one batch."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,6 @@ from jaxtyping import Array, Float
 from e3d_jax import cameras
 from e3d_jax.diffusion import denoiser, samplers, schedules
 from e3d_jax.models import autoencoder, latents, stages
-from e3d_jax.sampling import anchors as anchor_sampling
 
 WINDOWS = np.array(cameras.WINDOWS)
 VIEWS = np.stack([cameras.window_views(window[0]) for window in cameras.WINDOWS])
@@ -54,11 +54,7 @@ def sample(
     condition = make_condition(stage, module, anchors, key_anchor, anchor_noise, told_noise)
     windows, _, *latent = condition.latents.shape
     state = samplers.begin(jax.random.normal(key_noise, (windows, cameras.WINDOW_FRAMES, *latent)))
-    for start in range(0, len(plan), anchor_sampling.CHUNK):
-        part = plan[start : start + anchor_sampling.CHUNK]
-        state = take_steps(stage, condition, state, part)
-        jax.block_until_ready(state)
-        progress(len(part))
+    state = samplers.advance_in_parts(functools.partial(take_steps, stage, condition), state, plan, progress)
     if module.temporal_decoder:
         views = _decode(module, state.sample)[:, NEW_FRAMES]
     else:

@@ -87,8 +87,9 @@ def train(stage: loader.Stage, config: dict[str, Any], workdir: str, records: st
         optax.scale_by_adam(b1=0.9, b2=settings["beta2"]),
         optax.add_decayed_weights(settings["weight_decay"], mask=_matrices),
     )
-    start = functools.partial(jax.tree.map, lambda x: jax.numpy.array(x, copy=True))
-    state = steps.TrainState(jax.numpy.zeros((), int), params, start(params), optimizer.init(params))
+    state = steps.TrainState(
+        jax.numpy.zeros((), int), params, jax.tree.map(jax.numpy.copy, params), optimizer.init(params)
+    )
     state = jax.device_put(state, replicated)
     loss = functools.partial(steps.LOSSES[stage], **config[stage]["loss"])
     train_step = steps.make_train_step(graph, frozen_graphs, loss, optimizer, mesh, settings["ema"])

@@ -101,10 +101,10 @@ def read(folder: pathlib.Path, component: build.Component) -> dict[str, tensors.
       FileNotFoundError: the folder lacks the component.
       ValueError: a file is damaged.
     """
-    files = _shards(folder, component)
-    if not files:
+    shards = _shards(folder, component)
+    if not shards:
         raise FileNotFoundError(f"{folder} holds no weights of the {component}; train that stage first")
-    return tensors.read_files(files)
+    return tensors.read_files(shards)
 
 
 def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -> None:
