@@ -6,10 +6,12 @@ from typing import Any, Literal, cast
 import jax.numpy as jnp
 from flax import nnx
 
-from e3d_jax.models import anchor, autoencoder, image_encoder, interpolation, normals, stages
+from e3d_jax.models import anchor, autoencoder, dpt, image_encoder, interpolation, normals, stages
 
 Component = Literal["autoencoder", "normals", "anchor", "interpolation", "interpolation_autoencoder"]
 COMPONENTS: tuple[Component, ...] = ("autoencoder", "normals", "anchor", "interpolation")
+# What the ``architecture`` of the normals' model may be; the first is the default.
+ESTIMATORS: dict[str, type[Any]] = {"unet": normals.NormalEstimator, "dpt_hybrid": dpt.DPTNormalEstimator}
 
 
 def components_of(config: Mapping[str, Any]) -> tuple[Component, ...]:
@@ -31,17 +33,27 @@ def build(
 
     Args:
       component: which one.
-      arguments: of its constructor; the diffusion stages have one set for ``unet`` and one for ``image_encoder``.
+      arguments: of its constructor; the diffusion stages have one set for ``unet`` and one for ``image_encoder``,
+        the normals may name their ``architecture``.
       dtype: of the computation.
       param_dtype: of the parameters.
       rngs: for the initial values.
+
+    Raises:
+      ValueError: an unknown architecture, or arguments that the component refuses.
     """
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     if component in ("autoencoder", "interpolation_autoencoder"):
         return autoencoder.Autoencoder(**arguments, **options)
     if component == "normals":
-        return normals.NormalEstimator(**arguments, **options)
+        return _estimator(**arguments, **options)
     encoder = image_encoder.ImageEncoder(**arguments["image_encoder"], **options)
     if component == "anchor":
         return stages.AnchorStage(anchor.AnchorUNet(**arguments["unet"], **options), encoder)
     return stages.InterpolationStage(interpolation.InterpolationUNet(**arguments["unet"], **options), encoder)
+
+
+def _estimator(architecture: str = "unet", **arguments: Any) -> nnx.Module:
+    if architecture not in ESTIMATORS:
+        raise ValueError(f"normals are estimated by {architecture!r}; choose one of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[architecture](**arguments)
