@@ -4,6 +4,7 @@ import filecmp
 import json
 import lzma
 import re
+import resource
 import shutil
 
 import jax.numpy as jnp
@@ -192,9 +193,25 @@ def damage_truncated(anchor):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def damage_config(anchor):
-    path = anchor / "unet" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"cross_attention_dim": 48}))
+def damage_config(**changes):
+    def damage(anchor):
+        path = anchor / "unet" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+def damage_json(anchor):
+    (anchor / "unet" / "config.json").write_text("[1]")
+
+
+def damage_part(anchor):
+    shutil.rmtree(anchor / "vae")
+
+
+def damage_file(anchor):
+    (anchor / "vae" / "model.safetensors").unlink()
+    (anchor / "vae" / "model.safetensors").mkdir()
 
 
 def damage_stage(anchor):
@@ -216,7 +233,17 @@ def damage_values(anchor):
         (damage_pipeline, "is no pipeline: it has no model_index.json"),
         (damage_pickle, r"holds only pickles \(model.bin\)"),
         (damage_truncated, "not a whole safetensors file"),
-        (damage_config, r"attn2.to_k.weight has shape \(32, 32\), expected \(32, 48\); .*attn2.to_v"),
+        (damage_part, r"there is no .*vae/config\.json; give a whole pipeline"),
+        (damage_file, r"vae/model\.safetensors cannot be read"),
+        (damage_json, r"unet/config\.json is no JSON map"),
+        (damage_config(block_out_channels=32), "unet: the configuration describes no AnchorUNet"),
+        (damage_config(attention_head_dim=7), "7 attention heads do not divide 32 channels"),
+        (damage_config(sample_size="8"), "sample_size '8'; expected the latents' width"),
+        (damage_config(_class_name=None), "is a None, the anchor needs a UNetMV2DConditionModel"),
+        (
+            damage_config(cross_attention_dim=48),
+            r"attn2.to_k.weight has shape \(32, 32\), expected \(32, 48\); .*attn2.to_v",
+        ),
         (damage_stage, "the anchor needs a UNetMV2DConditionModel"),
         (damage_values, "quant_conv.bias holds values that are not finite"),
     ],
@@ -235,6 +262,35 @@ def test_a_full_disk_is_refused(pipelines, normals, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"the disk has 0\.0 GB left"):
         convert.import_pipelines(pipelines, tmp_path / "out", SETTINGS, normals)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_is_refused_and_leaves_nothing(pipelines, normals, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*; nothing was left behind"):
+            convert.import_pipelines(pipelines, tmp_path / "out", SETTINGS, normals)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError", "x = 1"])
+def test_a_program_that_is_no_config_is_refused(pipelines, tmp_path, text):
+    (tmp_path / "config.py").write_text(text)
+    options = [f"--{stage}={path}" for stage, path in pipelines.items()]
+    end = run("import", *options, f"--config={tmp_path / 'config.py'}", f"--out={tmp_path / 'out'}")
+    assert end is not None and re.search(r"config\.py is no config \(", end) and "\n" not in end
+
+
+@pytest.mark.parametrize("name, value", [("size", "x"), ("anchor", {}), ("autoencoder", 3)])
+def test_export_refuses_a_damaged_config(imported, tmp_path, name, value):
+    shutil.copytree(imported, tmp_path / "weights")
+    config = folder.read_config(imported) | {name: value}
+    (tmp_path / "weights" / folder.CONFIG).write_text(json.dumps(config))
+    end = run("export", f"--weights={tmp_path / 'weights'}", f"--out={tmp_path / 'out'}")
+    assert end is not None and "is no system's config" in end and "\n" not in end
     assert not (tmp_path / "out").exists()
 
 

@@ -109,7 +109,7 @@ def test_a_folder_without_weights_is_refused(folder):
 
 def test_a_damaged_configuration_is_refused(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is no JSON map"):
         diffusers.load(folder)
 
 

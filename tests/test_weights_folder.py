@@ -1,12 +1,14 @@
 """Weights survive the disk; what does not fit is named."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from e3d_jax.weights import folder
+from e3d_jax.weights import folder, tensors
 
 CONFIG = {"normals": {"model": {"width": 2}}, "anchor": {"model": {}}}
 
@@ -33,6 +35,39 @@ def test_a_module_of_shapes_alone_can_be_filled(saved):
     module = nnx.eval_shape(Small)
     folder.load(saved, "normals", module)
     assert module.layers[1].kernel[...].shape == (2, 3)
+
+
+@pytest.mark.parametrize("shapes_only", [True, False])
+def test_parameters_keep_their_sharding(tmp_path, shapes_only):
+    folder.save(tmp_path, "normals", Small(8), CONFIG)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("fsdp",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    module = nnx.eval_shape(lambda: Small(8))
+    for layer in module.layers:
+        kernel = jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=split)
+        layer.kernel.set_value(kernel if shapes_only else jax.device_put(jnp.zeros((8, 3)), split))
+    folder.load(tmp_path, "normals", module)
+    assert module.layers[1].kernel.get_value().sharding == split
+    expected = Small(8).layers[1].kernel[...].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(module.layers[1].kernel[...], expected)
+
+
+@pytest.mark.parametrize("task", ["load", "copy"])
+def test_one_tensor_at_a_time_is_in_memory(tmp_path, task):
+    names = [f"{i:02d}" for i in range(40)]
+    ones = np.ones((256, 256), np.float32)
+    stored = {name: tensors.Tensor(ones.shape, ones.dtype, lambda: ones) for name in names}
+    folder.write(tmp_path, "normals", stored, CONFIG, 10**9)
+    shape = jax.ShapeDtypeStruct(ones.shape, jnp.bfloat16)
+    module = nnx.Dict({name: nnx.Param(shape) for name in names})
+    tracemalloc.start()
+    if task == "load":
+        folder.load(tmp_path, "normals", module)
+    else:
+        folder.write(tmp_path / "copy", "normals", folder.read(tmp_path, "normals"), CONFIG, 10**9)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * ones.nbytes
 
 
 def test_large_components_are_split(tmp_path, monkeypatch):

@@ -47,8 +47,14 @@ def test_arrays_of_another_size_are_refused(run):
         run(**ARRAYS | {"image": ARRAYS["image"][..., :32, :32]})
 
 
-def test_what_is_no_file_of_arrays_is_refused(pipelines, tmp_path):
-    (tmp_path / "recorded.npz").write_text("no arrays")
+def test_arrays_of_another_rank_are_refused(run):
+    with pytest.raises(SystemExit, match="cannot take the recorded clip1_pixels"):
+        run(clip1_pixels=np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\x03\x04 no archive"])
+def test_what_is_no_file_of_arrays_is_refused(pipelines, tmp_path, content):
+    (tmp_path / "recorded.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"is no \.npz"):
         next(verify.verify(pipelines, tmp_path / "recorded.npz"))
 

@@ -55,8 +55,8 @@ def clip_pixels(images: Float[Array, "b h w 3"], size: int) -> Float[Array, "b s
     It resizes pictures of 8 bits a channel, first their rows, then their columns: every pass is rounded.
     """
     if images.shape[1] != size:
-        batch, height, _, channels = images.shape
-        for shape in ((batch, height, size, channels), (batch, size, size, channels)):
+        batch, height, width, channels = images.shape
+        for shape in ((batch, height, width, channels), (batch, height, size, channels), (batch, size, size, channels)):
             images = jax.image.resize(images, shape, "cubic")
             images = jnp.round(255 * jnp.clip(images / 2 + 0.5, 0, 1)) / 127.5 - 1
     return _normalised(images)

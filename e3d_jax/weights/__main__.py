@@ -23,7 +23,9 @@ def arguments() -> argparse.ArgumentParser:
     pipelines.add_argument("--interpolation", required=True, help=f"stage-2 pipeline: {PIPELINE}")
 
     command = commands.add_parser("import", parents=[pipelines, config], help="a weights folder from both pipelines")
-    command.add_argument("--normals", default="mini", help="weights whose normal estimator is used")
+    command.add_argument(
+        "--normals", default="mini", help="Omnidata's checkpoint (.ckpt), or weights with an estimator"
+    )
     command.add_argument("--out", required=True, help="weights folder to make")
 
     command = commands.add_parser("export", help="both pipelines from a weights folder")
@@ -47,13 +49,20 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises:
       OSError: there is no such file.
+      ValueError: it is no config.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise FileNotFoundError(f"no config at {path}; give --config=configs/envision3d.py of the repository")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().to_dict()
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config().to_dict()
+    except Exception as error:  # A config is a program: it may fail in any way.
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{path} is no config ({type(error).__name__}: {reason}); see configs/envision3d.py"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from e3d_jax.models import build
-from e3d_jax.weights import diffusers, folder, released, tensors
+from e3d_jax.weights import diffusers, folder, omnidata, released, tensors
 
 Stage = Literal["anchor", "interpolation"]
 Contents = dict[build.Component, dict[str, tensors.Tensor]]
@@ -108,7 +108,7 @@ def import_pipelines(
       pipelines: folders or Hugging Face ids, by stage.
       out: the folder to make.
       settings: a system's config; sizes are taken from the pipelines, the rest from here.
-      normals: weights whose normal estimator is copied, as the pipelines have none.
+      normals: as the pipelines have no estimator: Omnidata's checkpoint (:mod:`omnidata`), or weights that have one.
 
     Raises:
       OSError: a file cannot be read, or the folder cannot be written.
@@ -122,24 +122,29 @@ def import_pipelines(
             theirs, found = read_part(path, part)
             set_model(config, part, theirs)
             contents.setdefault(part.component, {}).update(found)
-    estimator = folder.resolve(normals)
-    contents["normals"] = folder.read(estimator, "normals")
-    config["normals"] = {"model": folder.read_config(estimator)["normals"]["model"]}
+    if Path(normals).is_file():
+        contents["normals"] = omnidata.read(normals, config["normals"]["model"])
+    else:
+        estimator = folder.resolve(normals)
+        contents["normals"] = folder.read(estimator, "normals")
+        config["normals"] = {"model": folder.read_config(estimator)["normals"]["model"]}
     write_folder(out, contents, config)
 
 
 def set_model(config: dict[str, Any], part: Part, theirs: Mapping[str, Any]) -> None:
     """Enter the sizes of a part's ``config.json`` into a system's config."""
     model = dict(diffusers.COMPONENTS[part.kind].arguments(theirs))
-    section = dict(config[part.component])
+    section = dict(config.get(part.component, {}))
     if part.attribute:
         section["model"] = dict(section["model"]) | {part.attribute: model}
     else:
         section["model"] = model
     config[part.component] = section
-    if part.folder == "unet" and theirs.get("sample_size"):
+    if part.folder == "unet" and (size := theirs.get("sample_size")):
+        if not isinstance(size, int):
+            raise ValueError(f"the U-Net's config.json has sample_size {size!r}; expected the latents' width, a number")
         levels = len(config["autoencoder"]["model"]["block_out_channels"])
-        config["size"] = theirs["sample_size"] * 2 ** (levels - 1)
+        config["size"] = size * 2 ** (levels - 1)
 
 
 def write_folder(out: str | os.PathLike, contents: Contents, config: dict[str, Any]) -> None:
@@ -171,14 +176,21 @@ def export_pipelines(
     """
     source = folder.resolve(weights)
     config = folder.read_config(source)
-    chosen = {(stage, part): _export_part(source, config, part, dtype) for stage in PARTS for part in PARTS[stage]}
+    try:
+        chosen = {(stage, part): _export_part(source, config, part, dtype) for stage in PARTS for part in PARTS[stage]}
+        schedulers = {stage: _scheduler(stage, config) for stage in PARTS}
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{source / folder.CONFIG} is no system's config ({type(error).__name__}: {reason}); restore the folder"
+        ) from error
     size = sum(tensor.nbytes for _, found in chosen.values() for tensor in found.values())
     with _appearing(out, size) as partial:
         for (stage, part), (theirs, found) in chosen.items():
             write_part(partial / stage / part.folder, part, theirs, found, shard_bytes)
         for stage in PARTS:
             _write_json(partial / stage / "model_index.json", released.MODEL_INDEX[stage])
-            _write_json(partial / stage / "scheduler" / "scheduler_config.json", _scheduler(stage, config))
+            _write_json(partial / stage / "scheduler" / "scheduler_config.json", schedulers[stage])
             _write_json(partial / stage / "feature_extractor" / "preprocessor_config.json", released.FEATURE_EXTRACTOR)
 
 
@@ -228,8 +240,11 @@ def write_part(
 
 def _scheduler(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
     if stage == "anchor":
-        kind = {"epsilon": "epsilon", "v": "v_prediction"}[config["anchor"]["loss"]["prediction"]]
-        return released.SCHEDULERS[stage] | {"prediction_type": kind}
+        loss = config["anchor"]["loss"]
+        kind = {"epsilon": "epsilon", "v": "v_prediction"}[loss["prediction"]]
+        scheduler = released.SCHEDULERS[stage] | {"prediction_type": kind}
+        trailing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return scheduler | trailing if loss["zero_terminal_snr"] else scheduler
     return released.SCHEDULERS[stage] | {"sigma_max": config["interpolation"]["sampling"]["noise_max"]}
 
 
@@ -255,7 +270,10 @@ def _appearing(out: str | os.PathLike, size: int) -> Iterator[Path]:
     path = Path(out).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {path.parent} ({error.strerror}); write somewhere else") from error
     if (free := shutil.disk_usage(path.parent).free) < size:
         raise OSError(
             f"{out} needs {size / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; free some or go elsewhere"

@@ -88,7 +88,7 @@ def _unet_config(arguments: Mapping[str, Any], more: Mapping[str, str], kind: st
 
 def _autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config[name] for name in AUTOENCODER} | {
-        "scaling_factor": config["scaling_factor"],
+        "scaling_factor": float(config["scaling_factor"]),
         "norm_groups": config.get("norm_num_groups", 32),
     }
 
@@ -159,21 +159,20 @@ COMPONENTS = {
 }
 
 
-def kind_of(config: Mapping[str, Any]) -> str:
-    """The class that a ``config.json`` describes, a key of ``COMPONENTS``.
+def kind_of(config: Mapping[str, Any]) -> str | None:
+    """The class that a ``config.json`` says it describes; a key of ``COMPONENTS`` if it is one that we know."""
+    return config.get("_class_name", "CLIPVisionModelWithProjection" if "hidden_act" in config else None)
+
+
+def component_of(config: Mapping[str, Any]) -> Component:
+    """The kind of component that a ``config.json`` describes.
 
     Raises:
       ValueError: it is none that we know.
     """
-    name = config.get("_class_name", "CLIPVisionModelWithProjection" if "hidden_act" in config else None)
-    if name not in COMPONENTS:
+    if (name := kind_of(config)) not in COMPONENTS:
         raise ValueError(f"the configuration describes a {name!r}; expected one of {', '.join(COMPONENTS)}")
-    return name
-
-
-def component_of(config: Mapping[str, Any]) -> Component:
-    """The kind of component that a ``config.json`` describes; raises as :func:`kind_of`."""
-    return COMPONENTS[kind_of(config)]
+    return COMPONENTS[name]
 
 
 def tensor_name(path: ParameterPath, component: Component) -> str:
@@ -250,13 +249,15 @@ def read_config(folder: Path | str) -> dict[str, Any]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is not JSON.
+      ValueError: it is no JSON map.
     """
     path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; give a whole pipeline in diffusers' format")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); copy the component folder again") from error
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no JSON map ({error}); copy the component folder again") from error
 
 
 def find_files(folder: Path | str) -> list[Path]:
@@ -270,7 +271,7 @@ def find_files(folder: Path | str) -> list[Path]:
     index = folder.glob("*.safetensors.index.json")
     for path in index:
         try:
-            return [folder / name for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
+            return [folder / str(name) for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no index of safetensors files ({error}); copy it again") from error
     files = sorted(folder.glob("*.safetensors"))
@@ -297,9 +298,9 @@ def read_component(
       ValueError: configuration and weights do not fit together, or a file is damaged.
     """
     config = read_config(folder)
-    module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
-    component = component_of(config)
     try:
+        component = component_of(config)
+        module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
         tensors = tensor_files.read_files(find_files(folder), component.ignored)
         current = {_replace(name, component.outdated): tensor for name, tensor in tensors.items()}
         return config, module, match(module, current, component)
@@ -313,14 +314,16 @@ def build(
     """An untrained module of the size that a ``config.json`` describes.
 
     Raises:
-      ValueError: it describes a component that we do not know, or lacks an entry.
+      ValueError: it describes a component that we do not know, lacks an entry, or has one that cannot be.
     """
     component = component_of(config)
     try:
-        arguments = component.arguments(config)
+        return component.module(**component.arguments(config), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     except KeyError as error:
         raise ValueError(f"the configuration of {component.module.__name__} lacks {error}") from error
-    return component.module(**arguments, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"the configuration describes no {component.module.__name__} ({reason})") from error
 
 
 def load(folder: Path | str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
@@ -338,5 +341,5 @@ def load(folder: Path | str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp
     config, _, tensors = read_component(folder)
     module = nnx.eval_shape(lambda: build(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
     for path, variable in parameters(module).items():
-        variable.set_value(jnp.asarray(tensors[path].read(), variable.dtype))
+        tensor_files.fill(variable, tensors[path])
     return module

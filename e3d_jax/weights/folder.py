@@ -56,7 +56,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG} is damaged ({error}); restore the weights folder") from error
 
 
-def save(folder: str | os.PathLike, component: build.Component, module: nnx.Module, config: dict[str, Any]) -> None:
+def save(folder: str | os.PathLike, component: build.Component, module: nnx.Module, config: Mapping[str, Any]) -> None:
     """Add a component's weights (rounded to bfloat16) and its part of the config to a weights folder."""
     bfloat16 = np.dtype(jnp.bfloat16)
     rounded = {
@@ -70,7 +70,7 @@ def write(
     folder: str | os.PathLike,
     component: build.Component,
     contents: Mapping[str, tensors.Tensor],
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     shard_bytes: int,
 ) -> None:
     """Add a component's tensors and its part of the config to a weights folder.
@@ -94,6 +94,11 @@ def write(
     files.write_atomically(folder / CONFIG, json.dumps(merged, indent=2).encode())
 
 
+def has(folder: str | os.PathLike, component: build.Component) -> bool:
+    """Whether a folder holds a component's weights."""
+    return bool(_shards(pathlib.Path(folder), component))
+
+
 def read(folder: pathlib.Path, component: build.Component) -> dict[str, tensors.Tensor]:
     """A component's tensors by dotted path of their parameter, not read yet.
 
@@ -108,7 +113,13 @@ def read(folder: pathlib.Path, component: build.Component) -> dict[str, tensors.
 
 
 def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -> None:
-    """Fill a module with a component's weights, cast to the module's parameter types.
+    """Fill a module with a component's weights, one by one, cast to the module's parameter types.
+
+    Args:
+      folder: weights folder.
+      component: which one.
+      module: its parameters may be shapes only, from ``nnx.eval_shape``. A parameter's sharding is kept, so that a
+        module larger than one device's memory is filled in place.
 
     Raises:
       FileNotFoundError: the folder lacks the component.
@@ -124,7 +135,7 @@ def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -
     if problems:
         raise ValueError(f"{folder}: the {component}'s weights are of another config: {'; '.join(problems)}")
     for name, parameter in parameters.items():
-        parameter.set_value(jnp.asarray(stored[name].read(), parameter.dtype))
+        tensors.fill(parameter, stored[name])
 
 
 def _parameters(module: nnx.Module) -> dict[str, nnx.Variable]:

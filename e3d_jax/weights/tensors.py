@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from flax import nnx
 
 FLOATS = {
     "F16": np.dtype(np.float16),
@@ -49,6 +51,18 @@ class Tensor:
         return Tensor(self.shape, dtype, lambda: self.read().astype(dtype))
 
 
+def fill(variable: nnx.Variable, tensor: Tensor) -> None:
+    """Give a variable a tensor's values, in the variable's type.
+
+    They go where its value is, or, if that is a shape only, to the sharding that comes with it; every process fills the
+    devices of its own. The array in memory is gone when this returns.
+    """
+    place, array = variable.get_value(), tensor.read()
+    sharding = place.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    filled = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index].astype(place.dtype))
+    variable.set_value(filled.block_until_ready())
+
+
 def read_files(files: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
     """Every tensor of some safetensors files, but those that are ``ignored``, by name.
 
@@ -64,6 +78,8 @@ def read_files(files: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, 
         except safetensors.SafetensorError as error:
             message = f"{file} is damaged, not a whole safetensors file ({error}); copy it again"
             raise ValueError(message) from error
+        except OSError as error:  # It does not say of which file.
+            raise OSError(f"{file} cannot be read ({error}); copy the folder again") from error
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))

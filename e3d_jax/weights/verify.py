@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -171,18 +172,25 @@ def verify(pipelines: Mapping[convert.Stage, str | os.PathLike], recorded: str |
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: the file is no ``.npz``, or holds no arrays to check.
+      ValueError: the file is no ``.npz``, holds no arrays to check, or holds some of other pipelines.
     """
     try:
         arrays = dict(np.load(recorded, allow_pickle=False).items())
-    except (ValueError, AttributeError, EOFError) as error:
+    except OSError as error:
+        raise OSError(f"{recorded} cannot be read ({error.strerror}); give the .npz of recorded outputs") from error
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{recorded} is no .npz of arrays ({error}); record the outputs again") from error
     source = Recorded(arrays, {stage: convert.locate(pipeline) for stage, pipeline in pipelines.items()})
     possible = [check for check in CHECKS if arrays.keys() >= set(check.needs)]
     if not possible:
         raise ValueError(f"{recorded} has none of the arrays to check; see e3d_jax/weights/verify.py for their names")
     for check in possible:
-        for name, got in check.compute(source).items():
+        try:
+            computed = check.compute(source)
+        except (LookupError, TypeError) as error:
+            names, reason = ", ".join(check.needs), str(error).split("\n")[0]
+            raise ValueError(f"the networks cannot take the recorded {names} ({reason}); record them again") from error
+        for name, got in computed.items():
             if name in arrays:
                 tolerance = SAMPLER if name.endswith("_4steps") else CALL
                 yield _compare(name, np.asarray(got), np.asarray(source[name]), tolerance)
@@ -194,7 +202,7 @@ def _compare(name: str, got: np.ndarray, expected: np.ndarray, tolerance: float)
             f"the recorded {name} has shape {expected.shape}, ours {got.shape}; record it of these weights"
         )
     absolute = float(np.abs(got - expected).max())
-    return Row(name, absolute, absolute / float(np.abs(expected).max()), tolerance)
+    return Row(name, absolute, absolute / max(float(np.abs(expected).max()), 1e-30), tolerance)
 
 
 def table(rows: list[Row]) -> str:

@@ -1,0 +1,95 @@
+"""Time and device memory of the full-size system, from a picture to 32 views, with random weights.
+
+    python benchmarks/full_size.py [--config=configs/envision3d.py] [--json=full_size.json]
+
+Weights are drawn on the device in bfloat16. The first round compiles; every round ends when its result is on the host.
+Compiling also tries kernels, which takes memory: with JAX_COMPILATION_CACHE_DIR set, the peak of a second call of this
+script is that of the system in use.
+"""
+
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from ml_collections import config_flags
+
+from e3d_jax import files, images, system
+from e3d_jax.models import build
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = config_flags.DEFINE_config_file("config", str(REPOSITORY / "configs/envision3d.py"), "The system to time.")
+PICTURE = flags.DEFINE_string("picture", str(REPOSITORY / "examples/cake.png"), "Input picture.")
+ROUNDS = flags.DEFINE_integer("rounds", 2, "How often to run; the first round compiles.", lower_bound=1)
+JSON = flags.DEFINE_string("json", None, "File for the same numbers, as JSON.")
+TYPES = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+
+
+def random_module(name: build.Component, arguments: Mapping[str, Any]) -> nnx.Module:
+    """A component whose random weights never were on the host."""
+    # XLA's own generator: hundreds of draws by JAX's default one take minutes to compile.
+    key = jax.random.key(0, impl="unsafe_rbg")
+    return jax.block_until_ready(
+        jax.jit(lambda key: build.build(name, arguments, **TYPES, rngs=nnx.Rngs(params=key)))(key)
+    )
+
+
+def gigabytes(statistic: str) -> float | None:
+    """A number of the device's allocator, where it keeps any."""
+    statistics = jax.local_devices()[0].memory_stats()
+    return round(statistics[statistic] / 1e9, 2) if statistics else None
+
+
+def run(model: system.System, report: Callable[[str], None]) -> None:
+    """One picture through both diffusion stages; ``report(stage)`` is called when one is done."""
+    keys = jax.random.split(jax.random.key(0))
+    pair = jnp.asarray(np.stack(model.prepare(PICTURE.value)))[None]
+    report("input")
+    # Random weights draw nothing that could be cut out of its background.
+    with mock.patch.object(images, "matte", lambda rgba: rgba):
+        color = model.anchors(pair, keys[0])[:, 0]
+        report("anchors")
+        between = model.interpolate(jnp.asarray(color), keys[1])
+        report("interpolation")
+    if not np.isfinite(between).all():
+        raise ValueError("the views are not finite; the times would mean nothing")
+
+
+def main(_) -> None:
+    """Prints a line as soon as its stage is done."""
+    config, rows, start = CONFIG.value.to_dict(), [], time.perf_counter()
+
+    def report(part: str, stage: str) -> None:
+        nonlocal start
+        seconds = time.perf_counter() - start
+        row: dict[str, Any] = {"part": part, "stage": stage, "seconds": round(seconds, 2)}
+        row |= {"in_use_gb": gigabytes("bytes_in_use"), "peak_gb": gigabytes("peak_bytes_in_use")}
+        rows.append(row)
+        print(f"{part:8s} {stage:26s} {seconds:9.2f} s   {row['in_use_gb']} GB, peak {row['peak_gb']} GB", flush=True)
+        start = time.perf_counter()
+
+    modules: dict[str, nnx.Module] = {}
+    for name in build.components_of(config):
+        modules[name] = random_module(name, config[name]["model"])
+        report("weights", name)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(modules))
+    model = system.System(config, modules)
+    for index in range(1, ROUNDS.value + 1):
+        run(model, functools.partial(report, f"round {index}"))
+    device = jax.devices()[0].device_kind
+    print(f"{device}, jax {jax.__version__}: {parameters / 1e9:.2f} billion parameters, {config['size']} px")
+    if JSON.value:
+        summary = {"device": device, "jax": jax.__version__, "parameters": parameters, "rows": rows}
+        files.write_atomically(JSON.value, json.dumps(summary, indent=2).encode())
+
+
+if __name__ == "__main__":
+    app.run(main)
