@@ -43,6 +43,24 @@ def test_a_perfect_output_gives_back_the_clean_sample(prediction):
     np.testing.assert_allclose(denoiser.clean(prediction, output, sample, level), clean, atol=1e-4)
 
 
+def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_level():
+    table = schedules.zero_terminal_snr_alphas()
+    assert table[-1] == 0
+    assert table[0] == pytest.approx(schedules.alphas_cumprod()[0])
+
+
+def test_trailing_steps():
+    np.testing.assert_array_equal(schedules.ddim_grid(4, zero_terminal_snr=True).time, [999, 749, 499, 249, 0])
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_sampling_from_pure_noise_finds_the_clean_sample(order):
+    clean, noise = jnp.linspace(-1, 1, 5), jnp.ones(5)
+    plan = samplers.plan(schedules.ddim_grid(4, zero_terminal_snr=True), order)
+    last = samplers.advance(lambda sample, level: clean, samplers.begin(noise), plan)
+    np.testing.assert_allclose(last.sample, clean, atol=0.05)
+
+
 def test_min_snr_weight_of_epsilon_at_high_noise_is_one():
     level = schedules.discrete_levels(jnp.array([999]))
     assert float(denoiser.loss_weight("epsilon", level, 5.0)[0]) == pytest.approx(1)
@@ -120,3 +138,16 @@ def test_a_plan_may_be_taken_in_parts():
 def test_impossible_step_counts_are_refused(steps):
     with pytest.raises(ValueError, match="sampling steps"):
         schedules.ddim_grid(steps)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 12, 50])
+def test_parts_of_a_plan_are_of_one_length(steps):
+    plan, taken, reported = samplers.plan(schedules.ddim_grid(steps), 1), [], []
+
+    def take(state, part):
+        taken.append(part)
+        return state
+
+    samplers.advance_in_parts(take, samplers.begin(jnp.zeros(1)), plan, reported.append)
+    np.testing.assert_array_equal(jnp.concatenate([part.gain for part in taken]), plan.gain)
+    assert reported == [reported[0]] * len(taken)

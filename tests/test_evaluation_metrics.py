@@ -67,6 +67,11 @@ def test_normal_angle_counts_the_mask_only():
     assert metrics.normal_angle(pred, true, np.array([True, True, False])) == pytest.approx(45)
 
 
+def test_a_missing_normal_counts_as_a_guess():
+    true = np.array([[0.0, 0, 1]])
+    assert metrics.normal_angle(np.zeros((1, 3)), true, np.array([True])) == pytest.approx(90)
+
+
 def test_normal_angle_of_an_empty_mask_is_an_error():
     with pytest.raises(ValueError, match="mask"):
         metrics.normal_angle(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros(2, bool))

@@ -32,7 +32,10 @@ def target(
 def clean(
     prediction: Prediction, output: Float[Array, "..."], sample: Float[Array, "..."], level: schedules.Levels
 ) -> Float[Array, "..."]:
-    """The clean sample that a network's output implies; inverse of :func:`target`."""
+    """The clean sample that a network's output implies; inverse of :func:`target`.
+
+    A predicted noise says nothing of the clean sample where there is no signal: v prediction does, at every level.
+    """
     alpha, sigma = expand(level.alpha, sample), expand(level.sigma, sample)
     if prediction == "epsilon":
         return (sample - sigma * output) / alpha

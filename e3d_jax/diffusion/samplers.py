@@ -18,8 +18,8 @@ from e3d_jax.diffusion import schedules
 
 Predict = Callable[[jax.Array, schedules.Levels], jax.Array]
 
-# Steps a dispatch: often enough for a progress bar, seldom enough not to wait for the host.
-CHUNK = 4
+# Most steps a dispatch: often enough for a progress bar, seldom enough not to wait for the host.
+CHUNK = 5
 ORDERS = {"ddim": 1, "euler": 1, "dpm_solver": 2}
 
 
@@ -91,7 +91,7 @@ def advance(predict: Predict, progress: Progress, plan: Plan) -> Progress:
 def advance_in_parts(
     take: Callable[[Progress, Plan], Progress], progress: Progress, plan: Plan, report: Callable[[int], object]
 ) -> Progress:
-    """Take the steps of a plan a few at a time.
+    """Take the steps of a plan a few at a time, always as many so that ``take`` is compiled once.
 
     Args:
       take: a compiled :func:`advance` with its denoiser bound.
@@ -99,8 +99,8 @@ def advance_in_parts(
       plan: all steps.
       report: called with the number of steps after each part.
     """
-    for start in range(0, len(plan), CHUNK):
-        part = plan[start : start + CHUNK]
-        progress = jax.block_until_ready(take(progress, part))
-        report(len(part))
+    chunk = max(size for size in range(1, CHUNK + 1) if len(plan) % size == 0)
+    for start in range(0, len(plan), chunk):
+        progress = jax.block_until_ready(take(progress, plan[start : start + chunk]))
+        report(chunk)
     return progress

@@ -41,9 +41,20 @@ def alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012) -> Floa
     return np.cumprod(1.0 - betas)
 
 
-def discrete_levels(steps: Int[Array, "*n"]) -> Levels:
+def zero_terminal_snr_alphas() -> Float[np.ndarray, " 1000"]:
+    """The same schedule, shifted and scaled so that its last step is pure noise (arXiv 2305.08891, Alg. 1).
+
+    Sampling starts from pure noise. The released schedule trains on none: its last step still shows the mean of an
+    image, which few-step samplers then miss.
+    """
+    alpha = np.sqrt(alphas_cumprod())
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+
+
+def discrete_levels(steps: Int[Array, "*n"], zero_terminal_snr: bool = False) -> Levels:
     """Levels of training steps in [0, 999] of the discrete schedule."""
-    variance = jnp.asarray(alphas_cumprod(), jnp.float32)[steps]
+    table = zero_terminal_snr_alphas() if zero_terminal_snr else alphas_cumprod()
+    variance = jnp.asarray(table, jnp.float32)[steps]
     return Levels(alpha=jnp.sqrt(variance), sigma=jnp.sqrt(1 - variance), time=jnp.asarray(steps, jnp.float32))
 
 
@@ -54,15 +65,21 @@ def edm_levels(noise: Float[Array, "*n"]) -> Levels:
     return Levels(alpha=scale, sigma=noise * scale, time=time)
 
 
-def ddim_grid(num_steps: int) -> Levels:
-    """The ``num_steps + 1`` levels of DDIM as released: leading spacing, offset 1, down to the schedule's first level.
+def ddim_grid(num_steps: int, zero_terminal_snr: bool = False) -> Levels:
+    """The ``num_steps + 1`` levels of DDIM, down to the schedule's first level.
+
+    As released: leading spacing, offset 1. With ``zero_terminal_snr``: trailing spacing, which starts at pure noise
+    (arXiv 2305.08891, Sec. 3.3).
 
     Raises:
       ValueError: ``num_steps`` is not in [1, 999].
     """
     _check_steps(num_steps)
-    steps = np.arange(num_steps)[::-1] * (NUM_TRAIN_STEPS // num_steps) + 1
-    return discrete_levels(jnp.asarray(np.append(steps, 0)))
+    if zero_terminal_snr:
+        steps = np.round(np.arange(num_steps, 0, -1) * (NUM_TRAIN_STEPS / num_steps)).astype(int) - 1
+    else:
+        steps = np.arange(num_steps)[::-1] * (NUM_TRAIN_STEPS // num_steps) + 1
+    return discrete_levels(jnp.asarray(np.append(steps, 0)), zero_terminal_snr)
 
 
 def karras_grid(num_steps: int, noise_min: float = 0.002, noise_max: float = 700.0, rho: float = 7.0) -> Levels:

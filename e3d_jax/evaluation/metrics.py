@@ -47,6 +47,8 @@ def normal_angle(
 ) -> float:
     """Mean angle in degrees between two maps of unit normals, over the pixels of a mask.
 
+    A pixel without a predicted normal (a zero vector) counts as 90 degrees, as a random guess would.
+
     Raises:
       ValueError: the mask is empty.
     """
@@ -56,6 +58,7 @@ def normal_angle(
     a, b = np.asarray(pred, np.float64)[mask], np.asarray(true, np.float64)[mask]
     # The arc tangent is exact at small angles, where the arc cosine of float32 normals is not.
     angle = np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1))
+    angle = np.where(a.any(-1), angle, np.pi / 2)
     return float(np.degrees(angle).mean())
 
 

@@ -50,7 +50,11 @@ def true_views(params: synthetic.ObjectParams, size: int) -> structs.ViewSet:
 
 
 def score_object(model: system.System, index: int, seed: int, out: pathlib.Path) -> dict[str, Any]:
-    """All scores of one synthetic test object, from its front view alone and from its true views."""
+    """All scores of one synthetic test object, from its front view alone and from its true views.
+
+    Angles of normals are means over the true silhouettes, where a missing normal counts as 90 degrees, and over the
+    pixels where there is a normal ("shared").
+    """
     params = synthetic.take(synthetic.sample_batch("test", TEST_SEED, [index]), 0)
     true = true_views(params, model.size)
     shape = synthetic.ground_truth_mesh(params)
@@ -67,10 +71,8 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path)
         outputs.write_result(out / f"object_{index:03d}", result, seed=seed, config=model.config)
 
     unseen = [report.view_scores(views.rgba[v], true.rgba[v]) for v in cameras.ANCHORS[1:]]
-    angles = [
-        metrics.normal_angle(views.normals[i], true.normals[i], true.rgba[v, ..., 3] > 0.5)
-        for i, v in enumerate(cameras.ANCHORS)
-    ]
+    silhouettes = true.rgba[cameras.ANCHORS, ..., 3] > 0.5
+    shared = silhouettes & views.normals.any(-1)
     new = np.setdiff1d(np.arange(cameras.NUM_VIEWS), cameras.ANCHORS)
     between = model.interpolate(jnp.asarray(true.rgba[cameras.ANCHORS])[None], jax.random.key(seed))[0]
     psnr = [report.view_scores(view, true.rgba[v])["psnr"] for view, v in zip(between, new, strict=True)]
@@ -79,7 +81,8 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path)
         "family": synthetic.family_of("test", TEST_SEED, index),
         "anchor_psnr": float(np.mean([s["psnr"] for s in unseen])),
         "anchor_ssim": float(np.mean([s["ssim"] for s in unseen])),
-        "normal_angle_deg": float(np.mean(angles)),
+        "normal_angle_deg": metrics.normal_angle(views.normals, true.normals, silhouettes),
+        "normal_angle_shared_deg": metrics.normal_angle(views.normals, true.normals, shared) if shared.any() else 90.0,
         "interpolated_psnr": float(np.mean(psnr)),
         "mesh_iou": float(from_picture["volume_iou"]),
         "mesh_chamfer": from_picture["chamfer"],

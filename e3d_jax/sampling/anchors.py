@@ -19,6 +19,7 @@ def sample(
     key: jax.Array,
     *,
     prediction: denoiser.Prediction,
+    zero_terminal_snr: bool,
     sampler: str,
     num_steps: int,
     progress: Callable[[int], object] = lambda steps: None,
@@ -31,6 +32,7 @@ def sample(
       pair: input picture and its normal map, cropped (:func:`e3d_jax.images.object_box`); straight alpha.
       key: of the initial noise.
       prediction: what the U-Net was trained to return.
+      zero_terminal_snr: whether it was trained down to pure noise (:func:`schedules.zero_terminal_snr_alphas`).
       sampler: "ddim" (as released) or "dpm_solver".
       num_steps: number of U-Net calls.
       progress: called with the number of steps after each group of steps.
@@ -38,7 +40,7 @@ def sample(
     Returns:
       Colour views and encoded normal maps: RGBA, or RGB over white from a three-channel autoencoder.
     """
-    plan = samplers.plan(schedules.ddim_grid(num_steps), samplers.ORDERS[sampler])
+    plan = samplers.plan(schedules.ddim_grid(num_steps, zero_terminal_snr), samplers.ORDERS[sampler])
     condition = make_condition(stage, module, pair)
     domains, batch, *latent = condition.latents.shape
     noise = jax.random.normal(key, (domains, batch, cameras.NUM_ANCHORS, *latent))
