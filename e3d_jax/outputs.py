@@ -12,15 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
-from e3d_jax import __version__, cameras, images, structs, system
+from e3d_jax import __version__, cameras, images, system, views_io
 from e3d_jax.mesh import export, preview
-from e3d_jax.reconstruction import views_io
 
 REPORTED = ("jax", "jaxlib", "flax", "numpy")
 REPORT = "report.json"
-TURNTABLE_FRAMES = 24
 
 
 def check_writable(folder: str | os.PathLike) -> None:
@@ -72,7 +69,7 @@ def write_result(folder: str | os.PathLike, result: system.Result, *, seed: int,
             views_io.write_views(partial / "views", result.views)
             export.write_glb(partial / "mesh.glb", result.mesh)
             images.write_png(partial / "contact_sheet.png", contact_sheet(result))
-            write_turntable(partial / "turntable.gif", result.mesh)
+            preview.write_turntable(partial / "turntable.gif", result.mesh)
             (partial / REPORT).write_text(json.dumps(report(result, seed=seed, config=config), indent=2))
         except OSError as error:
             raise OSError(f"cannot write {folder} ({error.strerror or error}); check the disk and try again") from error
@@ -120,14 +117,6 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     ]
     tiles = [[_over_white(image) for image in row] for row in rows]
     return np.concatenate([np.concatenate(row, 1) for row in tiles], 0)
-
-
-def write_turntable(path: pathlib.Path, mesh: structs.Mesh, size: int = 192) -> None:
-    """An endless animation of the mesh turning, the right half shaded by its normals."""
-    ring = cameras.ring(size, TURNTABLE_FRAMES)
-    halves = [_over_white(preview.render_mesh(mesh, ring, shading)) for shading in preview.SHADINGS]
-    frames = [Image.fromarray(images.to_uint8(frame)) for frame in np.concatenate(halves, 2)]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=2500 // TURNTABLE_FRAMES, loop=0)
 
 
 def _over_white(image: np.ndarray) -> np.ndarray:

@@ -85,6 +85,20 @@ class ViewSet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Texture:
+    """An image wrapped around a mesh.
+
+    Attributes:
+      image: display-encoded (sRGB) RGB in [0, 1], row 0 on top.
+      corner_uv: for the corners of each face a point of the image, in [0, 1]; (0, 0) is its lower left corner. Kept by
+        corner, so that the mesh stays welded where the image is cut.
+    """
+
+    image: Float[np.ndarray, "h w 3"]
+    corner_uv: Float[np.ndarray, "f 3 2"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
     """A triangle mesh in the world frame, faces counter-clockwise seen from outside.
 
@@ -92,8 +106,10 @@ class Mesh:
       vertices: positions in object units.
       faces: vertex indices.
       colors: vertex colours, display-encoded (sRGB) RGB in [0, 1].
+      texture: finer colours than those of the vertices, if there are any.
     """
 
     vertices: Float[np.ndarray, "p 3"]
     faces: Int[np.ndarray, "f 3"]
     colors: Float[np.ndarray, "p 3"]
+    texture: Texture | None = None

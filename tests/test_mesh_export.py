@@ -73,3 +73,37 @@ def test_unknown_format(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(OSError):
         export.read_mesh(tmp_path / "mesh.glb")
+
+
+@pytest.fixture
+def textured(mesh):
+    """The box, each of its faces with a triangle of the texture of its own."""
+    image = np.random.default_rng(1).random((8, 8, 3)).astype(np.float32)
+    uv = np.random.default_rng(2).random((len(mesh.faces), 3, 2)).astype(np.float32)
+    return dataclasses.replace(mesh, texture=structs.Texture(image, uv))
+
+
+@pytest.mark.parametrize(("name", "write"), [("mesh.glb", export.write_glb), ("mesh.obj", export.write_obj)])
+def test_texture_round_trip(tmp_path, textured, name, write):
+    write(tmp_path / name, textured)
+    back = export.read_mesh(tmp_path / name)
+    assert len(back.vertices) == 8 and trimesh.Trimesh(back.vertices, back.faces, process=False).is_watertight
+    np.testing.assert_allclose(back.texture.image, textured.texture.image, atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(back.texture.corner_uv, textured.texture.corner_uv, atol=1e-6)
+    np.testing.assert_allclose(np.ptp(back.vertices, axis=0), [0.2, 0.4, 0.8], atol=1e-5)
+
+
+def test_obj_has_its_material_beside_it(tmp_path, textured):
+    export.write_obj(tmp_path / "chair.obj", textured)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"chair.obj", "chair.mtl"} < names and len(names) == 3
+    assert "mtllib chair.mtl" in (tmp_path / "chair.obj").read_text()
+
+
+def test_material_is_no_metal_and_normals_are_smooth_across_cuts(tmp_path, textured):
+    export.write_glb(tmp_path / "mesh.glb", textured)
+    (raw,) = trimesh.load_scene(tmp_path / "mesh.glb", process=False).geometry.values()
+    assert raw.visual.material.metallicFactor == 0 and raw.visual.material.roughnessFactor == 1
+    corner = np.isclose(raw.vertices, raw.vertices[0]).all(1)
+    assert corner.sum() > 1
+    assert np.ptp(raw.vertex_normals[corner], axis=0).max() < 1e-5

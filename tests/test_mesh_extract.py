@@ -80,3 +80,31 @@ def test_non_finite_distances():
 def test_coarse_resolution():
     with pytest.raises(ValueError, match="resolution=4 is too coarse"):
         mesh_of(sphere(), resolution=4)
+
+
+def test_decimated_mesh_is_closed_and_keeps_its_shape():
+    mesh = extract.extract_mesh(sphere(), position_as_color, BOX, 32, max_faces=500)
+    shape = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    assert len(mesh.faces) <= 500 and shape.is_watertight
+    assert shape.volume == pytest.approx(4 / 3 * np.pi * 0.3**3, rel=0.03)
+    np.testing.assert_allclose(mesh.colors, mesh.vertices + 0.5, atol=1e-6)
+
+
+def test_meshes_below_the_limit_are_not_decimated():
+    assert len(extract.extract_mesh(sphere(), position_as_color, BOX, 16, max_faces=10**6).faces) == len(
+        extract.extract_mesh(sphere(), position_as_color, BOX, 16).faces
+    )
+
+
+def test_too_few_faces():
+    with pytest.raises(ValueError, match="ask for more"):
+        extract.extract_mesh(sphere(), position_as_color, BOX, 16, max_faces=2)
+
+
+def test_smoothing_removes_roughness():
+    rough = lambda points: sphere()(points) + 0.01 * np.sin(90 * points).prod(-1)  # noqa: E731
+    areas = []
+    for smoothing in (0.0, 1.0):
+        mesh = extract.extract_mesh(rough, position_as_color, BOX, 32, smoothing=smoothing)
+        areas.append(trimesh.Trimesh(mesh.vertices, mesh.faces).area)
+    assert areas[0] > 1.02 * areas[1] and areas[1] == pytest.approx(4 * np.pi * 0.3**2, rel=0.03)

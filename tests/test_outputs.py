@@ -7,9 +7,8 @@ import pytest
 import trimesh
 from PIL import Image
 
-from e3d_jax import cameras, outputs, structs, system
-from e3d_jax.mesh import export
-from e3d_jax.reconstruction import views_io
+from e3d_jax import cameras, outputs, structs, system, views_io
+from e3d_jax.mesh import export, preview
 
 SIZE = 16
 FILES = {"input.png", "input_normal.png", "mesh.glb", "contact_sheet.png", "turntable.gif", "report.json"}
@@ -50,14 +49,14 @@ def files(folder):
 
 @pytest.fixture(autouse=True)
 def short_turntable(monkeypatch):
-    monkeypatch.setattr(outputs, "TURNTABLE_FRAMES", 3)
+    monkeypatch.setattr(preview, "TURNTABLE_FRAMES", 3)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "ball"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outputs, "TURNTABLE_FRAMES", 3)
+        patch.setattr(preview, "TURNTABLE_FRAMES", 3)
         write(folder)
     return folder
 
@@ -131,7 +130,7 @@ def test_a_failed_write_keeps_the_earlier_result(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(outputs, "write_turntable", fail)
+    monkeypatch.setattr(preview, "write_turntable", fail)
     with pytest.raises(type(error)):
         write(target)
     assert (target / "report.json").read_text() == "earlier"
@@ -159,7 +158,7 @@ def test_a_full_disk_in_one_sentence(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(outputs, "write_turntable", fail)
+    monkeypatch.setattr(preview, "write_turntable", fail)
     with pytest.raises(OSError, match=r"cannot write .*ball \(No space left on device\); check the disk"):
         write(tmp_path / "ball")
 

@@ -22,6 +22,7 @@ def make_field(levels=(4, 8)):
         jax.random.key(0),
         jnp.linalg.norm(points, axis=-1) - 0.2,
         BOX,
+        num_views=2,
         levels=levels,
         color_levels=(4,),
         features=2,

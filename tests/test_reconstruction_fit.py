@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from e3d_jax import cameras, structs
-from e3d_jax.reconstruction import fit, hull, occupancy, pipeline
+from e3d_jax.reconstruction import batches, fields, fit, hull, occupancy, pipeline
 
 RADIUS = 0.3
 TINY = fit.FitConfig(
@@ -56,8 +56,9 @@ def inside(mesh, points):
 def sphere():
     """The mesh and the losses after each chunk."""
     history = []
+    surface = pipeline.SurfaceConfig(resolution=32, max_faces=1000, texture_size=64)
     mesh = pipeline.reconstruct(
-        sphere_views(), TINY, jax.random.key(0), lambda done, terms: history.append((done, terms)), resolution=32
+        sphere_views(), TINY, jax.random.key(0), lambda done, terms, _: history.append((done, terms)), surface=surface
     )
     return mesh, history
 
@@ -77,6 +78,7 @@ def test_progress_reports_every_chunk(sphere):
     assert sphere[1][1][1]["color"] < sphere[1][0][1]["color"]
 
 
+@pytest.mark.slow
 def test_views_without_normal_maps_fit():
     views = sphere_views()
     bare = dataclasses.replace(views, normal_views=np.zeros(0, int), normals=np.zeros((0, 32, 32, 3), np.float32))
@@ -84,21 +86,42 @@ def test_views_without_normal_maps_fit():
     assert np.isfinite(field.base).all()
 
 
+def test_pictures_that_are_out_of_place_are_found():
+    views = sphere_views()
+    moved = dataclasses.replace(views, rgba=views.rgba.copy(), normals=views.normals.copy())
+    moved.rgba[2], moved.normals[2] = np.roll(views.rgba[2], 1, 1), np.roll(views.normals[2], 1, 1)  # right by a pixel
+    shifts = np.asarray(fit.fit(moved, TINY, jax.random.key(0)).view_shifts)
+    assert shifts[2, 0] < -0.3 and np.abs(np.delete(shifts, 2, 0)).max() < 0.3
+
+
 def test_hull_of_a_sphere():
     views = sphere_views(64, 16)
-    points = np.array([[0.0, 0, 0], [0.2, 0, 0], [0.4, 0, 0], [0, 0.35, 0.0]])
-    distance = hull.hull_distance(views.rgba[..., 3], views.cameras, points, votes=0)
-    np.testing.assert_allclose(distance[1:], [-0.1, 0.1, 0.05], atol=0.02)
-    assert distance[0] < -0.25
+    base, box = hull.carve(views.rgba[..., 3], views.cameras, half_extent=0.5, cells=32, votes=0)
+    points = np.asarray(fields.lattice(box, base.shape))
+    equator = (np.abs(points[..., 2]) < 0.02) & (np.linalg.norm(points, axis=-1) > 0.15)
+    np.testing.assert_allclose(base[equator], np.linalg.norm(points[equator], axis=-1) - RADIUS, atol=0.02)
+    assert base.min() < -0.25
 
 
-def test_one_bad_mask_does_not_carve_the_hull():
+@pytest.mark.parametrize(("votes", "survives"), [(0, False), (1, True)])
+def test_one_bad_mask_has_a_vote_not_a_veto(votes, survives):
     views = sphere_views()
     alpha = views.rgba[..., 3].copy()
     alpha[3] = 0
-    center = np.zeros((1, 3))
-    assert hull.hull_distance(alpha, views.cameras, center, votes=0)[0] > 0
-    assert hull.hull_distance(alpha, views.cameras, center, votes=1)[0] < 0
+    alpha[3, 0, 0] = 1  # something, but not the object
+    carve = lambda: hull.carve(alpha, views.cameras, half_extent=0.5, cells=16, votes=votes)  # noqa: E731
+    if survives:
+        assert carve()[0].min() < -0.1
+    else:
+        with pytest.raises(ValueError, match="share no object"):
+            carve()
+
+
+def test_soft_masks_are_sharpened():
+    views = sphere_views()
+    soft = dataclasses.replace(views, rgba=views.rgba * np.float32([1, 1, 1, 0.2]) + np.float32([0, 0, 0, 0.4]))
+    pixels = batches.load(soft, np.ones(8), contrast=5.0)
+    np.testing.assert_allclose(pixels.rgba[..., 3], views.rgba[..., 3].reshape(8, -1), atol=1e-5)
 
 
 def test_occupancy_cache_holds_distances():
@@ -122,6 +145,21 @@ def test_views_that_share_no_object_are_refused():
         fit.fit(dataclasses.replace(views, rgba=rgba), TINY, jax.random.key(0))
 
 
-def test_steps_fill_chunks():
-    with pytest.raises(ValueError, match="multiple"):
-        fit.fit(sphere_views(), dataclasses.replace(TINY, steps=45), jax.random.key(0))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 45), ("steps_per_chunk", 0), ("rays", 0), ("color_weight", np.inf), ("levels", (8, -1))],
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*; expected" if name != "steps_per_chunk" else "multiple of"):
+        dataclasses.replace(TINY, **{name: value})
+
+
+def test_surface_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="texture_size is 0; expected 16 to"):
+        pipeline.SurfaceConfig(texture_size=0)
+
+
+def test_mesh_is_textured_and_within_its_budget(sphere):
+    mesh = sphere[0]
+    assert len(mesh.faces) <= 1000 and mesh.texture.image.shape == (64, 64, 3)
+    np.testing.assert_allclose(np.median(mesh.texture.image, (0, 1)), [0.8, 0.2, 0.1], atol=0.05)

@@ -65,3 +65,11 @@ def test_sparsity_error_falls_with_distance():
 
 def test_smoothness_has_a_finite_gradient_where_normals_agree():
     assert np.isfinite(jax.grad(lambda g: losses.smoothness_error(g, jnp.ones((2, 3))).sum())(jnp.ones((2, 3)))).all()
+
+
+def test_color_error_grows_with_the_difference_and_is_smooth_at_zero():
+    target = jnp.full((3, 3), 0.5)
+    predicted = target + jnp.array([[0.0], [0.1], [0.4]])
+    np.testing.assert_allclose(losses.color_error(predicted, target), [0, 0.1, 0.4], atol=0.003)
+    gradient = jax.grad(lambda x: losses.color_error(x, target).sum())(target)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)

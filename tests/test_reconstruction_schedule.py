@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from e3d_jax import cameras
-from e3d_jax.reconstruction import schedule
+from e3d_jax.reconstruction import fit, schedule
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,13 @@ from e3d_jax.reconstruction import schedule
     ],
 )
 def test_views_of_a_progress(progress, everything):
-    assert bool(schedule.uses_all_views(jnp.array(progress))) == everything
+    assert bool(schedule.uses_all_views(jnp.array(progress), fit.FitConfig.all_views)) == everything
+
+
+@pytest.mark.parametrize(("switches", "everything"), [((), False), ((0.0,), True)])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 0.99])
+def test_view_schedule_can_be_switched_off(progress, switches, everything):
+    assert bool(schedule.uses_all_views(jnp.array(progress), switches)) == everything
 
 
 def test_levels_fade_in_one_after_another():

@@ -5,36 +5,79 @@ import pathlib
 
 import numpy as np
 import trimesh
+from PIL import Image
 
-from e3d_jax import cameras, files, structs
+from e3d_jax import cameras, files, images, structs
 
 SUFFIXES = (".glb", ".ply", ".obj")
 
 
 def write_glb(path: str | os.PathLike, mesh: structs.Mesh) -> None:
-    """Write a binary glTF with vertex colours, whole or not at all.
+    """Write a binary glTF with its texture, or else with vertex colours; whole or not at all.
 
-    Colours are stored as they stand, display-encoded, as trimesh and most mesh tools read them.
+    Colours are stored as they stand, display-encoded: glTF says so of textures, and most mesh tools read vertex colours
+    so too. The material is rough and no metal, as light is part of the colours already.
 
     Raises:
       ValueError: the mesh has no faces or non-finite vertices.
       OSError: the folder cannot be written.
     """
+    # The axes are permuted cyclically, which keeps the orientation of the faces.
+    scene = trimesh.Scene(_to_trimesh(mesh, cameras.gltf_from_world))
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path, trimesh.exchange.gltf.export_glb(scene, include_normals=True))
+
+
+def write_obj(path: str | os.PathLike, mesh: structs.Mesh) -> None:
+    """Write a Wavefront OBJ in world axes, and beside it its material and texture, named after it.
+
+    Raises:
+      ValueError: the mesh has no faces or non-finite vertices.
+      OSError: the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    out = _to_trimesh(mesh, lambda points: points)
+    text, others = trimesh.exchange.obj.export_obj(
+        out, include_normals=True, return_texture=True, mtl_name=f"{path.stem}.mtl", header=None
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, data in others.items():
+        files.write_atomically(path.parent / name, data)
+    files.write_atomically(path, text.encode())
+
+
+def _to_trimesh(mesh: structs.Mesh, from_world) -> trimesh.Trimesh:
+    """The mesh in a file's axes; where the texture is cut, vertices are doubled."""
     if len(mesh.faces) == 0:
         raise ValueError("the mesh has no faces, so there is nothing to write")
     if not np.isfinite(mesh.vertices).all():
         raise ValueError("the mesh has non-finite vertices and would open in no viewer")
-    colors = np.round(np.asarray(mesh.colors).clip(0, 1) * 255).astype(np.uint8)
-    colors = np.concatenate([colors, np.full_like(colors[:, :1], 255)], 1)
-    # The axes are permuted cyclically, which keeps the orientation of the faces.
-    vertices = cameras.gltf_from_world(mesh.vertices)
-    out = trimesh.Trimesh(vertices, mesh.faces, vertex_colors=colors, process=False)
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, trimesh.exchange.gltf.export_glb(trimesh.Scene(out), include_normals=True))
+    if mesh.texture is None:
+        colors = np.round(np.asarray(mesh.colors).clip(0, 1) * 255).astype(np.uint8)
+        colors = np.concatenate([colors, np.full_like(colors[:, :1], 255)], 1)
+        return trimesh.Trimesh(from_world(mesh.vertices), mesh.faces, vertex_colors=colors, process=False)
+    # Normals of the welded mesh: those of the pieces would show their borders.
+    normals = np.asarray(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals)
+    corners = np.concatenate([mesh.faces.reshape(-1, 1), mesh.texture.corner_uv.reshape(-1, 2)], 1)
+    unique, faces = np.unique(corners, axis=0, return_inverse=True)
+    vertex = unique[:, 0].astype(np.int64)
+    picture = Image.fromarray(images.to_uint8(mesh.texture.image))
+    material = trimesh.visual.material.PBRMaterial(
+        name="texture", baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0
+    )
+    return trimesh.Trimesh(
+        from_world(mesh.vertices)[vertex],
+        faces.reshape(-1, 3),
+        vertex_normals=from_world(normals)[vertex],
+        visual=trimesh.visual.TextureVisuals(uv=unique[:, 1:], material=material),
+        process=False,
+    )
 
 
 def read_mesh(path: str | os.PathLike) -> structs.Mesh:
     """Read a .glb (glTF axes), .ply or .obj (world axes) as one mesh in the world frame; grey where it has no colour.
+
+    A mesh with a texture is welded where the texture is cut.
 
     Raises:
       OSError: the file cannot be read.
@@ -43,10 +86,9 @@ def read_mesh(path: str | os.PathLike) -> structs.Mesh:
     path = pathlib.Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} is not a mesh this can read: expected one of {', '.join(SUFFIXES)}")
-    data = path.read_bytes()
+    path.open("rb").close()  # What cannot be opened is no damaged mesh.
     try:
-        file_type = path.suffix[1:].lower()
-        loaded = trimesh.load_scene(trimesh.util.wrap_as_stream(data), file_type=file_type, process=False).to_mesh()
+        loaded = trimesh.load_scene(path, process=False).to_mesh()
     except Exception as error:  # trimesh raises whatever its parsers do
         raise ValueError(f"{path} is damaged or not a {path.suffix} file: {error}") from error
     if not isinstance(loaded, trimesh.Trimesh) or len(loaded.faces) == 0:
@@ -54,12 +96,28 @@ def read_mesh(path: str | os.PathLike) -> structs.Mesh:
     vertices = np.asarray(loaded.vertices)
     if path.suffix.lower() == ".glb":
         vertices = cameras.world_from_gltf(vertices)
-    visual = loaded.visual.to_color() if isinstance(loaded.visual, trimesh.visual.TextureVisuals) else loaded.visual
+    faces, texture, visual = np.asarray(loaded.faces, np.int32), _texture_of(loaded), loaded.visual
+    if isinstance(visual, trimesh.visual.TextureVisuals):
+        visual = visual.to_color()
     colors = getattr(visual, "vertex_colors", None)
     if colors is None or len(colors) != len(vertices):
         colors = np.full((len(vertices), 4), 204)
+    if texture is not None:
+        vertices, first, welded = np.unique(vertices, axis=0, return_index=True, return_inverse=True)
+        colors, faces = np.asarray(colors)[first], welded.reshape(-1).astype(np.int32)[faces]
     return structs.Mesh(
         vertices=vertices.astype(np.float32),
-        faces=np.asarray(loaded.faces, np.int32),
+        faces=faces,
         colors=(np.asarray(colors)[:, :3] / 255).astype(np.float32),
+        texture=texture,
     )
+
+
+def _texture_of(loaded: trimesh.Trimesh) -> structs.Texture | None:
+    """The texture of a mesh as trimesh reads it, if it has one."""
+    material, uv = getattr(loaded.visual, "material", None), getattr(loaded.visual, "uv", None)
+    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    if picture is None or uv is None:
+        return None
+    image = np.asarray(picture.convert("RGB"), np.float32) / 255
+    return structs.Texture(image, np.asarray(uv, np.float32)[loaded.faces])

@@ -45,6 +45,8 @@ class Batch:
 
     Attributes:
       rays: rays through pixel centres.
+      view: the view of each.
+      across: how a ray's direction changes a pixel to the right, and a pixel down.
       placed: their samples.
       rgba: what they should see.
       normals: world normals that they should see; zero where unknown.
@@ -56,6 +58,8 @@ class Batch:
     """
 
     rays: structs.Rays
+    view: Int[Array, "*b r"]
+    across: Float[Array, "*b r 2 3"]
     placed: volume.Placed
     rgba: Float[Array, "*b r 4"]
     normals: Float[Array, "*b r 3"]
@@ -66,19 +70,21 @@ class Batch:
     nearby: Float[Array, "*b n 3"]
 
 
-def load(views: structs.ViewSet, *, favor_front: bool) -> Pixels:
-    """Views on the device; ``favor_front`` weights them by :func:`schedule.view_weights`, otherwise all count 1."""
+def load(views: structs.ViewSet, weights: Float[structs.ArrayLike, " v"], *, contrast: float) -> Pixels:
+    """Views on the device, each with the weight of its errors; coverage is sharpened ``contrast`` times around 0.5."""
     num_views, height, width = views.rgba.shape[:3]
+    alpha = ((views.rgba[..., 3:] - 0.5) * contrast + 0.5).clip(0, 1)
+    rgba = np.concatenate([views.rgba[..., :3], alpha], -1)
     normals = np.zeros((num_views, height * width, 3), np.float32)
     normals[views.normal_views] = views.normals.reshape(-1, height * width, 3)
     reach = max(2, width // 24)
     near = [ndimage.maximum_filter(alpha, 2 * reach + 1).ravel() > 0 for alpha in views.rgba[..., 3]]
     return Pixels(
-        rgba=jnp.asarray(views.rgba.reshape(num_views, -1, 4)),
+        rgba=jnp.asarray(rgba.reshape(num_views, -1, 4)),
         normals=jnp.asarray(normals),
         cameras=jax.tree.map(jnp.asarray, views.cameras),
         anchors=jnp.asarray(views.anchors, jnp.int32),
-        weights=schedule.view_weights(views.cameras) if favor_front else jnp.ones(num_views),
+        weights=jnp.asarray(weights, jnp.float32),
         near_object=jnp.asarray(np.stack([np.argsort(~row, kind="stable") for row in near]), jnp.int32),
         num_near=jnp.asarray([max(1, row.sum()) for row in near], jnp.int32),
     )
@@ -97,6 +103,7 @@ def draw(
     samples: int,
     random_points: int,
     spread: float,
+    all_views: tuple[float, ...],
 ) -> Batch:
     """One batch: rays from the anchors or from all views by the schedule, and random points.
 
@@ -112,16 +119,19 @@ def draw(
       samples: samples a ray.
       random_points: number of random points.
       spread: standard deviation of the way from a point to its neighbour, object units.
+      all_views: see :func:`schedule.uses_all_views`.
     """
     num_views, num_pixels = pixels.rgba.shape[:2]
     choice_key, place_key, background_key, point_key, nearby_key = jax.random.split(key, 5)
     chance = jax.random.uniform(choice_key, (4, rays))
     anchor = pixels.anchors[_pick(chance[0], len(pixels.anchors))]
-    view = jnp.where(schedule.uses_all_views(progress), _pick(chance[0], num_views), anchor)
+    view = jnp.where(schedule.uses_all_views(progress, all_views), _pick(chance[0], num_views), anchor)
     near = pixels.near_object[view, _pick(chance[1], pixels.num_near[view])]
     pixel = jnp.where(chance[3] < NEAR_OBJECT, near, _pick(chance[2], num_pixels))
     width = pixels.cameras.width
     through = cameras.pixel_rays(pixels.cameras[view], jnp.stack([pixel % width, pixel // width], -1) + 0.5)
+    axes = jnp.swapaxes(pixels.cameras.world_from_cam[view, :3, :2], 1, 2)
+    forward = (through.directions * pixels.cameras.world_from_cam[view, :3, 2]).sum(-1, keepdims=True)
     placed = volume.place_samples(
         place_key,
         through,
@@ -134,6 +144,8 @@ def draw(
     points = jax.random.uniform(point_key, (random_points, 3), minval=box[0], maxval=box[1])
     return Batch(
         rays=through,
+        view=view,
+        across=axes * (forward / pixels.cameras.focal[view])[..., None],
         placed=placed,
         rgba=pixels.rgba[view, pixel],
         normals=pixels.normals[view, pixel],

@@ -41,6 +41,8 @@ class Field:
         needs would be roughness to the distance.
       distance_layers: weights and biases from encoding to (correction, feature vector).
       color_layers: weights and biases from (encoding, feature vector, normal, direction) to colour logits.
+      view_shifts: how far the rays of each view pass from its pixels, in pixels (x, y): pictures that a network made do
+        not all show the object at the same place.
       log_sharpness: logarithm of the inverse standard deviation s of the NeuS density, 1 / object unit.
     """
 
@@ -50,6 +52,7 @@ class Field:
     color_levels: tuple[Float[Array, "_ _ _ c"], ...]
     distance_layers: Layers
     color_layers: Layers
+    view_shifts: Float[Array, "v 2"]
     log_sharpness: Float[Array, ""]
 
 
@@ -69,12 +72,13 @@ class Samples:
     feature: Float[Array, "n k"]
 
 
-@functools.partial(jax.jit, static_argnames=("levels", "color_levels", "features", "hidden", "sharpness"))
+@functools.partial(jax.jit, static_argnames=("num_views", "levels", "color_levels", "features", "hidden", "sharpness"))
 def create(
     key: jax.Array,
     base: Float[structs.ArrayLike, "x y z"],
     box: Float[structs.ArrayLike, "2 3"],
     *,
+    num_views: int,
     levels: tuple[int, ...],
     color_levels: tuple[int, ...],
     features: int,
@@ -101,6 +105,7 @@ def create(
         color_levels=tuple(jnp.zeros((n + 1, n + 1, n + 1, features)) for n in color_levels),
         distance_layers=distance_layers,
         color_layers=_init_layers(color_key, (color_width, hidden, hidden, 3)),
+        view_shifts=jnp.zeros((num_views, 2)),
         log_sharpness=jnp.float32(math.log(sharpness)),
     )
 

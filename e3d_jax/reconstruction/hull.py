@@ -5,8 +5,12 @@ by a few pixels, so a view has a vote, not a veto: the distance of a point is th
 of its image's distance to the silhouette, carried from pixels to object units at the depth of the point.
 """
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from scipy import ndimage
 
 from e3d_jax import structs
@@ -26,46 +30,107 @@ def carve(
       votes: how many views may be wrong about a point being outside.
 
     Raises:
-      ValueError: no view shows an object, or the views share none inside the cube.
+      ValueError: no view shows an object, a camera looks elsewhere, or the views share no object inside the cube.
     """
     if not (alpha > 0.5).any():
         raise ValueError("no view shows an object: alpha is below one half everywhere")
+    _check_cameras(cameras, half_extent)
+    maps = np.stack([silhouette_distance(silhouette) for silhouette in alpha > 0.5])
+    rank = min(votes, len(alpha) - 1)
     cube = np.array([[-half_extent] * 3, [half_extent] * 3], np.float32)
-    coarse = np.asarray(fields.lattice(cube, (33, 33, 33)))
+    coarse = fields.lattice(cube, (33, 33, 33))
     spacing = 2 * half_extent / 32
-    inside = coarse[hull_distance(alpha, cameras, coarse, votes=votes) < spacing / 2]
+    inside = np.asarray(coarse)[np.asarray(_ranked_distance(maps, cameras, coarse, rank)) < spacing / 2]
     if len(inside) == 0:
         raise ValueError(
             f"the silhouettes of the {len(alpha)} views share no object within {half_extent} of the origin; check the "
             f"poses, their units and the masks"
         )
     box = np.stack([inside.min(0) - 1.5 * spacing, inside.max(0) + 1.5 * spacing]).clip(-half_extent, half_extent)
-    points = np.asarray(fields.lattice(box, (cells + 1, cells + 1, cells + 1)))
-    return hull_distance(alpha, cameras, points, votes=votes), box
+    points = fields.lattice(box, (cells + 1, cells + 1, cells + 1))
+    return np.asarray(_ranked_distance(maps, cameras, points, rank)), box
 
 
-def hull_distance(
-    alpha: Float[np.ndarray, "v h w"], cameras: structs.Cameras, points: Float[np.ndarray, "*n 3"], *, votes: int
-) -> Float[np.ndarray, "*n"]:
-    """Signed distance to the visual hull in object units, positive outside; exact only near the surface.
+def _check_cameras(cameras: structs.Cameras, half_extent: float) -> None:
+    """Every camera must see something of the ball around the origin that the cube holds."""
+    pose = np.asarray(cameras.world_from_cam)
+    middle = -np.einsum("vji,vj->vi", pose[:, :3, :3], pose[:, :3, 3])
+    depth = np.maximum(middle[:, 2:], 1e-6)
+    pixel, reach = (
+        middle[:, :2] / depth * np.asarray(cameras.focal) + np.asarray(cameras.center),
+        half_extent / depth * np.asarray(cameras.focal),
+    )
+    size = np.array([cameras.width, cameras.height])
+    away = (middle[:, 2] < -half_extent) | ((pixel + reach < 0) | (pixel - reach > size)).any(-1)
+    if away.any():
+        raise ValueError(
+            f"the cameras of views {', '.join(map(str, np.flatnonzero(away)))} do not look at the object, which must "
+            f"lie within {half_extent} of the origin; check the poses, their units and their axes"
+        )
+
+
+def agreement(
+    alpha: Float[np.ndarray, "v h w"],
+    cameras: structs.Cameras,
+    base: Float[np.ndarray, "x y z"],
+    box: Float[np.ndarray, "2 3"],
+    cells: int = 48,
+) -> Float[np.ndarray, " v"]:
+    """How well each silhouette is that of the hull: their intersection over union in a raster of the picture.
 
     Args:
-      alpha: coverage in [0, 1]; the silhouette is where it is above one half.
+      alpha: coverage in [0, 1].
       cameras: their cameras.
-      points: world points.
-      votes: how many views may be wrong about a point being outside.
+      base: signed distance of the hull, see :func:`carve`.
+      box: the region that it spans.
+      cells: of the raster, along the longer side of a picture.
     """
-    flat = points.reshape(-1, 3)
-    distances = np.empty((len(alpha), len(flat)), np.float32)
-    for view, (silhouette, pose) in enumerate(zip(alpha > 0.5, np.asarray(cameras.world_from_cam), strict=True)):
-        cam = (flat - pose[:3, 3]) @ pose[:3, :3]
-        depth = np.maximum(cam[:, 2], 1e-3)
-        focal, center = np.asarray(cameras.focal[view]), np.asarray(cameras.center[view])
-        pixels = cam[:, :2] / depth[:, None] * focal + center
-        seen = ndimage.map_coordinates(silhouette_distance(silhouette), pixels.T[::-1] - 0.5, order=1, mode="nearest")
-        distances[view] = seen * depth / focal.mean()
-    rank = len(alpha) - 1 - min(votes, len(alpha) - 1)
-    return np.partition(distances, rank, axis=0)[rank].reshape(points.shape[:-1])
+    solid = np.asarray(fields.lattice(box, base.shape))[base < 0]
+    size = np.array([cameras.width, cameras.height])
+    cell = max(size.max() / cells, 1.0)
+    shape = np.ceil(size / cell).astype(int)
+    found = np.empty(len(alpha))
+    for view, pose in enumerate(np.asarray(cameras.world_from_cam)):
+        cam = (solid - pose[:3, 3]) @ pose[:3, :3]
+        pixel = (
+            cam[:, :2] / np.maximum(cam[:, 2:], 1e-3) * np.asarray(cameras.focal)[view]
+            + np.asarray(cameras.center)[view]
+        )
+        row, column = np.nonzero(alpha[view] > 0.5)
+        hull, seen = (_raster(at, cell, shape) for at in (pixel, np.stack([column, row], -1) + 0.5))
+        found[view] = (hull & seen).sum() / max((hull | seen).sum(), 1)
+    return found
+
+
+def _raster(points, cell, shape):
+    """Cells that hold a point."""
+    at = np.floor(points / cell).astype(int)
+    at = at[((at >= 0) & (at < shape)).all(-1)]
+    out = np.zeros(shape, bool)
+    out[at[:, 0], at[:, 1]] = True
+    return out
+
+
+@functools.partial(jax.jit, static_argnames="rank")
+def _ranked_distance(
+    maps: Float[structs.ArrayLike, "v h w"], cameras: structs.Cameras, points: Float[Array, "x y z 3"], rank: int
+) -> Float[Array, "x y z"]:
+    """The ``rank``-th largest of the views' distances, in object units, counted from 0; slab by slab."""
+
+    def seen_from(points, seen, pose, focal, center):
+        cam = ((points - pose[:3, 3])[:, :, None] * pose[:3, :3]).sum(1)
+        depth = jnp.maximum(cam[:, 2], 1e-3)
+        pixel = cam[:, :2] / depth[:, None] * focal + center - 0.5
+        value = jax.scipy.ndimage.map_coordinates(seen, [pixel[:, 1], pixel[:, 0]], order=1, mode="nearest")
+        return value * depth / focal.mean()
+
+    def slab(points):
+        flat = points.reshape(-1, 3)
+        views = jnp.asarray(maps), *(jnp.asarray(x) for x in (cameras.world_from_cam, cameras.focal, cameras.center))
+        distances = jax.vmap(functools.partial(seen_from, flat))(*views)
+        return jax.lax.top_k(distances.T, rank + 1)[0][:, -1].reshape(points.shape[:-1])
+
+    return jax.lax.map(slab, points)
 
 
 def silhouette_distance(silhouette: np.ndarray) -> Float[np.ndarray, "h w"]:

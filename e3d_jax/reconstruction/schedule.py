@@ -1,7 +1,7 @@
 """What changes during a fit, as functions of its progress in [0, 1].
 
 The view schedule is Envision3D's coarse-to-fine sampling (arXiv 2403.08902, section 3.4): anchors shape the object, and
-in four intervals all views refine it.
+in some intervals all views refine it.
 """
 
 import jax
@@ -11,12 +11,14 @@ from jaxtyping import Array, Bool, Float
 
 from e3d_jax import structs
 
-ALL_VIEWS = ((0.1, 0.2), (0.3, 0.4), (0.5, 0.6), (0.7, 0.8))
 
+def uses_all_views(progress: Float[Array, ""], switches: tuple[float, ...]) -> Bool[Array, ""]:
+    """Whether rays are drawn from all views rather than from the anchors alone.
 
-def uses_all_views(progress: Float[Array, ""]) -> Bool[Array, ""]:
-    """Whether rays are drawn from all views rather than from the anchors alone."""
-    return jnp.any(jnp.array([(start <= progress) & (progress < end) for start, end in ALL_VIEWS]))
+    ``switches`` are increasing: at the first all views come in, at the second they go, and so on.
+    """
+    passed = [progress >= switch for switch in switches]
+    return jnp.sum(jnp.array(passed, jnp.int32)) % 2 == 1
 
 
 def level_weights(progress: Float[Array, ""], num_levels: int, *, first: int, until: float) -> Float[Array, " l"]:

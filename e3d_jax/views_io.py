@@ -5,23 +5,29 @@ where they are known. ``transform_matrix`` is camera-to-world in OpenGL camera a
 have ``normal_path``, ``azimuth_deg`` and ``anchor``; a file without any ``anchor`` has anchors only.
 """
 
+import io
 import json
 import math
 import os
 import pathlib
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from e3d_jax import cameras, files, images, structs
 
 TRANSFORMS = "transforms.json"
+DEPTH_SCALE = 1e-4
 
 
-def write_views(folder: str | os.PathLike, views: structs.ViewSet) -> None:
+def write_views(
+    folder: str | os.PathLike, views: structs.ViewSet, depths: Float[np.ndarray, "v h w"] | None = None
+) -> None:
     """Write the folder; each file appears whole, and ``transforms.json``, without which it is no views folder, last.
 
-    Frames of an earlier set of views are removed; other files are left alone.
+    Frames of an earlier set of views are removed; other files are left alone. ``depths``, along the optical axes in
+    object units, become 16-bit pictures in steps of ``integer_depth_scale`` (0 where unknown), as instant-ngp reads.
 
     Raises:
       OSError: the folder cannot be written.
@@ -29,8 +35,9 @@ def write_views(folder: str | os.PathLike, views: structs.ViewSet) -> None:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRANSFORMS).unlink(missing_ok=True)
-    for old in [*folder.glob("rgb_[0-9]*.png"), *folder.glob("normal_[0-9]*.png")]:
-        old.unlink()
+    for kind in ("rgb", "normal", "depth"):
+        for old in folder.glob(f"{kind}_[0-9]*.png"):
+            old.unlink()
     normals = dict(zip(np.asarray(views.normal_views).tolist(), views.normals, strict=True))
     poses = cameras.opengl_from_opencv(np.asarray(views.cameras.world_from_cam))
     frames = []
@@ -47,6 +54,12 @@ def write_views(folder: str | os.PathLike, views: structs.ViewSet) -> None:
             known = (normals[view] ** 2).sum(-1, keepdims=True) > 0.25
             stored = np.where(known, normals[view] * 0.5 + 0.5, 1.0)
             images.write_png(folder / frame["normal_path"], np.concatenate([stored, known], -1))
+        if depths is not None:
+            frame["depth_path"] = f"depth_{view:02d}.png"
+            steps = (depths[view] / DEPTH_SCALE).round().clip(0, 2**16 - 1).astype(np.uint16)
+            buffer = io.BytesIO()
+            Image.fromarray(steps).save(buffer, "PNG")
+            files.write_atomically(folder / frame["depth_path"], buffer.getvalue())
         frames.append(frame)
     focal, center = np.asarray(views.cameras.focal), np.asarray(views.cameras.center)
     if (focal != focal[0]).any() or (center != center[0]).any():
@@ -60,6 +73,7 @@ def write_views(folder: str | os.PathLike, views: structs.ViewSet) -> None:
         "fl_y": float(focal[0, 1]),
         "cx": float(center[0, 0]),
         "cy": float(center[0, 1]),
+        **({} if depths is None else {"integer_depth_scale": DEPTH_SCALE}),
         "frames": frames,
     }
     files.write_atomically(folder / TRANSFORMS, json.dumps(transforms, indent=1).encode())

@@ -1,0 +1,189 @@
+"""How good meshes made from true views are, and how much worse they get when the views contradict each other.
+
+    python benchmarks/meshes.py --meshes=DIR --out=scores.json [--quality=standard] [--size=256] [--variants=...]
+
+``--meshes`` is a folder of closed meshes (.glb and others). Each is drawn from the ring, rebuilt from 32 views and 8
+normal maps, written as a GLB, read again and compared with the original: volume IoU (128 cells a side), Chamfer
+distance, normal consistency, and PSNR of the textured mesh at views halfway between those that it was made from.
+Variants:
+
+    normals         true views and normal maps
+    bare            true views alone
+    jitter          the colours of each view scaled by 5 % at most, channel by channel
+    shift           each view moved by up to 2 pixels either way
+    swap            one view shows another object
+    flip            10 % of the mask's pixels at silhouettes are wrong
+    contradictory   the last four at once, with normal maps
+    anchors_only, all_views, coarse_to_fine    schedules of the views, on contradictory views
+
+Scores are added to ``--out`` one by one, and those that it has are not made again.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import app, flags
+from scipy import ndimage
+
+from e3d_jax import cameras, files, structs
+from e3d_jax.data import assets
+from e3d_jax.data.assets import reading
+from e3d_jax.evaluation import report
+from e3d_jax.mesh import export, preview
+from e3d_jax.reconstruction import fit, pipeline
+
+MESHES = flags.DEFINE_string("meshes", None, "Folder of closed meshes.", required=True)
+OUT = flags.DEFINE_string("out", "meshes.json", "File of the scores.")
+QUALITY = flags.DEFINE_enum("quality", "standard", list(pipeline.QUALITIES), "See e3d_jax.reconstruction.")
+SIZE = flags.DEFINE_integer("size", 256, "Width and height of the views in pixels.", lower_bound=32)
+VARIANTS = flags.DEFINE_list("variants", ["normals", "bare", "contradictory"], "Which, see above.")
+NAMES = flags.DEFINE_list("names", None, "Meshes by name; all when not given.")
+HELD_OUT = flags.DEFINE_integer("held_out", 8, "Views between the others that are compared.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of perturbations and fits.", lower_bound=0)
+
+Views = structs.ViewSet
+SCORES = ("volume_iou", "chamfer", "normal_consistency", "psnr", "seconds")
+
+
+def bare(views: Views, other: Views, rng: np.random.Generator) -> Views:
+    """Without normal maps."""
+    return dataclasses.replace(views, normal_views=views.normal_views[:0], normals=views.normals[:0])
+
+
+def jitter(views: Views, other: Views, rng: np.random.Generator) -> Views:
+    """Colours of each view scaled."""
+    scale = np.append(rng.uniform(0.95, 1.05, (len(views.rgba), 3)), np.ones((len(views.rgba), 1)), -1)
+    return dataclasses.replace(views, rgba=(views.rgba * scale[:, None, None]).clip(0, 1).astype(np.float32))
+
+
+def shift(views: Views, other: Views, rng: np.random.Generator) -> Views:
+    """Each view, with its normal map, moved."""
+    offsets = rng.integers(-2, 3, (len(views.rgba), 2))
+    move = lambda image, view: np.roll(image, offsets[view], (0, 1))  # noqa: E731
+    return dataclasses.replace(
+        views,
+        rgba=np.stack([move(image, view) for view, image in enumerate(views.rgba)]),
+        normals=np.stack([move(image, view) for view, image in zip(views.normal_views, views.normals, strict=True)]),
+    )
+
+
+def swap(views: Views, other: Views, rng: np.random.Generator) -> Views:
+    """One view of another object."""
+    rgba, view = views.rgba.copy(), rng.integers(len(views.rgba))
+    rgba[view] = other.rgba[view]
+    return dataclasses.replace(views, rgba=rgba)
+
+
+def flip(views: Views, other: Views, rng: np.random.Generator) -> Views:
+    """Wrong pixels along silhouettes."""
+    inside = views.rgba[..., 3] > 0.5
+    cross = ndimage.generate_binary_structure(2, 1)[None]
+    edge = ndimage.binary_dilation(inside, cross) & ~ndimage.binary_erosion(inside, cross)
+    wrong = edge & (rng.random(edge.shape) < 0.1)
+    alpha = np.where(wrong, 1 - views.rgba[..., 3], views.rgba[..., 3])
+    return dataclasses.replace(views, rgba=np.concatenate([views.rgba[..., :3], alpha[..., None]], -1))
+
+
+def contradictory(views: Views, other: Views, rng: np.random.Generator) -> Views:
+    """All of it."""
+    for perturb in (jitter, shift, swap, flip):
+        views = perturb(views, other, rng)
+    return views
+
+
+def same(views: Views, other: Views, rng: np.random.Generator) -> Views:
+    """True views."""
+    return views
+
+
+PERTURBATIONS: dict[str, Callable[[Views, Views, np.random.Generator], Views]] = {
+    "normals": same,
+    "bare": bare,
+    "jitter": jitter,
+    "shift": shift,
+    "swap": swap,
+    "flip": flip,
+    "contradictory": contradictory,
+    "anchors_only": contradictory,
+    "all_views": contradictory,
+    "coarse_to_fine": contradictory,
+}
+SCHEDULES = {"anchors_only": (), "all_views": (0.0,), "coarse_to_fine": fit.FitConfig.all_views}
+
+
+def rebuild(views: Views, variant: str, path: pathlib.Path) -> float:
+    """Views to a GLB file; seconds that took."""
+    fitting, surface = pipeline.QUALITIES[QUALITY.value]
+    if variant in SCHEDULES:
+        fitting = dataclasses.replace(fitting, all_views=SCHEDULES[variant])
+    start = time.perf_counter()
+    mesh = pipeline.reconstruct(views, fitting, jax.random.key(SEED.value), surface=surface)
+    export.write_glb(path, mesh)
+    return time.perf_counter() - start
+
+
+def score(path: pathlib.Path, true: structs.Mesh, asset: reading.Asset) -> dict[str, float]:
+    """Scores of a mesh file."""
+    mesh = export.read_mesh(path)
+    between = cameras.ring(SIZE.value, HELD_OUT.value, offset=np.pi / cameras.NUM_VIEWS)
+    shown = preview.render_mesh(mesh, between, supersampling=assets.SUPERSAMPLING)
+    drawn = assets.render(asset, between, np.arange(0)).views.rgba
+    psnr = [report.view_scores(a, b)["psnr"] for a, b in zip(shown, drawn, strict=True)]
+    found = report.mesh_scores(mesh, true)
+    return {**{name: float(found[name]) for name in SCORES[:3]}, "psnr": float(np.mean(psnr))}
+
+
+def table(rows: list[dict]) -> str:
+    """One line a variant: means over the meshes."""
+    lines = [f"{'':16s}" + "".join(f"{name:>20s}" for name in (*SCORES, "meshes"))]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        of = [row for row in rows if row["variant"] == variant]
+        means = "".join(f"{np.mean([row[name] for row in of]):20.4f}" for name in SCORES)
+        lines.append(f"{variant:16s}{means}{len(of):20d}")
+    return "\n".join(lines)
+
+
+def main(_) -> None:
+    """All meshes in all variants."""
+    unknown = set(VARIANTS.value) - PERTURBATIONS.keys()
+    if unknown:
+        raise app.UsageError(f"no such variants: {', '.join(sorted(unknown))}; there are {', '.join(PERTURBATIONS)}")
+    out, found = pathlib.Path(OUT.value), assets.find_meshes(MESHES.value)
+    read = {name: reading.read_asset(path) for name, path in found.items()}
+    names = NAMES.value or list(found)
+    ring, rows = cameras.ring(SIZE.value), json.loads(out.read_text())["rows"] if out.exists() else []
+    done = {(row["mesh"], row["variant"]) for row in rows}
+    warm = True
+    with tempfile.TemporaryDirectory() as scratch:
+        path = pathlib.Path(scratch, "mesh.glb")
+        for number, name in enumerate(names):
+            todo = [variant for variant in VARIANTS.value if (name, variant) not in done]
+            if not todo:
+                continue
+            views = assets.render(read[name], ring, cameras.ANCHORS).views
+            other = assets.render(read[names[number - 1]], ring, cameras.ANCHORS).views
+            true = structs.Mesh(read[name].vertices, read[name].faces, np.ones_like(read[name].vertices))
+            for variant in todo:
+                perturbed = PERTURBATIONS[variant](views, other, np.random.default_rng(SEED.value))
+                if warm and jax.default_backend() != "cpu":
+                    rebuild(perturbed, variant, path)  # Compiles.
+                seconds = rebuild(perturbed, variant, path)
+                warm = variant in SCHEDULES  # Those have programs of their own.
+                row = {"mesh": name, "variant": variant, **score(path, true, read[name]), "seconds": seconds}
+                rows.append(row)
+                print(
+                    " ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True
+                )
+                about = {"quality": QUALITY.value, "size": SIZE.value, "device": jax.devices()[0].device_kind}
+                files.write_atomically(out, json.dumps({**about, "rows": rows}, indent=1).encode())
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,44 @@
+"""Render meshes (GLB, glTF, OBJ, PLY, STL) into training records or folders of views.
+
+    python -m e3d_jax.data.assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=256] [--nonormals]
+
+``--format=records`` writes the records of :mod:`e3d_jax.data.records`, as the synthetic objects have;
+``--format=folder`` one folder of views an object, with depths. Files that cannot be read are skipped with a line each.
+What is already in ``--out`` is kept, so the same call continues an interrupted one and adds new meshes.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+
+from e3d_jax import cameras
+from e3d_jax.data import assets
+
+MESHES = flags.DEFINE_string("meshes", None, "Folder of meshes, searched to any depth.", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder of the results.", required=True)
+FORMAT = flags.DEFINE_enum("format", "records", ["records", "folder"], "Training records, or a folder of views each.")
+VIEWS = flags.DEFINE_integer("views", cameras.NUM_VIEWS, "Cameras on the ring.", lower_bound=1)
+SIZE = flags.DEFINE_integer("size", 256, "Width and height of the pictures in pixels.", lower_bound=16)
+NORMALS = flags.DEFINE_bool("normals", True, "Normal maps of the anchors (of every view if 8 does not divide --views).")
+Y_UP = flags.DEFINE_bool("y_up", False, "OBJ, PLY and STL files are y up, front +z, as glTF files always are.")
+WORKERS = flags.DEFINE_integer("workers", None, "Processes; one a core when not given.", lower_bound=1)
+
+
+def main(_) -> None:
+    """Renders, then sums up."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # For the other processes: the accelerator has no part in this.
+    folder = pathlib.Path(OUT.value) if FORMAT.value == "folder" else None
+    settings = assets.Settings(VIEWS.value, SIZE.value, NORMALS.value, Y_UP.value, folder)
+    try:
+        rendered, kept, skipped = assets.write(MESHES.value, OUT.value, settings, WORKERS.value or os.cpu_count() or 1)
+    except (ValueError, OSError) as error:
+        sys.exit(f"e3d_jax.data.assets: {error}")
+    print(f"{rendered} rendered, {kept} there already, {skipped} skipped; see {OUT.value}")
+    if not rendered and not kept:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)

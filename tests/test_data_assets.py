@@ -1,0 +1,196 @@
+"""Meshes of any format as pictures and records."""
+
+import json
+
+import numpy as np
+import pytest
+import trimesh
+from array_record.python import array_record_module
+from PIL import Image
+
+from e3d_jax import cameras, views_io
+from e3d_jax.data import assets, loader, records
+from e3d_jax.data.assets import reading
+
+
+def textured_box(extents=(0.2, 0.4, 0.8)) -> trimesh.Trimesh:
+    """Upper half of the texture red, lower half blue; mapped by height, so that the top (world z) is red."""
+    box = trimesh.creation.box(extents=extents)
+    height = (box.vertices[:, 2] > 0) * 0.8 + 0.1
+    picture = Image.fromarray(np.uint8([[[255, 0, 0]], [[0, 0, 255]]]).repeat(8, 0).repeat(8, 1))
+    box.visual = trimesh.visual.TextureVisuals(uv=np.stack([height * 0 + 0.5, height], -1), image=picture)
+    return box
+
+
+def front(asset, size=32):
+    return assets.render(asset, cameras.ring(size)[:1], np.arange(1))
+
+
+def test_asset_is_centred_and_normalised(tmp_path):
+    textured_box().apply_translation([3, 4, 5]).export(tmp_path / "box.obj")
+    vertices = reading.read_asset(tmp_path / "box.obj").vertices
+    np.testing.assert_allclose(vertices.max(0), -vertices.min(0))
+    assert np.linalg.norm(vertices, axis=1).max() == pytest.approx(0.5)
+
+
+def test_gltf_axes_become_world_axes(tmp_path):
+    trimesh.creation.box(extents=(0.2, 0.4, 0.8)).export(tmp_path / "box.glb")
+    asset = reading.read_asset(tmp_path / "box.glb")
+    np.testing.assert_allclose(np.argsort(np.ptp(asset.vertices, axis=0)), [1, 2, 0])  # glTF z is world x
+
+
+def test_y_up_files_are_turned(tmp_path):
+    trimesh.creation.box(extents=(0.2, 0.4, 0.8)).export(tmp_path / "box.stl")
+    assert np.ptp(reading.read_asset(tmp_path / "box.stl").vertices, axis=0).argmax() == 2
+    assert np.ptp(reading.read_asset(tmp_path / "box.stl", y_up=True).vertices, axis=0).argmax() == 0
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".glb"])
+def test_textures_are_seen(tmp_path, suffix):
+    (tmp_path / "box").mkdir()
+    textured_box().export(tmp_path / "box" / f"box{suffix}")
+    asset = reading.read_asset(tmp_path / "box" / f"box{suffix}", y_up=False)
+    if suffix == ".glb":  # written as it stands, so its z, up above, points to the front
+        rgba = assets.render(asset, cameras.ring(32)[[0, 16]], np.arange(0)).views.rgba[:, 16, 16]
+        assert rgba[0, 0] > 0.4 > rgba[0, 2] and rgba[1, 2] > 0.4 > rgba[1, 0]
+    else:
+        rgba = front(asset).views.rgba[0]
+        assert rgba[8, 16, 0] > 0.5 > rgba[8, 16, 2] and rgba[23, 16, 2] > 0.5 > rgba[23, 16, 0]
+
+
+def test_vertex_colours_and_parts_with_transforms(tmp_path):
+    scene = trimesh.Scene()
+    for side, color in ((-1, [0, 255, 0, 255]), (1, [255, 0, 0, 255])):
+        ball = trimesh.creation.icosphere(2, 0.2)
+        ball.visual.vertex_colors = np.tile(np.uint8(color), (len(ball.vertices), 1))
+        scene.add_geometry(ball, transform=trimesh.transformations.translation_matrix([side, 0, 0]))
+    scene.export(tmp_path / "balls.glb")
+    rgba = front(reading.read_asset(tmp_path / "balls.glb")).views.rgba[0]  # glTF x is world y, right
+    assert rgba[16, 3, 1] > 0.4 > rgba[16, 3, 0] and rgba[16, 28, 0] > 0.4 > rgba[16, 28, 1]
+
+
+def test_base_color_factor_is_linear(tmp_path):
+    ball = trimesh.creation.icosphere(2)
+    ball.visual = trimesh.visual.TextureVisuals(
+        uv=np.zeros((len(ball.vertices), 2)),
+        material=trimesh.visual.material.PBRMaterial(baseColorFactor=[55, 255, 0, 255]),
+    )
+    ball.export(tmp_path / "ball.glb")
+    colors = reading.read_asset(tmp_path / "ball.glb").corner_colors
+    np.testing.assert_allclose(colors[0, 0], [0.502, 1, 0], atol=2e-3)
+
+
+def test_normals_are_smooth_except_across_creases():
+    box, ball = trimesh.creation.box(), trimesh.creation.icosphere(3)
+    of_box = reading.crease_normals(box.vertices, box.faces)
+    np.testing.assert_allclose(of_box, np.repeat(box.face_normals[:, None], 3, 1), atol=1e-6)
+    np.testing.assert_allclose(reading.crease_normals(ball.vertices, ball.faces), ball.triangles, atol=0.02)
+
+
+def test_pictures_normals_and_depths_of_a_box(tmp_path):
+    box = trimesh.creation.box(extents=(0.2, 0.4, 0.8))
+    box.export(tmp_path / "box.ply")
+    drawn = front(reading.read_asset(tmp_path / "box.ply"))
+    scale = 1 / np.linalg.norm([0.2, 0.4, 0.8])
+    assert drawn.depths[0, 16, 16] == pytest.approx(1.5 - 0.1 * scale, abs=1e-4)
+    assert drawn.depths[0, 0, 0] == 0
+    np.testing.assert_allclose(drawn.views.normals[0, 16, 16], [1, 0, 0], atol=1e-5)
+    light = 0.55 + 0.45 * (0.5 + 0.5 * 0.4 / np.linalg.norm([0.4, 0.3, 0.85]))
+    np.testing.assert_allclose(drawn.views.rgba[0, 16, 16], [*3 * [0.8 * light], 1], atol=0.01)
+
+
+def test_the_back_of_a_sheet_shows_its_normal_to_the_viewer(tmp_path):
+    sheet = trimesh.Trimesh([[0, -1, -1], [0, 1, -1], [0, 0, 1]], [[0, 2, 1]])
+    sheet.export(tmp_path / "sheet.ply")
+    normals = front(reading.read_asset(tmp_path / "sheet.ply")).views.normals
+    np.testing.assert_allclose(normals[0, 16, 16], [1, 0, 0], atol=1e-5)
+
+
+def broken(path, kind):
+    if kind == "bytes":
+        path.write_bytes(b"glTF" + bytes(100))
+    elif kind == "points":
+        trimesh.PointCloud(np.random.default_rng(0).random((9, 3))).export(path)
+    elif kind == "flat faces":
+        trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]], process=False).export(path)
+    else:
+        trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, np.nan, 0]], [[0, 1, 2]], process=False).export(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("bytes", "damaged"), ("points", "no triangles"), ("flat faces", "no triangles"), ("nan", "no triangles")],
+)
+def test_what_holds_no_surface_is_refused(tmp_path, kind, message):
+    path = tmp_path / ("mesh.glb" if kind == "bytes" else "mesh.ply")
+    broken(path, kind)
+    with pytest.raises(ValueError, match=message) as error:
+        reading.read_asset(path)
+    assert str(path) in str(error.value)
+
+
+def test_huge_textures_are_shrunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_TEXTURE", 8)
+    textured_box().export(tmp_path / "box.obj")
+    assert reading.read_asset(tmp_path / "box.obj").textures[0].shape == (8, 4, 3)
+
+
+def test_degenerate_faces_do_not_matter(tmp_path):
+    box = trimesh.creation.box()
+    vertices = np.concatenate([box.vertices, [[np.nan] * 3, [0, 0, 0.1]]])
+    faces = np.concatenate([box.faces, [[0, 0, 1], [0, 1, 8]]])
+    trimesh.Trimesh(vertices, faces, process=False).export(tmp_path / "box.ply")
+    asset = reading.read_asset(tmp_path / "box.ply")
+    assert len(asset.faces) == 12 and np.isfinite(asset.corner_normals).all()
+
+
+@pytest.fixture(scope="module")
+def mesh_folder(tmp_path_factory):
+    """A ball, a box in a subfolder, and a file that is no mesh."""
+    folder = tmp_path_factory.mktemp("meshes")
+    (folder / "deep").mkdir()
+    trimesh.creation.icosphere(1).export(folder / "ball.ply")
+    textured_box().export(folder / "deep" / "box.glb")
+    (folder / "broken.glb").write_bytes(b"nothing")
+    return folder
+
+
+def test_folders_of_views(mesh_folder, tmp_path, capsys):
+    settings = assets.Settings(num_views=8, size=16, folder=tmp_path)
+    assert assets.write(mesh_folder, tmp_path, settings) == (2, 0, 1)
+    assert "broken.glb is damaged" in capsys.readouterr().err
+    views = views_io.read_views(tmp_path / "deep" / "box")
+    assert views.rgba.shape == (8, 16, 16, 4) and len(views.normal_views) == 8
+    transforms = json.loads((tmp_path / "ball" / "transforms.json").read_text())
+    depth = np.asarray(Image.open(tmp_path / "ball" / transforms["frames"][3]["depth_path"]))
+    assert depth[8, 8] * transforms["integer_depth_scale"] == pytest.approx(1.0, abs=0.03)
+    assert assets.write(mesh_folder, tmp_path, settings) == (0, 2, 1)
+
+
+def test_records_resume_and_feed_training(mesh_folder, tmp_path):
+    settings = assets.Settings(size=16)
+    assert assets.write(mesh_folder / "deep", tmp_path, settings) == (1, 0, 0)
+    trimesh.creation.icosphere(1).export(mesh_folder / "deep" / "ball.ply")
+    assert assets.write(mesh_folder / "deep", tmp_path, settings) == (1, 1, 0)
+    shards = records.find_shards(tmp_path)
+    assert len(shards) == 2
+    record = records.unpack(array_record_module.ArrayRecordReader(shards[0]).read_all()[0])
+    assert record.id == "box" and record.provenance["file"] == "box.glb"
+    example = loader.anchor_example(record, np.random.default_rng(0))
+    assert example["target"].shape == (2, 8, 16, 16, 4)
+
+
+def test_records_need_the_whole_ring(mesh_folder, tmp_path):
+    with pytest.raises(ValueError, match="full ring of 32 views"):
+        assets.write(mesh_folder, tmp_path, assets.Settings(num_views=8))
+
+
+def test_names_of_files_that_share_a_stem(tmp_path):
+    for name in ("a.ply", "a.stl", "b.ply", "notes.txt"):
+        (tmp_path / name).touch()
+    assert set(assets.find_meshes(tmp_path)) == {"a.ply", "a.stl", "b"}
+
+
+def test_folder_without_meshes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no meshes"):
+        assets.find_meshes(tmp_path)
