@@ -2,7 +2,8 @@
 
     python train.py --config=configs/mini.py --stage=anchor --workdir=runs/mini --records=runs/records
 
-Stages, in order: autoencoder and normals (either first), then anchor and interpolation.
+Stages, in order: autoencoder and normals (either first), then anchor and interpolation. With --init=WEIGHTS a stage,
+and the components that it needs, start from another weights folder.
 """
 
 import os
@@ -23,17 +24,47 @@ from e3d_jax.training import loop
 CONFIG = config_flags.DEFINE_config_file("config", "configs/mini.py", "The system to train.")
 STAGE = flags.DEFINE_enum("stage", None, build.COMPONENTS, "The stage to train.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and weights go.", required=True)
-RECORDS = flags.DEFINE_string("records", None, "Folder of record shards; WORKDIR/records when not given.")
+INIT = flags.DEFINE_string("init", None, "Weights folder to start from, as `python -m e3d_jax.weights init` makes it.")
+RECORDS = flags.DEFINE_multi_string("records", None, "Folder of record shards, as FOLDER or FOLDER@SHARE; repeatable.")
+UNSEEN = flags.DEFINE_string("unseen", None, "Folder of records to evaluate on, which are never trained on.")
+CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs://.")
+PROFILE = flags.DEFINE_list("profile", None, "FIRST,LAST: write a trace of these steps.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; a pod or SLURM says which.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing else says so.")
+PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.")
+PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this one.")
+
+
+def _profiled() -> tuple[int, int] | None:
+    """The steps of --profile."""
+    if PROFILE.value is None:
+        return None
+    try:
+        first, last = map(int, PROFILE.value)
+    except ValueError as error:
+        raise ValueError(f"--profile is {','.join(PROFILE.value)!r}; expected two steps, as in 10,12") from error
+    return first, last
 
 
 def main(_) -> None:
     """Reads the flags and trains."""
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_threefry_partitionable", True)
-    config = CONFIG.value.to_dict()
-    stage = typing.cast(loader.Stage, STAGE.value)
     try:
-        loop.train(stage, config, WORKDIR.value, RECORDS.value or f"{WORKDIR.value}/records")
+        if COORDINATOR.value:
+            jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        elif DISTRIBUTED.value or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+            jax.distributed.initialize()
+        loop.train(
+            typing.cast(loader.Stage, STAGE.value),
+            CONFIG.value.to_dict(),
+            WORKDIR.value,
+            loader.parse_shares(RECORDS.value or [f"{WORKDIR.value}/records"]),
+            INIT.value,
+            unseen=UNSEEN.value,
+            checkpoints=CHECKPOINTS.value,
+            profile=_profiled(),
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
 

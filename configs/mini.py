@@ -1,6 +1,6 @@
 """The mini system: 128 px views, small enough for a laptop's CPU, trained on synthetic objects.
 
-    python -m e3d_jax.data.synthetic --out=runs/mini/records --objects=60000
+    python -m e3d_jax.data.synthetic --out=runs/mini/records --objects=40960
     python train.py --config=configs/mini.py --stage=autoencoder --workdir=runs/mini    # and the other stages
     python infer.py picture.png --out=out --weights=runs/mini/weights
 
@@ -19,12 +19,24 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.size = 128
     config.seed = 0
+    # How many devices along each axis of the mesh, -1 for the rest; and what of a parameter may be split over which,
+    # see e3d_jax/training/sharding.py. The mini system is small enough to be copied.
+    config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    config.sharding = (
+        ("heads", "tensor"),
+        ("mlp", "tensor"),
+        ("embed", "fsdp"),
+        ("out", "fsdp"),
+        ("in", "fsdp"),
+    )
     config.autoencoder = _autoencoder()
     config.normals = _normals()
     config.anchor = _anchor()
     config.interpolation = _interpolation()
-    fit = {"steps": 1000, "steps_per_chunk": 50}
-    config.reconstruction = ml_collections.ConfigDict({"resolution": 128, "fit": fit})
+    # Generated views: soft silhouettes, and no two agree in every pixel.
+    fit = {"steps": 1000, "steps_per_chunk": 50, "mask_contrast": 8.0, "smoothness_weight": 0.3}
+    surface = {"resolution": 128, "max_faces": 10_000, "texture_size": 512, "smoothing": 1.0}
+    config.reconstruction = ml_collections.ConfigDict({**surface, "fit": fit})
     if variant == "smoke":
         _shrink(config)
     return config.lock()
@@ -34,17 +46,30 @@ def _train(**changes) -> ml_collections.ConfigDict:
     """Settings of the loop, see e3d_jax/training/loop.py."""
     settings = ml_collections.ConfigDict(
         {
-            "batch_size": 256,
-            "steps": 10_000,
-            "learning_rate": 4e-4,
+            "batch_size": 64,
+            "accumulate": 1,
+            "steps": 7650,
+            "learning_rate": 5e-4,
             "warmup": 200,
+            "decay": "cosine",
+            # Parts of parameters' names and by what their learning rate is multiplied.
+            "faster": {},
+            # Attributes of the stage that are not trained.
+            "freeze": (),
             "beta2": 0.99,
             "weight_decay": 0.01,
             "clip": 1.0,
             "ema": 0.999,
+            # What the backward pass recomputes: none, full or dots (e3d_jax/models/blocks.py).
+            "remat": "none",
+            # So many updates in a row that are not finite end the run.
+            "max_skipped": 20,
             "workers": 12,
             "log_every": 50,
             "checkpoint_every": 2000,
+            "keep_last": 2,
+            "keep_every": 0,
+            "evaluate_every": 2000,
         }
     )
     settings.update(changes)
@@ -64,13 +89,17 @@ def _autoencoder() -> ml_collections.ConfigDict:
         "scaling_factor": 1.0,
     }
     loss = {"kl_weight": 3e-4}
-    return ml_collections.ConfigDict({"model": model, "loss": loss, "train": _train(batch_size=32, learning_rate=1e-3)})
+    return ml_collections.ConfigDict(
+        {"model": model, "loss": loss, "train": _train(batch_size=16, steps=6250, learning_rate=1e-3)}
+    )
 
 
 def _normals() -> ml_collections.ConfigDict:
     model = {"block_out_channels": (32, 64, 96, 96), "layers_per_block": 1, "norm_groups": 8}
     loss = {"colour_jitter": 0.15}
-    return ml_collections.ConfigDict({"model": model, "loss": loss, "train": _train(learning_rate=1e-3)})
+    return ml_collections.ConfigDict(
+        {"model": model, "loss": loss, "train": _train(batch_size=128, steps=1500, learning_rate=1e-3)}
+    )
 
 
 def _image_encoder(projection: int) -> dict:
@@ -98,8 +127,15 @@ def _anchor() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "model": {"unet": unet, "image_encoder": _image_encoder(128)},
-            "sampling": {"sampler": "dpm_solver", "num_steps": 16},
-            "loss": {"prediction": "v", "min_snr_gamma": 0.0, "estimated_normals": 0.7, "drop_condition": 0.0},
+            # Few steps give the mean of what may be there: closer to the truth and smoother. More make it sharper.
+            "sampling": {"sampler": "ddim", "num_steps": 2},
+            "loss": {
+                "prediction": "v",
+                "zero_terminal_snr": True,
+                "min_snr_gamma": 0.0,
+                "estimated_normals": 0.7,
+                "drop_condition": 0.0,
+            },
             "train": _train(),
         }
     )
@@ -119,9 +155,9 @@ def _interpolation() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
             "model": {"unet": unet, "image_encoder": _image_encoder(128)},
-            "sampling": {"sampler": "dpm_solver", "num_steps": 12, "noise_max": 100.0, "anchor_noise": 0.05},
+            "sampling": {"sampler": "euler", "num_steps": 1, "noise_max": 100.0, "anchor_noise": 0.05},
             "loss": {"log_noise_mean": 0.7, "log_noise_std": 1.6, "log_augmentation_mean": -3.0},
-            "train": _train(),
+            "train": _train(steps=2350),
         }
     )
 
@@ -137,4 +173,5 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
         stage.sampling.num_steps = 2
     for stage in (config.autoencoder, config.normals, config.anchor, config.interpolation):
         stage.train.update(batch_size=4, steps=4, warmup=1, workers=0, log_every=2, checkpoint_every=2)
-    config.reconstruction = {"resolution": 32, "fit": {"steps": 20, "steps_per_chunk": 10, "rays": 128}}
+    fit = {"steps": 20, "steps_per_chunk": 10, "rays": 128}
+    config.reconstruction = {"resolution": 32, "max_faces": 1000, "texture_size": 64, "fit": fit}

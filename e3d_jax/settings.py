@@ -9,7 +9,7 @@ import jax
 
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import build
-from e3d_jax.reconstruction import fit
+from e3d_jax.reconstruction import fit, pipeline
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -38,13 +38,20 @@ def check(config: Mapping[str, Any]) -> None:
                 known = name in ("anchor_noise", "told_noise")
                 valid, expected = known and 0 <= value < math.inf, "no such setting, or 0 and more"
             expect(valid, f"{stage}.sampling.{name}", value, expected)
+    loss = config["anchor"]["loss"]
+    expect(
+        not (loss["zero_terminal_snr"] and loss["prediction"] == "epsilon"),
+        "anchor.loss.prediction",
+        "epsilon",
+        "v with zero_terminal_snr: at pure noise, epsilon says nothing of the views",
+    )
     levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
     levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
     multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)
-    size, resolution = config["size"], config["reconstruction"]["resolution"]
+    size = config["size"]
     expect(32 <= size <= 2048 and size % multiple == 0, "size", size, f"a multiple of {multiple} from 32 to 2048 px")
-    expect(8 <= resolution <= 1024, "reconstruction.resolution", resolution, "8 to 1024 cells")
     fit_config(config)
+    surface_config(config)
 
 
 def fit_config(config: Mapping[str, Any]) -> fit.FitConfig:
@@ -59,17 +66,24 @@ def fit_config(config: Mapping[str, Any]) -> fit.FitConfig:
         raise ValueError(f"the config's reconstruction.fit has unknown settings: {', '.join(unknown)}")
     # JSON has no tuples, and settings of a jitted function must be hashable.
     hashable: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    settings = fit.FitConfig(**hashable)
-    steps, chunk = settings.steps, settings.steps_per_chunk
-    if chunk < 1 or steps < 1 or steps % chunk:
-        raise ValueError(
-            f"reconstruction.fit.steps is {steps}; expected a positive multiple of steps_per_chunk, {chunk}"
-        )
-    for name, value in dataclasses.asdict(settings).items():
-        least = 1 if isinstance(value, int) and not isinstance(value, bool) else 0
-        if not all(least <= each < math.inf for each in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"reconstruction.fit.{name} is {value}; expected {least} or more")
-    return settings
+    try:
+        return fit.FitConfig(**hashable)
+    except ValueError as error:
+        raise ValueError(f"the config's reconstruction.fit: {error}") from error
+
+
+def surface_config(config: Mapping[str, Any]) -> pipeline.SurfaceConfig:
+    """How the mesh is cut out of the field and painted.
+
+    Raises:
+      ValueError: a setting is out of range.
+    """
+    names = [field.name for field in dataclasses.fields(pipeline.SurfaceConfig)]
+    given = {name: config["reconstruction"][name] for name in names if name in config["reconstruction"]}
+    try:
+        return pipeline.SurfaceConfig(**given)
+    except ValueError as error:
+        raise ValueError(f"the config's reconstruction: {error}") from error
 
 
 def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
@@ -80,8 +94,11 @@ def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights and config must agree in, by dotted name: the models, and what the anchor stage predicts."""
+    """What weights and config must agree in, by dotted name: the models, and what the anchor stage was trained for."""
     models = {component: {"model": config.get(component, {}).get("model")} for component in build.components_of(config)}
-    models["anchor"]["loss"] = {"prediction": config.get("anchor", {}).get("loss", {}).get("prediction")}
+    loss = config.get("anchor", {}).get("loss", {})
+    models["anchor"]["loss"] = {name: loss.get(name) for name in ("prediction", "zero_terminal_snr")}
     leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
-    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
+    # Recomputing layers in training changes no result.
+    return {name: value for name, value in named.items() if not name.endswith(".remat")}

@@ -34,7 +34,7 @@ class Result:
       input: the square crop that the models saw; RGBA, straight alpha.
       input_normal: its normal map; RGB = (n + 1) / 2 in the world frame, and alpha.
       views: the 32 views and the anchors' normal maps.
-      mesh: the coloured mesh.
+      mesh: the textured mesh.
       seconds: of each stage.
       peak_memory: GB of the process (on an accelerator: of the device) at the end of each stage.
     """
@@ -117,8 +117,8 @@ class System:
                 views,
                 fit_config,
                 jax.random.key(seed),
-                lambda steps, losses: advance(fit_config.steps_per_chunk),
-                resolution=self.config["reconstruction"]["resolution"],
+                lambda *_: advance(fit_config.steps_per_chunk),
+                surface=settings.surface_config(self.config),
             )
 
     def prepare(self, image, normal=None) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "h w 4"]]:
@@ -143,9 +143,9 @@ class System:
     def anchors(self, pair, key: jax.Array, progress=lambda steps: None) -> Float[np.ndarray, "b 2 8 h w 4"]:
         """Stage 1 (:func:`e3d_jax.sampling.anchors.sample`) with this system's settings."""
         sampling = self.config["anchor"]["sampling"]
-        prediction = self.config["anchor"]["loss"]["prediction"]
+        trained = {name: self.config["anchor"]["loss"][name] for name in ("prediction", "zero_terminal_snr")}
         sampled = anchor_sampling.sample(
-            self.anchor_stage, self.autoencoder, pair, key, prediction=prediction, progress=progress, **sampling
+            self.anchor_stage, self.autoencoder, pair, key, progress=progress, **trained, **sampling
         )
         return _with_alpha(sampled)
 
@@ -234,7 +234,10 @@ def _with_alpha(pictures) -> np.ndarray:
     if pictures.shape[-1] == 4:
         return pictures
     opaque = np.concatenate([pictures, np.ones_like(pictures[..., :1])], -1)
-    flat = [images.matte(view) for view in opaque.reshape(-1, *opaque.shape[-3:])]
+    try:
+        flat = [images.matte(view) for view in opaque.reshape(-1, *opaque.shape[-3:])]
+    except ValueError as error:  # It would blame the user's picture.
+        raise ValueError("the models drew a view without an object on a plain background; try another seed") from error
     return np.stack(flat).reshape(opaque.shape)
 
 

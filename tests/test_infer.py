@@ -13,7 +13,8 @@ from absl import flags
 from flax import nnx
 from PIL import Image
 
-from e3d_jax import outputs, system
+from e3d_jax import system
+from e3d_jax.mesh import preview
 from e3d_jax.models import build
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ class Cheap(system.System):
 def infer(monkeypatch, tmp_path):
     """Runs infer.py on a command line in this process; flags are global, so they are taken back afterwards."""
     known = set(flags.FLAGS)
-    monkeypatch.setattr(outputs, "TURNTABLE_FRAMES", 2)
+    monkeypatch.setattr(preview, "TURNTABLE_FRAMES", 2)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("infer", ROOT / "infer.py")

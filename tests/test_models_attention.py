@@ -68,7 +68,7 @@ def test_temporal_attention_mixes_frames_at_one_position():
 
 def test_cross_domain_attention_mixes_domains_of_one_view():
     reached = changed_positions(block(domains=True), TOKENS, (0, 0, 1, 2))
-    assert reached[:, 0, 1].all() and reached.sum() == 8
+    assert reached[0, :, 1].all() and reached.sum() == 8
 
 
 def test_new_cross_domain_attention_is_the_identity():
@@ -76,7 +76,7 @@ def test_new_cross_domain_attention_is_the_identity():
     before = call(module, TOKENS)
     module.domains = False
     # Of the colour domain, whose feed-forward both share.
-    np.testing.assert_array_equal(call(module, TOKENS)[0], before[0])
+    np.testing.assert_array_equal(call(module, TOKENS)[:, 0], before[:, 0])
 
 
 def test_normals_have_their_own_feed_forward():
@@ -84,8 +84,8 @@ def test_normals_have_their_own_feed_forward():
     before = call(module, TOKENS)
     module.ff_normal.out.bias[...] += 1.0
     after = call(module, TOKENS)
-    np.testing.assert_array_equal(after[0], before[0])
-    np.testing.assert_allclose(after[1], before[1] + 1, atol=1e-5)
+    np.testing.assert_array_equal(after[:, 0], before[:, 0])
+    np.testing.assert_allclose(after[:, 1], before[:, 1] + 1, atol=1e-5)
 
 
 def test_a_single_key_gives_its_value_to_every_query():
@@ -97,6 +97,15 @@ def test_a_single_key_gives_its_value_to_every_query():
 
 def test_the_plain_kernel_is_used_without_a_gpu():
     assert attention.implementation(jnp.bfloat16, 64, 256, 256) is None
+
+
+def test_long_sequences_are_attended_in_chunks(monkeypatch):
+    query, key, value = (noise(i, 3, 24, 2, 8) for i in range(3))
+    total = lambda *operands: (attention.attend(*operands) ** 2).sum()  # noqa: E731
+    whole = jax.value_and_grad(total, (0, 1, 2))(query, key, value)
+    monkeypatch.setattr(attention, "MAX_LOGITS", 7 * 24)  # chunks of six queries
+    chunked = jax.value_and_grad(total, (0, 1, 2))(query, key, value)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, chunked)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import e3d_jax
-from e3d_jax import cameras, settings, system
+from e3d_jax import cameras, images, settings, system
 from e3d_jax.models import build
 from e3d_jax.weights import folder
 
@@ -125,8 +125,15 @@ def test_weights_of_another_config(weights):
 
 def test_weights_of_another_prediction(weights):
     other = smoke_config()
-    other["anchor"]["loss"]["prediction"] = "epsilon"
+    other["anchor"]["loss"] |= {"prediction": "epsilon", "zero_terminal_snr": False}
     with pytest.raises(ValueError, match=r"anchor.loss.prediction is v there and epsilon"):
+        system.load(weights, other)
+
+
+def test_epsilon_is_refused_at_pure_noise(weights):
+    other = smoke_config()
+    other["anchor"]["loss"]["prediction"] = "epsilon"
+    with pytest.raises(ValueError, match=r"anchor.loss.prediction is 'epsilon'; expected v"):
         system.load(weights, other)
 
 
@@ -211,7 +218,21 @@ def test_views(toy, picture):
     _, again = sample_views(toy, picture, 0)
     np.testing.assert_array_equal(again.rgba, views.rgba, err_msg="same seed, same views")
     _, other = sample_views(toy, picture, 1)
-    assert np.abs(other.rgba - views.rgba).max() > 0.01
+    assert np.abs(other.rgba - views.rgba).max() > 1e-4
+
+
+def test_views_over_white_are_cut_out():
+    views = np.ones((1, 2, 32, 32, 3), np.float32)
+    views[:, :, 8:24, 8:24] = [0.8, 0.1, 0.1]
+    alpha = system._with_alpha(views)[..., 3]
+    assert alpha.shape == views.shape[:-1] and (alpha[..., 12:20, 12:20] == 1).all() and (alpha[..., :6, :] == 0).all()
+
+
+def test_views_without_an_object_are_not_blamed_on_the_picture(monkeypatch):
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)  # no rembg
+    noise = np.random.default_rng(0).random((1, 2, 32, 32, 3), np.float32)
+    with pytest.raises(ValueError, match="the models drew a view without an object"):
+        system._with_alpha(noise)
 
 
 def test_assembled_ring(toy):

@@ -1,11 +1,12 @@
 """Grain pipelines from record shards to batches, one a stage.
 
 Batches hold uint8 images (a quarter of the bytes of float32 on their way to the device); the training step scales them.
-Random choices come from Grain's per-example generator, so a batch depends only on the seed and on its position, not on
-the number of workers, and a saved iterator continues where it stopped.
+Random choices come from Grain's per-example generator, so a batch depends only on the seed and on its number, not on
+the number of workers or processes.
 """
 
-import os
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import grain
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from e3d_jax import cameras, images
-from e3d_jax.data import records
+from e3d_jax.data import encoded, records
 
 Stage = Literal["autoencoder", "normals", "anchor", "interpolation"]
 
@@ -43,7 +44,7 @@ def anchor_example(record: records.Record, rng: np.random.Generator) -> dict[str
     ``[2, 8, h, w, 4]``. Half of the time the record's own view 0 is the input view, else any anchor; ``azimuth`` as in
     :func:`normals_example`.
     """
-    first = 0 if rng.random() < 0.5 else int(rng.integers(cameras.NUM_ANCHORS))
+    first = encoded.choose_input(rng)
     order = np.roll(cameras.ANCHORS, -first)
     return {
         "condition": np.stack(condition_pair(record, first)),
@@ -76,40 +77,125 @@ def condition_pair(
     return crop(view), crop(normal)
 
 
+class Rows(grain.MapDataset):
+    """Of every batch of a data set only some rows, from a certain batch on.
+
+    Which example stands in which row of which batch therefore does not depend on how many processes read.
+    """
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int], start: int):
+        super().__init__(parent)
+        self._batch_size, self._rows, self._start = batch_size, tuple(int(row) for row in rows), start
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[(self._start + batch) * self._batch_size + self._rows[row]]
+
+
 def make_loader(
-    folder: str | os.PathLike,
+    folders: Mapping[str, float],
     stage: Stage,
     *,
     batch_size: int,
     seed: int,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator:
-    """An endless, checkpointable iterator of this process's share of the batches.
+    rows: Sequence[int] | None = None,
+    start: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """An endless iterator of this process's rows of the batches; each has the records' ids as ``id``.
 
     Args:
-      folder: where the record shards are.
+      folders: where the record shards are, each with the share of examples that is drawn from it. Either all hold
+        pictures or all hold what :mod:`e3d_jax.data.encode` made of them for this stage.
       stage: whose examples to make.
-      batch_size: examples a batch of this process.
+      batch_size: examples of a whole batch.
       seed: of the shuffle and of every random choice.
       workers: decoding processes; 0 decodes in threads of this one.
-      process_index: which share of the records this process reads.
-      process_count: number of shares.
+      rows: which rows of a batch to read; all when not given.
+      start: number of the first batch; all that a run must remember to continue.
 
     Raises:
-      FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`; or fewer records than a batch.
+      FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`; fewer records than a batch, a record
+        of another schema or stage, or a share that is not positive.
     """
-    source = grain.sources.ArrayRecordDataSource(records.find_shards(folder))
-    if len(source) < batch_size * process_count:
+    if min(folders.values()) <= 0:
+        raise ValueError(f"the shares of the record sets are {dict(folders)}; give positive numbers")
+    sources = {folder: grain.sources.ArrayRecordDataSource(records.find_shards(folder)) for folder in folders}
+    if (total := sum(map(len, sources.values()))) < batch_size:
         raise ValueError(
-            f"{folder} holds {len(source)} records, fewer than one batch of {batch_size * process_count}; "
+            f"{', '.join(folders)} holds {total} records, fewer than one batch of {batch_size}; "
             "make more records or lower the batch size"
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    # Random choices before the split: they follow an example's place in the global order.
-    examples = dataset.map(records.unpack).random_map(EXAMPLES[stage])[process_index::process_count]
-    batches = examples.to_iter_dataset().batch(batch_size, drop_remainder=True)
+    decoders = [_decoder(source[0], stage) for source in sources.values()]
+    sets = [
+        # Random choices follow an example's place in the global order.
+        grain.MapDataset.source(source).seed(seed + i).shuffle().repeat().random_map(decoder)
+        for i, (source, decoder) in enumerate(zip(sources.values(), decoders, strict=True))
+    ]
+    dataset = grain.MapDataset.mix(sets, weights=list(folders.values())) if len(sets) > 1 else sets[0]
+    rows = range(batch_size) if rows is None else rows
+    # Batched before Grain deals elements to workers, or these would deal examples and make other batches of them.
+    batches = Rows(dataset, batch_size, rows, start).batch(len(rows), drop_remainder=True)
+    threads = 1 if workers else 4
+    ready = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(batches)
+        ready = ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(ready)
+
+
+def parse_shares(folders: Iterable[str]) -> dict[str, float]:
+    """Record sets as given on a command line, ``FOLDER`` or ``FOLDER@SHARE``; the share is 1 when not given.
+
+    Raises:
+      ValueError: a share is no number.
+    """
+    shares = {}
+    for given in folders:
+        folder, at, share = given.rpartition("@")
+        if not at or "/" in share:
+            folder, share = given, "1"
+        try:
+            shares[folder] = float(share)
+        except ValueError as error:
+            raise ValueError(f"the record set {given!r} has the share {share!r}; give a number after '@'") from error
+    return shares
+
+
+def holds_encoded(folders: Iterable[str], stage: Stage) -> bool:
+    """Whether record sets hold what was encoded for a stage rather than pictures.
+
+    Raises:
+      FileNotFoundError, ValueError: see :func:`make_loader`; or there are both kinds.
+    """
+    kinds = set()
+    for folder in folders:
+        first = grain.sources.ArrayRecordDataSource(records.find_shards(folder))[0]
+        _decoder(first, stage)
+        kinds.add(encoded.is_encoded(first))
+    if len(kinds) > 1:
+        raise ValueError(f"{', '.join(folders)}: some records are encoded and some are pictures; give one kind")
+    return kinds.pop()
+
+
+def _decoder(data: bytes, stage: Stage) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
+    """Makes examples of records like this one."""
+    if encoded.is_encoded(data):
+        encoded.unpack(data, stage)
+        return functools.partial(_encoded_example, stage)
+    records.unpack(data)
+    return functools.partial(_picture_example, stage)
+
+
+def _picture_example(stage: Stage, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    record = records.unpack(data)
+    return {"id": np.array(record.id), **EXAMPLES[stage](record, rng)}
+
+
+def _encoded_example(stage: Stage, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    record = encoded.unpack(data, stage)
+    return {"id": np.array(record.id), **encoded.EXAMPLES[stage](record.arrays, rng)}

@@ -27,7 +27,7 @@ class AnchorUNet(unet.UNet):
       norm_groups: groups of the norms; divides every width.
       dtype: of the computation.
       param_dtype: of the weights.
-      remat: recompute layers in the backward pass, to save memory in training.
+      remat: what the backward pass recomputes instead of keeping, see :func:`e3d_jax.models.blocks.apply`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AnchorUNet(unet.UNet):
         norm_groups: int = 32,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": layers.ParamKeys(rngs)}
@@ -98,6 +98,8 @@ class AnchorUNet(unet.UNet):
         if sample.shape[0] != 2:
             raise ValueError(f"the leading axis of the sample is {sample.shape[0]}; give the domains colour and normal")
         time = self.time_embedding(blocks.sinusoids(timesteps, self.width))
-        embedding = time.reshape(1, -1, 1, time.shape[-1]) + self.class_embedding(labels)
+        sample, context, labels = (jnp.moveaxis(x, 0, 1) for x in (sample, context, labels))
+        embedding = time[..., None, None, :] + self.class_embedding(labels)
         x = attention.per_domain(self.conv_in, self.conv_in_normal, sample)
-        return attention.per_domain(self.conv_out, self.conv_out_normal, self.trunk(x, embedding, context))
+        x = attention.per_domain(self.conv_out, self.conv_out_normal, self.trunk(x, embedding, context))
+        return jnp.moveaxis(x, 1, 0)

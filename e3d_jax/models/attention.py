@@ -1,7 +1,8 @@
 """One attention and one transformer block; variants differ only in which axes are folded into tokens.
 
-Activations keep their leading axes: the anchor network has ``[d b v h w c]``, the interpolation network
-``[b t h w c]``. As tokens they are ``[*lead n c]``, and a self-attention names the axes that look at each other:
+Activations keep their leading axes: the anchor network has ``[b d v h w c]``, the interpolation network
+``[b t h w c]``; the batch is first, so that one that is split over devices stays so when leading axes are merged. As
+tokens they are ``[*lead n c]``, and a self-attention names the axes that look at each other:
 
     spatial        (n)      SPATIAL         every image alone
     multi-view     (v n)    MULTI_VIEW      all views of one object and domain
@@ -19,14 +20,17 @@ from jaxtyping import Float
 
 from e3d_jax.models import layers
 
-# Axes counted from the end, of [d b v n c] or [b t n c].
+# Axes counted from the end, of [b d v n c] or [b t n c].
 SPATIAL = (-2,)
 MULTI_VIEW = (-3, -2)
-CROSS_DOMAIN = (-5, -2)
+CROSS_DOMAIN = (-4, -2)
 TEMPORAL = (-3,)
 
 # Below this many tokens the fused kernel is no faster, and some of its versions refuse short sequences.
 MIN_FUSED_TOKENS = 64
+
+# Without a fused kernel, more logits than these (of one head of one sequence) are made a chunk of queries at a time.
+MAX_LOGITS = 2**21
 
 
 def implementation(dtype: Any, head_dim: int, num_queries: int, num_keys: int) -> Literal["cudnn"] | None:
@@ -51,7 +55,18 @@ def attend(
     """Softmax attention with scale 1/sqrt(e); the softmax is in float32 whatever the operands."""
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
     kernel = implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3])
+    if kernel is None and query.shape[-3] * key.shape[-3] > 2 * MAX_LOGITS:
+        return _attend_in_chunks(*flat).reshape(query.shape)
     return jax.nn.dot_product_attention(*flat, implementation=kernel).reshape(query.shape)
+
+
+def _attend_in_chunks(query, key, value):
+    """Attention of [b n heads e] whose memory grows with the chunk, in the backward pass too (arXiv 2112.05682)."""
+    num_queries = query.shape[1]
+    chunk = next(size for size in range(max(1, MAX_LOGITS // key.shape[1]), 0, -1) if num_queries % size == 0)
+    chunks = jnp.moveaxis(query.reshape(query.shape[0], -1, chunk, *query.shape[2:]), 1, 0)
+    attended = jax.lax.map(jax.checkpoint(lambda part: jax.nn.dot_product_attention(part, key, value)), chunks)
+    return jnp.moveaxis(attended, 0, 1).reshape(query.shape)
 
 
 def over_axes(
@@ -65,10 +80,10 @@ def over_axes(
 
 
 def per_domain(
-    color: Callable[[jax.Array], jax.Array], normal: Callable[[jax.Array], jax.Array], x: Float[jax.Array, "d ..."]
-) -> Float[jax.Array, "d ..."]:
-    """Apply one function to the colour half of the leading axis and another to the normal half."""
-    return jnp.concatenate([color(x[:1]), normal(x[1:])])
+    color: Callable[[jax.Array], jax.Array], normal: Callable[[jax.Array], jax.Array], x: Float[jax.Array, "b d ..."]
+) -> Float[jax.Array, "b d ..."]:
+    """Apply one function to the colour half of the domain axis and another to the normal half."""
+    return jnp.concatenate([color(x[:, :1]), normal(x[:, 1:])], 1)
 
 
 class Attention(nnx.Module):
@@ -142,7 +157,7 @@ class TransformerBlock(nnx.Module):
       heads: number of heads of every attention.
       context_dim: width of the cross-attention's context; None for no cross-attention.
       self_axes: axes that ``attn1`` folds into tokens.
-      domains: whether the leading axis is (colour, normal): adds the cross-domain attention and gives normals
+      domains: whether the second axis is (colour, normal): adds the cross-domain attention and gives normals
         a feed-forward of their own.
       leading_ff: whether a feed-forward comes first, as in the temporal blocks of Stable Video Diffusion.
     """

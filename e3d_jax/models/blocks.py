@@ -175,9 +175,30 @@ class SpatioTemporalResBlock(nnx.Module):
         return self.time_mixer(spatial, self.temporal_res_block(spatial, embedding))
 
 
-def apply(layer: nnx.Module, *args: Any, remat: bool) -> Any:
-    """Call ``layer``; with ``remat`` its inside is recomputed in the backward pass rather than kept."""
-    return nnx.remat(lambda module, *inputs: module(*inputs))(layer, *args) if remat else layer(*args)  # type: ignore[operator]
+# What a layer keeps for the backward pass; the rest of its inside is recomputed there (arXiv 1604.06174).
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
+    """Call ``layer``.
+
+    Args:
+      layer: the module.
+      *args: its arguments.
+      remat: what its backward pass recomputes: "none", "full" for all of its inside, "dots" for all but products of
+        matrices.
+
+    Raises:
+      ValueError: no such policy.
+    """
+    if remat == "none":
+        return layer(*args)  # type: ignore[operator]
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"unknown remat policy {remat!r}; choose one of none, {', '.join(REMAT_POLICIES)}")
+    return nnx.remat(lambda module, *inputs: module(*inputs), policy=REMAT_POLICIES[remat])(layer, *args)
 
 
 class Stage(nnx.Module):
@@ -191,7 +212,7 @@ class Stage(nnx.Module):
       attentions: as many as ``resnets``, or none; called with (x, context).
       downsamplers: a :class:`Downsample`, or none.
       upsamplers: an :class:`Upsample`, or none.
-      remat: recompute layers in the backward pass.
+      remat: see :func:`apply`.
     """
 
     def __init__(
@@ -201,7 +222,7 @@ class Stage(nnx.Module):
         *,
         downsamplers: Sequence[Downsample] = (),
         upsamplers: Sequence[Upsample] = (),
-        remat: bool = False,
+        remat: str = "none",
     ):
         self.resnets, self.attentions = nnx.List(resnets), nnx.List(attentions)
         self.downsamplers, self.upsamplers = nnx.List(downsamplers), nnx.List(upsamplers)
@@ -245,10 +266,10 @@ class MidStage(nnx.Module):
     Args:
       resnets: residual blocks, called with (x, embedding).
       attentions: attention i stands before residual block i + 1; where there is none that block follows directly.
-      remat: recompute layers in the backward pass.
+      remat: see :func:`apply`.
     """
 
-    def __init__(self, resnets: Sequence[nnx.Module], attentions: Sequence[nnx.Module], *, remat: bool = False):
+    def __init__(self, resnets: Sequence[nnx.Module], attentions: Sequence[nnx.Module], *, remat: str = "none"):
         self.resnets, self.attentions = nnx.List(resnets), nnx.List(attentions)
         self.remat = remat
 

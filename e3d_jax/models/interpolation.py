@@ -28,7 +28,7 @@ class InterpolationUNet(unet.UNet):
       norm_groups: groups of the norms; divides every width.
       dtype: of the computation.
       param_dtype: of the weights.
-      remat: recompute layers in the backward pass, to save memory in training.
+      remat: what the backward pass recomputes instead of keeping, see :func:`e3d_jax.models.blocks.apply`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class InterpolationUNet(unet.UNet):
         norm_groups: int = 32,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: str = "none",
         rngs: nnx.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": layers.ParamKeys(rngs)}

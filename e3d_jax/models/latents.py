@@ -27,6 +27,16 @@ def picture(image: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
     return jnp.concatenate([jnp.clip(rgb, 0, 1), alpha], -1)
 
 
+def turn_normals(rgba: Float[Array, "b *n h w 4"], azimuth: Float[Array, " b"]) -> Float[Array, "b *n h w 4"]:
+    """Encoded world normals, turned about z by ``-azimuth``: into the world whose view 0 stands at that azimuth."""
+    angle = azimuth.reshape(-1, *(1,) * (rgba.ndim - 2))
+    x, y, z = (2 * rgba[..., i] - 1 for i in range(3))
+    turned = jnp.stack([jnp.cos(angle) * x + jnp.sin(angle) * y, jnp.cos(angle) * y - jnp.sin(angle) * x, z], -1)
+    # White stands for "no normal" and does not turn.
+    rgb = jnp.where(rgba[..., 3:] > 0, turned / 2 + 0.5, 1.0)
+    return jnp.concatenate([rgb, rgba[..., 3:]], -1)
+
+
 def encode(module: autoencoder.Autoencoder, image: Float[Array, "*b h w c"]) -> Float[Array, "*b hl wl z"]:
     """Posterior modes of network images, not scaled, float32; no gradient flows into the autoencoder."""
     mean, _ = module.encode(image.reshape(-1, *image.shape[-3:]))

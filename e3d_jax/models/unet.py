@@ -111,7 +111,7 @@ class UNet(nnx.Module):
       norm_groups: groups of every group norm.
       down_epsilon: norm epsilon of the descending residual blocks of levels with attention.
       up_epsilon: norm epsilon of the ascending residual blocks.
-      remat: recompute layers in the backward pass.
+      remat: see :func:`e3d_jax.models.blocks.apply`.
 
     Raises:
       ValueError: the sequences differ in length.
@@ -130,7 +130,7 @@ class UNet(nnx.Module):
         norm_groups: int,
         down_epsilon: float = 1e-5,
         up_epsilon: float = 1e-5,
-        remat: bool = False,
+        remat: str = "none",
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: layers.Rngs,

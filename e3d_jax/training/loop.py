@@ -1,157 +1,254 @@
 """The training loop of every stage; the file to fork.
 
-Restore order: the run's own newest checkpoint, else fresh parameters. Frozen components come from the weights folder of
-the same work directory, to which the finished stage adds its own.
+Restore order: the run's own newest checkpoint, else the weights folder to start from, else fresh parameters. Frozen
+components come from the weights folder of the same work directory, to which the finished stage adds its own; those
+that it lacks come, and are copied, from the folder to start from.
 """
 
 import functools
+import itertools
 import json
 import pathlib
+import signal
+import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 import tqdm
 from absl import logging
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import files
+from e3d_jax import files, settings
 from e3d_jax.data import loader
 from e3d_jax.models import build
-from e3d_jax.training import steps
+from e3d_jax.training import checkpoints as checkpoints_lib
+from e3d_jax.training import costs, heldout, losses, sharding, steps, watching
+from e3d_jax.training import state as state_lib
 from e3d_jax.weights import folder
 
+# Settings that a run may be continued with other values of, because its results do not depend on them.
+FREE = ("workers", "log_every", "checkpoint_every", "keep_last", "keep_every", "evaluate_every", "remat")
+HELDOUT_BATCHES = 2
 
-def learning_rate(peak: float, warmup: int, num_steps: int) -> optax.Schedule:
-    """Linear warm-up, then half a cosine to zero."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, min(warmup, num_steps // 2), num_steps)
 
-
-def train(stage: loader.Stage, config: dict[str, Any], workdir: str, records: str) -> None:
+def train(
+    stage: loader.Stage,
+    config: Mapping[str, Any],
+    workdir: str,
+    records: Mapping[str, float],
+    init: str | None = None,
+    *,
+    unseen: str | None = None,
+    checkpoints: str | None = None,
+    profile: tuple[int, int] | None = None,
+) -> None:
     """Train one stage from records to weights; continues an unfinished run.
+
+    SIGTERM saves the current step and returns; so does the notice that a machine of a pod is to be taken away.
 
     Args:
       stage: the component to train.
-      config: a whole system's config as a plain dict (see configs/mini.py); this stage's section is used, and the
-        architecture of the frozen components.
-      workdir: where ``<stage>/checkpoints``, ``<stage>/metrics.jsonl`` and ``weights`` are written.
-      records: folder of record shards.
+      config: a whole system's config as a plain dict (see configs/mini.py); this stage's section is used, the mesh,
+        and the architecture of the frozen components.
+      workdir: where ``<stage>/metrics.jsonl``, ``<stage>/tensorboard`` and ``weights`` are written.
+      records: folders of record shards, each with its share of the examples.
+      init: weights folder (or bundled weights) to start from, of the same architecture.
+      unseen: folder of records to evaluate on every ``evaluate_every`` steps.
+      checkpoints: where checkpoints go, local or ``gs://``; ``<workdir>/<stage>/checkpoints`` when not given.
+      profile: first and last of the steps whose trace is written to ``<stage>/profile``.
 
     Raises:
-      ValueError: the batch does not divide over the devices; the run belongs to another config; a loss is not finite.
-      FileNotFoundError: no records, or a stage that must be trained first is missing.
+      ValueError: the batch does not divide over the devices; the run or the folder to start from belongs to another
+        config; many losses in a row are not finite.
+      FileNotFoundError: no records, or a stage that must be trained first, or the one to start from, is missing.
+      OSError: a checkpoint cannot be written.
     """
     # ---------------------------------------------------------------- run folder
     weights = pathlib.Path(workdir).resolve() / "weights"
     run = pathlib.Path(workdir).resolve() / stage
     run.mkdir(parents=True, exist_ok=True)
-    settings = dict(config[stage]["train"])
+    training = dict(config[stage]["train"])
     _check_same_config(run / "config.json", config[stage])
+    kept = checkpoints_lib.Checkpoints(
+        checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]
+    )
 
     # ---------------------------------------------------------------- devices and data
-    mesh = Mesh(np.array(jax.devices()), (steps.DATA,))
-    if settings["batch_size"] % mesh.size:
-        raise ValueError(f"{stage}: batch_size={settings['batch_size']} does not divide over {mesh.size} devices")
-    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(steps.DATA))
-    batches = loader.make_loader(
-        records,
-        stage,
-        batch_size=settings["batch_size"] // jax.process_count(),
-        seed=config["seed"],
-        workers=settings["workers"],
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    mesh = sharding.make_mesh(config["mesh"])
+    batch_size = training["batch_size"]
+    sharding.check_batch(mesh, batch_size, training["accumulate"])
+    rows = sharding.own_rows(mesh, batch_size).tolist()
+    if training["freeze"] and not init:
+        raise ValueError(f"{stage} does not train its {', '.join(training['freeze'])}; say with --init where they are")
+    encoded = loader.holds_encoded(records, stage)
+    if encoded and "image_encoder" not in training["freeze"]:
+        raise ValueError(f"{stage} trains its image encoder, but the records are encoded; train from pictures")
 
     # ---------------------------------------------------------------- modules
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
-    frozen, frozen_graphs = {}, {}
-    for role in steps.NEEDS[stage]:
-        name = build.provider(config, stage, role)
-        module = build.build(name, config[name]["model"], dtype=dtype, rngs=nnx.Rngs(0))
-        folder.load(folder.resolve(weights), name, module)
-        frozen_graphs[role], frozen[role] = nnx.split(module)
-    frozen = jax.device_put(frozen, replicated)
-    model = build.build(stage, config[stage]["model"], dtype=dtype, rngs=nnx.Rngs(config["seed"]))
-    graph, params = nnx.split(model, nnx.Param)
+    with state_lib.on_host():
+        components, sources = {}, {}
+        for role in () if encoded else losses.NEEDS[stage]:
+            name = build.provider(config, stage, role)
+            components[role] = state_lib.build_module(config, name, dtype=dtype)
+            sources[name] = folder.resolve(init if init and not folder.has(weights, name) else weights)
+            _load(sources[name], name, config, components[role])
+        model = state_lib.build_module(config, stage, dtype=dtype, seed=config["seed"])
+        # Checkpoints lack what is not trained, so that it is read anew by a run that continues.
+        if init and (training["freeze"] or not kept.steps):
+            _load(folder.resolve(init), stage, config, model)
+    assembly = steps.assemble(config, stage, model, components, mesh, dtype)
+    train_step, rate = assembly.train_step, state_lib.learning_rate(training)
+    frozen = state_lib.place(assembly.frozen, assembly.frozen_stored)
 
-    # ---------------------------------------------------------------- optimiser and state
-    rate = learning_rate(settings["learning_rate"], settings["warmup"], settings["steps"])
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(settings["clip"]),
-        optax.scale_by_adam(b1=0.9, b2=settings["beta2"]),
-        optax.add_decayed_weights(settings["weight_decay"], mask=_matrices),
-    )
-    state = steps.TrainState(
-        jax.numpy.zeros((), int), params, jax.tree.map(jax.numpy.copy, params), optimizer.init(params)
-    )
-    state = jax.device_put(state, replicated)
-    loss = functools.partial(steps.LOSSES[stage], **config[stage]["loss"])
-    train_step = steps.make_train_step(graph, frozen_graphs, loss, optimizer, mesh, settings["ema"])
+    # ---------------------------------------------------------------- state
+    if restored := kept.restore(state_lib.like(assembly.params, assembly.optimizer, assembly.stored)):
+        state, progress = restored
+        logging.info("%s: continuing from step %d", stage, int(state.step))
+    else:
+        state = state_lib.create(assembly.params, assembly.optimizer, assembly.stored)
+        progress = {"batches": 0, "recent": []}
+    first, last = int(state.step), training["steps"]
 
-    # ---------------------------------------------------------------- restore
-    checkpoints = ocp.CheckpointManager(run / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2))
-    if (latest := checkpoints.latest_step()) is not None:
-        kept = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
-            data=grain.checkpoint.CheckpointRestore(batches),
-        )
-        state = checkpoints.restore(latest, args=kept)["state"]
-        logging.info("%s: continuing from step %d", stage, latest)
+    # ---------------------------------------------------------------- input and output
+    load = functools.partial(loader.make_loader, stage=stage, batch_size=batch_size, rows=rows, seed=config["seed"])
+    batches = load(records, workers=training["workers"], start=progress["batches"])
+    evaluate = None
+    if unseen:
+        fixed = itertools.islice(load({unseen: 1.0}), HELDOUT_BATCHES)
+        evaluate = heldout.Heldout(config, stage, assembly, mesh, fixed)
+    writer = watching.Writer(run, first)
+    stopping = _stop_signal()
+    bar = tqdm.tqdm(total=last, initial=first, desc=stage, unit="step", disable=True if jax.process_index() else None)
 
     # ---------------------------------------------------------------- loop
-    key = jax.random.key(config["seed"])
-    first, last = int(state.step), settings["steps"]
-    bar = tqdm.tqdm(total=last, initial=first, desc=stage, unit="step", mininterval=5)
-    waited, since, recent = 0.0, time.perf_counter(), []
-    with open(run / "metrics.jsonl", "a") as log:
+    key = jax.jit(lambda: jax.random.key(config["seed"]), out_shardings=NamedSharding(mesh, PartitionSpec()))()
+    rates = np.asarray(jax.vmap(rate)(jnp.arange(last)))
+    recent, seen, operations = progress["recent"], [], None
+    timed, waited, since = 0, 0.0, time.perf_counter()
+    try:
         for step in range(first, last):
+            if profile and step == profile[0]:
+                jax.profiler.start_trace(str(run / "profile"))
             before = time.perf_counter()
-            batch = jax.tree.map(functools.partial(jax.make_array_from_process_local_data, split), next(batches))
+            rows_read = next(batches)
+            seen.append(rows_read.pop("id"))
+            batch = sharding.global_batch(rows_read, mesh)
             waited += time.perf_counter() - before
-            state, metrics = train_step(state, frozen, batch, key, rate(step))
+            if operations is None:
+                operations = costs.count(train_step.trace(state, frozen, batch, key, rates[step]).jaxpr)
+            state, metrics = train_step(state, frozen, batch, key, rates[step])
             recent.append(metrics)
-            if (step + 1) % settings["log_every"] == 0 or step + 1 == last:
-                mean = {k: float(np.mean([m[k] for m in jax.device_get(recent)])) for k in metrics}
-                if not np.isfinite(mean["loss"]):
-                    raise ValueError(
-                        f"{stage}: the loss is {mean['loss']} near step {step + 1}; lower the learning rate"
-                    )
+            timed += 1
+            if step == first:
+                # Compiling is no part of a step's time.
+                jax.block_until_ready(metrics)
+                timed, waited, since = 0, 0.0, time.perf_counter()
+            # Batches of steps that the device has not begun must not fill its memory.
+            jax.block_until_ready(recent[-3:-2])
+            if profile and step == profile[1]:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
+
+            done = step + 1
+            stop = stopping(done)
+            if done % training["log_every"] == 0 or done == last:
+                recent = _on_host(recent)
                 now = time.perf_counter()
-                mean |= {"step": step + 1, "time/step_ms": 1e3 * (now - since) / len(recent)}
-                mean |= {"time/input_ms": 1e3 * waited / len(recent), "learning_rate": float(rate(step))}
-                log.write(json.dumps(mean) + "\n")
-                log.flush()
-                bar.update(len(recent))
-                bar.set_postfix(loss=f"{mean['loss']:.4f}")
-                waited, since, recent = 0.0, now, []
-            if (step + 1) % settings["checkpoint_every"] == 0 or step + 1 == last:
-                items = ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(batches)
+                mean = watching.mean(recent) | {"learning_rate": float(rates[step])}
+                taken, waited = (now - since) / max(timed, 1), waited / max(timed, 1)
+                writer.write(
+                    done, mean | watching.speed(taken, waited, batch_size, operations, mesh.devices.ravel().tolist())
                 )
-                checkpoints.save(step + 1, args=items)
-    bar.close()
-    checkpoints.wait_until_finished()
+                _check_finite(stage, done, recent, seen, training["max_skipped"], kept)
+                bar.update(len(seen))
+                bar.set_postfix(loss=f"{mean['loss']:.4f}")
+                recent, seen, timed, waited, since = [], [], 0, 0.0, now
+            if evaluate and (done % training["evaluate_every"] == 0 or done == last):
+                scores, sheet = evaluate(state.ema, frozen)
+                writer.write(done, scores)
+                if sheet is not None:
+                    writer.image(done, "heldout", sheet)
+                timed, waited, since = 0, 0.0, time.perf_counter()
+            if done % training["checkpoint_every"] == 0 or done == last or stop:
+                recent = _on_host(recent)
+                kept.save(done, state, {"batches": done, "recent": recent})
+            if stop:
+                break
+        kept.finish()
+    finally:
+        # Whatever ends the run, what is being written is written whole.
+        kept.close()
+        writer.close()
+        bar.close()
+    if int(state.step) < last:
+        print(f"{stage}: stopped after step {int(state.step)} of {last}, which is saved; run again to continue")
+        return
 
     # ---------------------------------------------------------------- weights
+    module = steps.averaged(assembly, state, frozen)
     if jax.process_index() == 0:
-        folder.save(weights, stage, nnx.merge(graph, state.ema), config)
+        for name, source in sources.items():
+            if source != weights:
+                folder.write(weights, name, folder.read(source, name), config, folder.SHARD_BYTES)
+        folder.save(weights, stage, module, config)
         print(f"{stage}: trained {last} steps; weights are in {weights}")
 
 
-def _matrices(params):
-    """Weight decay acts on matrices and kernels, not on biases and norms."""
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+def _on_host(recent: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Metrics as plain numbers."""
+    return [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(recent)]
 
 
-def _check_same_config(path: pathlib.Path, section: dict[str, Any]) -> None:
-    """Save this stage's section of the config with the run, or compare with what the run was started with."""
-    text = json.dumps(section, indent=2, sort_keys=True)
+def _stop_signal() -> Callable[[int], bool]:
+    """A function that tells whether to save and stop after a step; all processes get the same answer."""
+    if jax.process_count() > 1:
+        # JAX watches for SIGTERM in every process, and agrees on a step.
+        return multihost_utils.reached_preemption_sync_point
+    received = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: received.set())
+    return lambda step: received.is_set()
+
+
+def _check_finite(stage, step, recent, seen, limit, kept: checkpoints_lib.Checkpoints) -> None:
+    """Refuse to go on when too many updates in a row were left out; names the first of these since the last row."""
+    last = max(range(len(recent)), key=lambda i: recent[i]["skipped_in_a_row"])
+    longest = int(recent[last]["skipped_in_a_row"])
+    if longest < limit:
+        return
+    begin = step - len(recent) + last + 2 - longest
+    ids = seen[max(0, last + 1 - longest - len(recent) + len(seen))]
+    # Updates that were left out changed nothing.
+    good = f"the newest checkpoint, step {kept.steps[-1]}, is from before" if kept.steps else "there is no checkpoint"
+    raise ValueError(
+        f"{stage}: loss or gradient were not finite {longest} times in a row, from step {begin} on, with the records "
+        f"{', '.join(map(str, ids[:8]))}; {good}; look at these records or lower the learning rate"
+    )
+
+
+def _load(source: pathlib.Path, component: build.Component, config: Mapping[str, Any], module: nnx.Module) -> None:
+    """Fill a module from a weights folder in which the component is of the same architecture."""
+    folder.read(source, component)  # A folder that lacks it is no other architecture.
+    there, here = ({str(component): {"model": c[component]["model"]}} for c in (folder.read_config(source), config))
+    if different := settings.differences(there, here):
+        raise ValueError(
+            f"the {component} in {source} is of another architecture: {different[0]}; choose the folder or the config "
+            "to match"
+        )
+    folder.load(source, component, module)
+
+
+def _check_same_config(path: pathlib.Path, section: Mapping[str, Any]) -> None:
+    """Save what results depend on of this stage's section with the run, or compare it with what the run began with."""
+    kept = {**section, "train": {name: value for name, value in section["train"].items() if name not in FREE}}
+    text = json.dumps(kept, indent=2, sort_keys=True)
     if path.exists() and path.read_text() != text:
         raise ValueError(f"{path.parent} holds a run of another config; choose another --workdir or delete that folder")
     files.write_atomically(path, text.encode())

@@ -1,0 +1,147 @@
+"""Checkpoints of a run: written beside training, whole or not at all, read back onto any mesh.
+
+A step's checkpoint has the training state, and as JSON where the loader stands and the metrics not yet logged.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+
+class Checkpoints:
+    """The checkpoints in a folder, local or ``gs://``.
+
+    Args:
+      folder: where they are; made if missing.
+      keep_last: how many of the newest stay.
+      keep_every: those of every so many steps stay for good; 0 for none.
+    """
+
+    def __init__(self, folder: str, keep_last: int, keep_every: int):
+        self._folder = epath.Path(folder)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+
+    @property
+    def steps(self) -> list[int]:
+        """Those that are complete, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Begin to save a step; returns as soon as training may change the state.
+
+        Raises:
+          OSError: it, or the one before, cannot be written.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        self._guarded(lambda: self._manager.save(step, args=items))
+
+    def finish(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+          OSError: a checkpoint cannot be written.
+        """
+        self._guarded(self._manager.wait_until_finished)
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+        """The newest state that can be read and its progress; None if there is none.
+
+        A damaged step is set aside with a warning, and the one before it is taken.
+
+        Args:
+          like: shapes, types and shardings of the state; any mesh will do.
+          step: take this one instead of the newest.
+
+        Raises:
+          ValueError: the checkpoint is of another model, or there is no such step.
+        """
+        if step is not None and step not in self.steps:
+            raise ValueError(f"{self._folder} has no checkpoint of step {step}; it has {self.steps}")
+        for candidate in reversed(self.steps) if step is None else [step]:
+            try:
+                self._check_same_model(candidate, like)
+                items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
+                restored, failure = self._manager.restore(candidate, args=items), None
+            except OtherModelError:
+                raise
+            except Exception as error:
+                # What a library raises on damaged bytes is not in its contract; interrupts are no Exception.
+                failure = error
+            if _all_agree(failure is None):
+                return restored["state"], restored["progress"]
+            self._set_aside(candidate, failure)
+        return None
+
+    def close(self) -> None:
+        """Wait, and stop the threads that write.
+
+        Raises:
+          OSError: a checkpoint cannot be written.
+        """
+        self._guarded(self._manager.close)
+
+    def _check_same_model(self, step: int, like: Any) -> None:
+        """Compare names and shapes with those of a checkpoint."""
+        stored = _shapes(self._manager.item_metadata(step)["state"])
+        wanted = _shapes(like)
+        different = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+        if not stored:
+            raise ValueError("it lists no arrays")
+        if different:
+            name = different[0]
+            raise OtherModelError(
+                f"the checkpoint of step {step} in {self._folder} is of another model: {len(different)} arrays differ, "
+                f"first {name}, {stored.get(name)} there and {wanted.get(name)} here; choose another --workdir"
+            )
+
+    def _set_aside(self, step: int, failure: Exception | None) -> None:
+        """Move a damaged step out of the way of the step that will be saved anew."""
+        reason = str(failure or "another process cannot read it").splitlines()[0][:200]
+        logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, reason)
+        if jax.process_index() == 0:
+            aside = self._folder / f"damaged-{step}"
+            if aside.exists():
+                aside.rmtree()
+            (self._folder / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"damaged-{step}")
+        self._manager.reload()
+
+    def _guarded(self, write) -> None:
+        """Run something that writes; say in one sentence what it means when that fails."""
+        try:
+            write()
+        except Exception as error:
+            # Orbax passes on whatever its storage layer raised in another thread.
+            good = f"the last good one is step {self.steps[-1]}" if self.steps else "there is no earlier one"
+            full = "No space left" in str(error)
+            reason = "no space left" if full else str(error).splitlines()[0][:200]
+            raise OSError(
+                f"cannot write a checkpoint to {self._folder} ({reason}); {good}; make space there and run again"
+            ) from error
+
+
+class OtherModelError(ValueError):
+    """A checkpoint holds other arrays than the run wants."""
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of a tree's arrays by their path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _all_agree(good: bool) -> bool:
+    """Whether every process says so."""
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))

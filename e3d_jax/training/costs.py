@@ -1,0 +1,103 @@
+"""What a computation costs, operations and exchanged bytes, and what chips can do.
+
+Operations are counted on the traced program: XLA's own count takes a loop's body once and knows nothing of fused
+attention.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+from jax.extend import core
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+TYPE_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of an accelerator.
+
+    Attributes:
+      flops: dense bfloat16 operations a second.
+      memory: bytes.
+      bandwidth: of the memory, bytes a second.
+      link: bytes a second that leave the chip for others of its pod or host, all links together.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+
+
+# By the start of JAX's device_kind, longer names first; from the vendors' data sheets.
+CHIPS = {
+    "TPU v6 lite": Chip(918e12, 32e9, 1640e9, 400e9),
+    "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9),
+    "TPU v5": Chip(459e12, 95e9, 2765e9, 600e9),
+    "TPU v4": Chip(275e12, 32e9, 1228e9, 300e9),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9),
+    "NVIDIA A100": Chip(312e12, 80e9, 2039e9, 300e9),
+}
+
+
+def chip(device_kind: str) -> Chip | None:
+    """The figures of a device, None for one that is not listed."""
+    return next((figures for name, figures in CHIPS.items() if device_kind.startswith(name)), None)
+
+
+def count(jaxpr: Any) -> float:
+    """Operations of matrix products, convolutions and fused attention in a (closed) jaxpr; two for a multiply-add.
+
+    What a rematerialised block computes twice is counted twice.
+    """
+    total = 0.0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
+        elif "dot_product_attention" in name and not any(_inner(params)):
+            query, key = equation.invars[0].aval.shape, equation.invars[1].aval.shape
+            # Two products of [n e] and [e m] forward; five backward, one of which repeats the logits.
+            total += (10 if "bwd" in name else 4) * math.prod(query) * key[1]
+        else:
+            total += params.get("length", 1) * sum(count(inner) for inner in _inner(params))
+    return total
+
+
+def collectives(program: str) -> dict[str, tuple[int, float]]:
+    """How often each collective stands in a compiled program's text, and the bytes of its results on a device."""
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    pattern = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+    for line in program.splitlines():
+        if match := pattern.search(line):
+            sizes = [
+                TYPE_BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
+                for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            ]
+            # An asynchronous start returns its operand too.
+            found[match[2]].append(max(sizes, default=0) if match[3] else sum(sizes))
+    return {name: (len(sizes), float(sum(sizes))) for name, sizes in sorted(found.items())}
+
+
+def _convolution(equation: Any) -> float:
+    """Each output takes a window of the input; where the input is spread out, its zeros are not counted."""
+    numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
+    out = equation.outvars[0].aval.size
+    kernel = math.prod(window[axis] for axis in numbers.rhs_spec[1:])
+    return 2 * out * kernel / math.prod(equation.params["lhs_dilation"]) / math.prod(equation.params["rhs_dilation"])
+
+
+def _inner(params: Any) -> list[Any]:
+    """The jaxprs among an equation's parameters."""
+    leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr))
+    return [leaf for leaf in leaves if isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)]

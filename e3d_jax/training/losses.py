@@ -1,0 +1,205 @@
+"""The loss of each stage.
+
+A stage's loss takes the module in training, the frozen components that it needs, a batch of its loader
+(:mod:`e3d_jax.data.loader`) and a key, and returns a scalar and scalar metrics. Batches of the diffusion stages hold
+pictures, or what the frozen components make of them (:mod:`e3d_jax.data.encoded`).
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from e3d_jax.diffusion import denoiser, schedules
+from e3d_jax.models import build, latents, stages
+
+Metrics = dict[str, jax.Array]
+Loss = Callable[..., tuple[jax.Array, Metrics]]
+# A picture without an object, which stands for a dropped condition.
+BLANK = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
+
+
+def autoencoder_loss(model, frozen, batch, key, *, kl_weight: float) -> tuple[jax.Array, Metrics]:
+    """L1 of pixels and of their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN)."""
+    del frozen
+    rgba = _scale(batch["image"])
+    target = latents.network_image(rgba.reshape(-1, *rgba.shape[2:]), model.in_channels)
+    mean, logvar = model.encode(target)
+    latent = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape, mean.dtype)
+    difference = model.decode(latent) - target
+    edges = sum(jnp.abs(jnp.diff(difference, axis=axis)).mean() for axis in (1, 2))
+    kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+    loss = jnp.abs(difference).mean() + edges + kl_weight * kl
+    metrics = {"psnr": -10 * jnp.log10((difference**2).mean() / 4), "kl": kl, "latent_std": mean.std()}
+    return loss, metrics
+
+
+def normals_loss(model, frozen, batch, key, *, colour_jitter: float) -> tuple[jax.Array, Metrics]:
+    """One minus the cosine inside the silhouette, on pictures with jittered colours."""
+    del frozen
+    rgba = jitter_colours(_scale(batch["image"]), key, colour_jitter)
+    normal = latents.turn_normals(_scale(batch["normal"]), batch["azimuth"])
+    target, inside = 2 * normal[..., :3] - 1, normal[..., 3] > 0.5
+    target = target / jnp.maximum(jnp.linalg.norm(target, axis=-1, keepdims=True), 1e-6)
+    cosine = (model(latents.network_image(rgba, 4)) * target).sum(-1)
+    mean = lambda x: (x * inside).sum() / jnp.maximum(inside.sum(), 1)  # noqa: E731
+    angle = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
+    return mean(1 - cosine), {"angle_deg": jax.lax.stop_gradient(mean(angle))}
+
+
+def anchor_loss(
+    model, frozen, batch, key, *, prediction, zero_terminal_snr, min_snr_gamma, estimated_normals, drop_condition
+):
+    """Squared error of the U-Net's output on eight noisy views of both domains, see :func:`denoiser.loss_weight`.
+
+    ``estimated_normals`` is the share of examples whose condition normal map comes from the frozen normal estimator, as
+    at inference, rather than from the renderer; ``drop_condition`` the share whose condition is blank.
+    """
+    key_noise, key_time, key_estimate, key_drop = jax.random.split(key, 4)
+    size = len(batch["azimuth"])
+    use = jax.random.bernoulli(key_estimate, estimated_normals, (size,))
+    drop = jax.random.bernoulli(key_drop, drop_condition, (size,))
+    views, known = (encoded_anchors if "tokens" in batch else anchors_of_images)(model, frozen, batch, use, drop)
+    clean = jnp.moveaxis(views, 1, 0)
+    time = jnp.floor(stratified(key_time, size) * schedules.NUM_TRAIN_STEPS).astype(int)
+    level = schedules.discrete_levels(time, zero_terminal_snr)
+    # The batch is the second axis of the sample; the same level for all views of an object.
+    spread = jax.tree.map(lambda x: x[None, :, None], level)
+    noise = jax.random.normal(key_noise, clean.shape)
+    output = model(denoiser.add_noise(clean, noise, spread), level.time, known)
+    error = (output - denoiser.target(prediction, clean, noise, spread)) ** 2
+    weight = denoiser.loss_weight(prediction, level, min_snr_gamma)
+    per_object = error.mean((0, 2, 3, 4, 5))
+    metrics = {"loss_colour": error[0].mean(), "loss_normal": error[1].mean()}
+    for third, name in enumerate(("low_noise", "middle_noise", "high_noise")):
+        chosen = time * 3 // schedules.NUM_TRAIN_STEPS == third
+        metrics[f"loss_{name}"] = (per_object * chosen).sum() / jnp.maximum(chosen.sum(), 1)
+    return (weight * per_object).mean(), metrics
+
+
+def anchors_of_images(model, frozen, batch, use_estimate, drop):
+    """Scaled latents [b d v h w c] of the eight views and the condition, from pictures.
+
+    Args:
+      model: the stage.
+      frozen: ``autoencoder`` and ``normals``.
+      batch: see :func:`e3d_jax.data.loader.anchor_example`.
+      use_estimate: which examples' condition has estimated normals.
+      drop: which examples have a blank condition.
+    """
+    autoencoder = frozen["autoencoder"]
+    condition, target = _scale(batch["condition"]), _scale(batch["target"])
+    condition = condition.at[:, 1].set(latents.turn_normals(condition[:, 1], batch["azimuth"]))
+    target = target.at[:, 1].set(latents.turn_normals(target[:, 1], batch["azimuth"]))
+    estimated = estimate_normals(frozen["normals"], condition)
+    normal = jnp.where(denoiser.expand(use_estimate, estimated), estimated, condition[:, 1])
+    condition = jnp.where(denoiser.expand(drop, condition), BLANK, condition.at[:, 1].set(normal))
+    encode = functools.partial(encode_scaled, autoencoder)
+    return encode(target), model.condition(latents.network_image(condition), encode(condition))
+
+
+def encode_scaled(autoencoder, rgba: Float[Array, "*b h w 4"]) -> Float[Array, "*b hl wl c"]:
+    """Scaled latents of pictures, as the U-Nets see them."""
+    return (
+        latents.encode(autoencoder, latents.network_image(rgba, autoencoder.in_channels)) * autoencoder.scaling_factor
+    )
+
+
+def encoded_anchors(model, frozen, batch, use_estimate, drop):
+    """The same from a batch of :func:`e3d_jax.data.encoded.anchor_example`; needs no frozen component."""
+    del model, frozen
+
+    def choose(pairs, blank):
+        """Of colour, rendered and estimated normals the two that are wanted, or twice the blank."""
+        normal = jnp.where(denoiser.expand(use_estimate, pairs[:, 2]), pairs[:, 2], pairs[:, 1])
+        pair = jnp.stack([pairs[:, 0], normal], 1).astype(jnp.float32)
+        return jnp.moveaxis(jnp.where(denoiser.expand(drop, pair), blank[:, None].astype(jnp.float32), pair), 1, 0)
+
+    tokens = choose(batch["tokens"], batch["blank_token"])[:, :, None]
+    condition = choose(batch["condition"], batch["blank"])
+    return batch["target"].astype(jnp.float32), stages.AnchorCondition(latents=condition, tokens=tokens)
+
+
+def estimate_normals(estimator, pair: Float[Array, "b 2 h w 4"]) -> Float[Array, "b h w 4"]:
+    """The normal map that inference would give the colour image of a pair, with the silhouette of the true one."""
+    rgb = estimator(latents.network_image(pair[:, 0], 4)) / 2 + 0.5
+    return jnp.concatenate([jnp.where(pair[:, 1, ..., 3:] > 0, rgb, 1.0), pair[:, 1, ..., 3:]], -1)
+
+
+def interpolation_loss(model, frozen, batch, key, *, log_noise_mean, log_noise_std, log_augmentation_mean):
+    """Stable Video Diffusion's objective (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
+
+    The anchors that condition the window get Gaussian noise of a log-normal standard deviation, of which the network
+    is told: generated anchors are not clean either.
+    """
+    key_noise, key_level, key_anchors = jax.random.split(key, 3)
+    make = encoded_window if "token" in batch else functools.partial(window_of_images, mean=log_augmentation_mean)
+    clean, known = make(model, frozen, batch, key_anchors)
+    size = len(clean)
+    quantile = jax.scipy.special.ndtri(jnp.clip(stratified(key_level, size), 1e-6, 1 - 1e-6))
+    level = schedules.edm_levels(jnp.exp(log_noise_mean + log_noise_std * quantile))
+    noise = jax.random.normal(key_noise, clean.shape)
+    output = model(denoiser.add_noise(clean, noise, level), level.time, known)
+    error = (output - denoiser.target("v", clean, noise, level)) ** 2
+    return error.mean(), {"loss_new_views": error[:, jnp.array([1, 2, 3, 5, 6, 7])].mean()}
+
+
+def window_of_images(model, frozen, batch, key, *, mean):
+    """Scaled latents [b t h w c] of windows and their condition, from pictures; see :func:`interpolation_loss`."""
+    autoencoder = frozen["autoencoder"]
+    key_strength, key_augment = jax.random.split(key)
+    window = latents.network_image(_scale(batch["window"]), autoencoder.in_channels)
+    strength = jnp.exp(mean + 0.5 * jax.random.normal(key_strength, (len(window),)))
+    anchors = window[:, [0, 4, 8]]
+    anchors = anchors + denoiser.expand(strength, anchors) * jax.random.normal(key_augment, anchors.shape)
+    clean = latents.encode(autoencoder, window) * autoencoder.scaling_factor
+    return clean, model.condition(anchors[:, 0, ..., :3], latents.encode(autoencoder, anchors), strength)
+
+
+def encoded_window(model, frozen, batch, key):
+    """The same from a batch of :func:`e3d_jax.data.encoded.interpolation_example`, whose noise was drawn before."""
+    del model, frozen, key
+    window, anchors, token = (batch[name].astype(jnp.float32) for name in ("window", "anchors", "token"))
+    return window, stages.WindowCondition(latents=anchors, token=token[:, None], noise=batch["strength"])
+
+
+LOSSES: dict[str, Loss] = {
+    "autoencoder": autoencoder_loss,
+    "normals": normals_loss,
+    "anchor": anchor_loss,
+    "interpolation": interpolation_loss,
+}
+# Components that a stage uses without training them.
+NEEDS: dict[str, tuple[build.Component, ...]] = {
+    "autoencoder": (),
+    "normals": (),
+    "anchor": ("autoencoder", "normals"),
+    "interpolation": ("autoencoder",),
+}
+
+
+def stratified(key: jax.Array, size: int) -> Float[Array, " {size}"]:
+    """Uniform numbers in [0, 1), one in each of ``size`` equal parts, in order.
+
+    Noise levels spread evenly over a batch make its loss less noisy (arXiv 2107.00630, App. I.1).
+    """
+    return (jnp.arange(size) + jax.random.uniform(key, (size,))) / size
+
+
+def jitter_colours(rgba: Float[Array, "b h w 4"], key: jax.Array, strength: float) -> Float[Array, "b h w 4"]:
+    """Pictures with random gain, gamma and channel balance, so that shape is not read off one renderer's lights."""
+    gain, gamma, balance = jax.random.split(key, 3)
+    size = len(rgba)
+    exponent = jnp.exp(strength * jax.random.normal(gamma, (size, 1, 1, 1)))
+    scale = jnp.exp(strength * jax.random.normal(gain, (size, 1, 1, 1)))
+    scale = scale * jnp.exp(strength / 2 * jax.random.normal(balance, (size, 1, 1, 3)))
+    rgb = jnp.clip(jnp.maximum(rgba[..., :3], 1e-4) ** exponent * scale, 0, 1)
+    return jnp.concatenate([rgb, rgba[..., 3:]], -1)
+
+
+def _scale(image: Array) -> Float[Array, "..."]:
+    """uint8 images in [0, 1]."""
+    return image.astype(jnp.float32) / 255

@@ -1,0 +1,84 @@
+"""Encoded records give a network what pictures would have given it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from e3d_jax.data import encode, encoded, loader, records
+from e3d_jax.models import build
+from e3d_jax.training import losses
+from e3d_jax.weights import folder
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    """A config, its weights folder and its modules."""
+    config, path = tiny.system(), tmp_path_factory.mktemp("weights")
+    modules = {}
+    for seed, name in enumerate(build.COMPONENTS):
+        modules[name] = build.build(name, config[name]["model"], rngs=nnx.Rngs(seed))
+        folder.save(path, name, modules[name], config)
+        folder.load(path, name, modules[name])
+    return config, path, modules
+
+
+def _batch(example):
+    return {name: jnp.asarray(rows)[None] for name, rows in example.items()}
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+@pytest.mark.parametrize("drop", [False, True])
+def test_anchors_are_what_the_step_makes_of_pictures(system, ball, encoded_ball, estimated, drop):
+    _, _, modules = system
+    choices = (jnp.array([estimated]), jnp.array([drop]))
+    pictures = _batch(loader.anchor_example(ball, np.random.default_rng(4)))
+    stored = _batch(encoded.anchor_example(encoded_ball["anchor"].arrays, np.random.default_rng(4)))
+    assert stored["azimuth"] == pictures["azimuth"] > 0
+    expected = losses.anchors_of_images(modules["anchor"], modules, pictures, *choices)
+    given = losses.encoded_anchors(None, {}, stored, *choices)
+    for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-2, rtol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def encoded_ball(system, ball):
+    """One ball, encoded for both stages."""
+    config, path, _ = system
+    return {stage: encode.make_encoder(config, stage, str(path), 0)(ball) for stage in encoded.EXAMPLES}
+
+
+def test_windows_are_what_the_step_makes_of_pictures(system, ball, encoded_ball):
+    _, _, modules = system
+    pictures = _batch(loader.interpolation_example(ball, np.random.default_rng(1)))
+    stored = _batch(encoded.interpolation_example(encoded_ball["interpolation"].arrays, np.random.default_rng(1)))
+    # Noise too faint to see, to compare the rest.
+    expected, known = losses.window_of_images(
+        modules["interpolation"], modules, pictures, jax.random.key(0), mean=-20.0
+    )
+    given, noisy = losses.encoded_window(None, {}, stored, jax.random.key(0))
+    np.testing.assert_allclose(given, expected, atol=2e-2, rtol=1e-2)
+    assert 0.005 < noisy.noise[0] < 0.5
+    assert 0 < jnp.abs(noisy.latents - known.latents).mean() < 10 * noisy.noise[0]
+
+
+def test_encoded_records_make_batches(encoded_ball, tmp_path):
+    with records.Writer(tmp_path / "ball.array_record") as writer:
+        writer.write(encoded.pack(encoded_ball["anchor"]))
+    assert loader.holds_encoded([str(tmp_path)], "anchor")
+    batch = next(loader.make_loader({str(tmp_path): 1.0}, "anchor", batch_size=1, seed=0))
+    assert batch["target"].shape == (1, 2, 8, 16, 16, 2) and batch["id"] == ["ball-0"]
+
+
+def test_records_encoded_for_another_stage_are_refused(encoded_ball):
+    with pytest.raises(ValueError, match="encoded for stage anchor, not interpolation"):
+        encoded.unpack(encoded.pack(encoded_ball["anchor"]), "interpolation")
+
+
+def test_a_stage_that_trains_its_image_encoder_has_no_encoded_records(system):
+    config, path, _ = system
+    config = {**config, "anchor": {**config["anchor"], "train": {**config["anchor"]["train"], "freeze": ()}}}
+    with pytest.raises(ValueError, match="trains its image encoder"):
+        encode.make_encoder(config, "anchor", str(path), 0)

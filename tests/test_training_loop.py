@@ -1,0 +1,258 @@
+"""A run that logs, leaves weights, and continues after whatever stopped it."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import mini
+from e3d_jax.models import autoencoder
+from e3d_jax.training import export, loop, losses
+from e3d_jax.weights import folder
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, ball_folder):
+    """A work folder in which the toy normal estimator was trained for its four steps."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny.config()
+    loop.train("normals", config, str(workdir), {str(ball_folder): 1.0})
+    return workdir, config, ball_folder
+
+
+def _metrics(workdir):
+    return [json.loads(line) for line in (workdir / "normals" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_logs_and_leaves_weights(trained):
+    workdir, _, _ = trained
+    assert [row["step"] for row in _metrics(workdir)] == [2, 4]
+    assert "normals" in folder.read_config(workdir / "weights")
+
+
+def test_a_run_continues_where_it_stopped(trained, tmp_path):
+    workdir, config, records = trained
+    half = json.loads(json.dumps(config))
+    interrupted = {**half["normals"]["train"], "steps": 4}
+    stop = RuntimeError("power cut")
+
+    # Interrupt after the checkpoint of step 2, then run again.
+    save = loop.steps.make_train_step
+
+    def failing(*arguments, **settings):
+        step = save(*arguments, **settings)
+
+        def run(state, *rest):
+            if int(state.step) == 3:
+                raise stop
+            return step(state, *rest)
+
+        run.trace = step.trace
+        return run
+
+    half["normals"]["train"] = interrupted
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(loop.steps, "make_train_step", failing)
+        loop.train("normals", half, str(tmp_path), {str(records): 1.0})
+    loop.train("normals", half, str(tmp_path), {str(records): 1.0})
+    assert _metrics(tmp_path)[-1]["loss"] == _metrics(workdir)[-1]["loss"]
+
+
+def test_a_work_folder_of_another_config_is_refused(trained):
+    workdir, config, records = trained
+    other = json.loads(json.dumps(config))
+    other["normals"]["train"]["learning_rate"] = 1.0
+    with pytest.raises(ValueError, match="another config"):
+        loop.train("normals", other, str(workdir), {str(records): 1.0})
+
+
+def test_a_stage_names_what_must_be_trained_first(tmp_path, ball_folder):
+    with pytest.raises(FileNotFoundError, match=r"train\.py"):
+        loop.train("anchor", mini.get_config("smoke").to_dict(), str(tmp_path), {str(ball_folder): 1.0})
+
+
+@pytest.fixture(scope="module")
+def started(trained, tmp_path_factory):
+    """Where a stage started from, where it ended after a step that changes nothing, and its config."""
+    workdir, config, records = trained
+    init, out = tmp_path_factory.mktemp("init"), tmp_path_factory.mktemp("started")
+    config = json.loads(json.dumps(config))
+    config["normals"]["train"] |= {"learning_rate": 0.0, "steps": 1}
+    config["autoencoder"]["model"] |= {"block_out_channels": [8, 8], "norm_groups": 4}
+    folder.write(init, "normals", folder.read(workdir / "weights", "normals"), config, 10**9)
+    module = autoencoder.Autoencoder(**config["autoencoder"]["model"], rngs=nnx.Rngs(0))
+    folder.save(init, "autoencoder", module, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(losses.NEEDS, "normals", ("autoencoder",))
+        loop.train("normals", config, str(out), {str(records): 1.0}, str(init))
+    return init, out / "weights", config
+
+
+@pytest.mark.parametrize("component", ["normals", "autoencoder"])
+def test_a_stage_and_what_it_needs_start_from_a_weights_folder(started, component):
+    init, out, _ = started
+    there, here = ({n: tensor.read() for n, tensor in folder.read(path, component).items()} for path in (init, out))
+    jax.tree.map(np.testing.assert_array_equal, here, there)
+
+
+def test_a_folder_of_another_architecture_is_no_start(started, tmp_path, ball_folder):
+    init, _, config = started
+    config = json.loads(json.dumps(config))
+    config["normals"]["model"] |= {"heads": 4}  # Of the same shapes.
+    with pytest.raises(ValueError, match=r"another architecture: normals\.model\.heads is 2 there and 4"):
+        loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0}, str(init))
+
+
+def test_a_folder_without_the_stage_is_no_start(started, tmp_path, ball_folder):
+    init, _, config = started
+    with pytest.raises(FileNotFoundError, match="holds no weights of the interpolation"):
+        loop.train("interpolation", config, str(tmp_path), {str(ball_folder): 1.0}, str(init))
+
+
+def _losses(workdir):
+    return [(row["step"], row["loss"]) for row in _metrics(workdir)]
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, ball_folder):
+    """A run of six steps with a checkpoint each, and its config."""
+    config = tiny.config(steps=6, checkpoint_every=1, log_every=4)
+    workdir = tmp_path_factory.mktemp("long")
+    loop.train("normals", config, str(workdir), {str(ball_folder): 1.0})
+    return workdir, config
+
+
+def _interrupted(config, tmp_path, records, step):
+    """Train with SIGTERM in the middle of a step."""
+    make = loop.steps.make_train_step
+
+    def terminating(*arguments, **settings):
+        original = make(*arguments, **settings)
+
+        def run(state, *rest):
+            if int(state.step) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(state, *rest)
+
+        run.trace = original.trace
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.steps, "make_train_step", terminating)
+        loop.train("normals", config, str(tmp_path), {str(records): 1.0})
+
+
+def test_sigterm_saves_the_step_and_the_run_continues_bit_for_bit(long, tmp_path, ball_folder, capsys):
+    workdir, config = long
+    config = {
+        **config,
+        "normals": {**config["normals"], "train": {**config["normals"]["train"], "checkpoint_every": 100}},
+    }
+    _interrupted(config, tmp_path, ball_folder, 2)
+    assert "stopped after step 3 of 6" in capsys.readouterr().out
+    loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0})
+    assert _losses(tmp_path) == _losses(workdir)
+    there, here = (folder.read(path / "weights", "normals") for path in (workdir, tmp_path))
+    assert all(np.array_equal(there[name].read(), here[name].read()) for name in there)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_skipped_and_another_mesh_continues(long, tmp_path, ball_folder):
+    workdir, config = long
+    config = {**config, "mesh": {"data": 1, "fsdp": 2, "tensor": 2}}
+    _interrupted(config, tmp_path, ball_folder, 4)
+    for file in (tmp_path / "normals" / "checkpoints" / "5" / "state").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0})
+    np.testing.assert_allclose(_losses(tmp_path), _losses(workdir), rtol=1e-5)
+    assert (tmp_path / "normals" / "checkpoints" / "damaged-5").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(long, tmp_path, ball_folder):
+    workdir, config = long
+    config = json.loads(json.dumps(config))
+    config["normals"]["model"]["block_out_channels"] = [16]
+    with pytest.raises(ValueError, match=r"of another model: .* arrays differ"):
+        loop.train(
+            "normals",
+            config,
+            str(tmp_path),
+            {str(ball_folder): 1.0},
+            checkpoints=str(workdir / "normals" / "checkpoints"),
+        )
+    assert (workdir / "normals" / "checkpoints" / "6").exists(), "a checkpoint that is only another is no damaged one"
+
+
+def test_losses_that_stay_infinite_end_the_run(tmp_path, ball_folder):
+    config = tiny.config(learning_rate=float("inf"), max_skipped=2, checkpoint_every=1, warmup=0)
+    with pytest.raises(ValueError, match=r"3 times in a row, from step 2 on, with .* ball-\d.* checkpoint, step \d"):
+        loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0})
+
+
+def test_a_batch_must_divide_over_the_devices(tmp_path, ball_folder):
+    with pytest.raises(ValueError, match="batch_size=6 does not divide over 4 devices"):
+        loop.train("normals", tiny.config(batch_size=6), str(tmp_path), {str(ball_folder): 1.0})
+
+
+def test_unseen_objects_are_evaluated(tmp_path, ball_folder):
+    config = tiny.config(steps=2, evaluate_every=1)
+    loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0}, unseen=str(ball_folder))
+    scores = [row["heldout/angle_deg"] for row in _metrics(tmp_path) if "heldout/angle_deg" in row]
+    assert len(scores) == 2 and all(0 < score < 180 for score in scores)
+
+
+def test_any_checkpoint_gives_weights(long, tmp_path):
+    workdir, config = long
+    checkpoints = str(workdir / "normals" / "checkpoints")
+    assert export.export(config, "normals", checkpoints, 5, str(tmp_path / "earlier")) == 5
+    assert export.export(config, "normals", checkpoints, None, str(tmp_path / "newest")) == 6
+    five, six, end = (
+        folder.read(path, "normals")["conv_in.kernel"].read()
+        for path in (tmp_path / "earlier", tmp_path / "newest", workdir / "weights")
+    )
+    np.testing.assert_array_equal(six, end)
+    assert not np.array_equal(five, six)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(tmp_path, ball_folder):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    calls = [["one", 4], ["two", 2, 2, 0, port], ["two", 2, 2, 1, port]]
+    root = pathlib.Path(__file__).parent
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(root / "tiny_run.py"), str(tmp_path / name), str(ball_folder), "3", *map(str, rest)],
+            env=os.environ | {"PYTHONPATH": str(root.parent)},
+        )
+        for name, *rest in calls
+    ]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    one, two = (_losses(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_what_is_not_trained_must_come_from_somewhere(tmp_path, ball_folder):
+    with pytest.raises(ValueError, match=r"does not train its conv_in; say with --init"):
+        loop.train("normals", tiny.config(freeze=["conv_in"]), str(tmp_path), {str(ball_folder): 1.0})
+
+
+def test_what_is_not_trained_stays(long, tmp_path, ball_folder):
+    workdir, _ = long
+    config = tiny.config(freeze=["conv_in"], steps=2, checkpoint_every=1)
+    for _ in range(2):  # The second call finds the run complete, and writes the same weights.
+        loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0}, str(workdir / "weights"))
+        before, after = (folder.read(path / "weights", "normals") for path in (workdir, tmp_path))
+        np.testing.assert_array_equal(before["conv_in.kernel"].read(), after["conv_in.kernel"].read())
+        assert not np.array_equal(before["conv_out.kernel"].read(), after["conv_out.kernel"].read())

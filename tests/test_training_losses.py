@@ -1,0 +1,66 @@
+"""Losses that are zero for perfect networks, and what they do to pictures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from e3d_jax.diffusion import schedules
+from e3d_jax.models import autoencoder, latents
+from e3d_jax.training import losses
+
+
+def test_turning_normals_puts_the_input_view_on_x():
+    normal = jnp.array([0.0, 1.0, 0.0])  # faces a camera at azimuth 90 degrees
+    rgba = jnp.append(normal / 2 + 0.5, 1.0)[None, None, None]
+    turned = latents.turn_normals(rgba, jnp.array([jnp.pi / 2]))
+    np.testing.assert_allclose(turned[0, 0, 0], [1.0, 0.5, 0.5, 1.0], atol=1e-6)
+
+
+def test_turning_leaves_the_background_white():
+    rgba = jnp.array([1.0, 1.0, 1.0, 0.0])[None, None, None]
+    np.testing.assert_array_equal(latents.turn_normals(rgba, jnp.ones(1)), rgba)
+
+
+def test_jitter_keeps_the_silhouette():
+    rgba = jax.random.uniform(jax.random.key(0), (2, 4, 4, 4))
+    jittered = losses.jitter_colours(rgba, jax.random.key(1), 0.3)
+    np.testing.assert_array_equal(jittered[..., 3], rgba[..., 3])
+    assert jnp.abs(jittered - rgba).max() > 0.05
+
+
+class _Oracle:
+    """Knows the clean latents of the one example that it is asked about."""
+
+    def __init__(self, clean):
+        self.clean = clean
+
+    def condition(self, *arguments):
+        return arguments
+
+    def __call__(self, noisy, time, condition):
+        del condition
+        level = schedules.discrete_levels(time.astype(int), zero_terminal_snr=True)
+        alpha, sigma = (x[None, :, None, None, None, None] for x in (level.alpha, level.sigma))
+        noise = (noisy - alpha * self.clean) / sigma
+        return alpha * noise - sigma * self.clean
+
+
+def test_a_perfect_anchor_network_has_no_loss():
+    widths = {"block_out_channels": (32, 32), "layers_per_block": 1, "latent_channels": 2}
+    module = autoencoder.Autoencoder(in_channels=4, out_channels=4, **widths, scaling_factor=2.0, rngs=nnx.Rngs(0))
+    target = jax.random.randint(jax.random.key(0), (1, 2, 8, 8, 8, 4), 0, 256).astype(jnp.uint8)
+    batch = {"condition": target[:, :, 0], "target": target, "azimuth": jnp.zeros(1)}
+    upright = latents.turn_normals(target[:, 1] / 255.0, jnp.zeros(1))
+    seen = jnp.stack([target[:, 0] / 255.0, upright], 0)
+    clean = 2.0 * latents.encode(module, latents.network_image(seen, 4))
+    frozen = {"autoencoder": module, "normals": lambda image: jnp.ones((*image.shape[:3], 3))}
+    settings = {"prediction": "v", "zero_terminal_snr": True, "min_snr_gamma": 0.0}
+    settings |= {"estimated_normals": 0.5, "drop_condition": 0.5}
+    loss, _ = losses.anchor_loss(_Oracle(clean), frozen, batch, jax.random.key(1), **settings)
+    assert loss < 1e-6
+
+
+def test_noise_levels_spread_evenly_over_a_batch():
+    drawn = losses.stratified(jax.random.key(0), 10)
+    np.testing.assert_array_equal(jnp.floor(drawn * 10), jnp.arange(10))

@@ -1,0 +1,120 @@
+"""Where arrays go, and results that do not depend on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mini
+from e3d_jax.training import sharding, state, steps
+
+RULES = mini.get_config().sharding
+MESHES = (
+    {"data": 4, "fsdp": 1, "tensor": 1},
+    {"data": 2, "fsdp": 2, "tensor": 1},
+    {"data": 1, "fsdp": 2, "tensor": 2},
+)
+
+
+def _spec(name, shape, sizes):
+    tree = {}
+    *folders, last = name.split(".")
+    inner = tree
+    for folder in folders:
+        inner = inner.setdefault(folder, {})
+    inner[last] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    mesh = sharding.make_mesh(sizes)
+    return tuple(jax.tree.leaves(sharding.shardings(tree, mesh, RULES))[0].spec)
+
+
+@pytest.mark.parametrize(
+    "name, shape, spec",
+    [
+        ("attn1.to_q.kernel", (8, 16), ("fsdp", "tensor")),
+        ("attn1.to_out.kernel", (16, 8), ("tensor", "fsdp")),
+        ("ff_normal.proj.kernel", (8, 16), ("fsdp", "tensor")),
+        ("mlp.fc2.kernel", (16, 8), ("tensor", "fsdp")),
+        ("conv1.kernel", (3, 3, 8, 16), (None, None, None, "fsdp")),
+        ("conv_out.kernel", (3, 3, 8, 3), (None, None, "fsdp", None)),  # three channels do not divide by two
+        ("norm1.scale", (8,), (None,)),
+    ],
+)
+def test_parameters_are_split_by_the_kind_of_their_layer(name, shape, spec):
+    assert _spec(name, shape, {"data": 1, "fsdp": 2, "tensor": 2}) == spec
+
+
+def test_axes_of_one_device_split_nothing():
+    assert _spec("attn1.to_q.kernel", (8, 16), {"data": 4, "fsdp": 1, "tensor": 1}) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data": 3, "fsdp": 1, "tensor": 1},
+        {"data": -1, "fsdp": -1, "tensor": 1},
+        {"data": 4},
+        {"data": 2, "fsdp": 1, "tensor": 1},
+    ],
+)
+def test_a_mesh_must_fit_the_devices(sizes):
+    with pytest.raises(ValueError, match="mesh"):
+        sharding.make_mesh(sizes)
+
+
+def test_the_rest_of_the_devices_goes_where_asked():
+    assert dict(sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 1}).shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+
+
+def test_a_rule_must_name_known_axes():
+    mesh = sharding.make_mesh(MESHES[0])
+    with pytest.raises(ValueError, match="'haeds' to 'tensor'"):
+        sharding.shardings({}, mesh, [("haeds", "tensor")])
+
+
+def test_one_process_reads_the_whole_batch():
+    np.testing.assert_array_equal(sharding.own_rows(sharding.make_mesh(MESHES[2]), 8), np.arange(8))
+
+
+def _config():
+    config = mini.get_config("smoke").to_dict()
+    unet = {"block_out_channels": (8,), "attention_levels": (False,), "heads": 2, "norm_groups": 4}
+    unet |= {"in_channels": 4, "out_channels": 2, "layers_per_block": 1, "cross_attention_dim": 8}
+    encoder = {"image_size": 8, "patch_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "heads": 2}
+    config["anchor"]["model"] = {"unet": unet, "image_encoder": encoder | {"projection_dim": 8}}
+    config["anchor"]["train"] |= {"freeze": ("image_encoder",), "warmup": 0}
+    return config
+
+
+def _run(sizes):
+    """Losses and parameters of five steps of a small anchor stage."""
+    config = _config()
+    mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+    model = state.build_module(config, "anchor", dtype="float32", seed=1)
+    assembly = steps.assemble(config, "anchor", model, {}, mesh, "float32")
+    now = state.create(assembly.params, assembly.optimizer, assembly.stored)
+    frozen = state.place(assembly.frozen, assembly.frozen_stored)
+    rng = np.random.default_rng(0)
+    shapes = {"target": (2, 8, 4, 4, 2), "condition": (3, 4, 4, 2), "tokens": (3, 8), "blank": (4, 4, 2)}
+    shapes |= {"blank_token": (8,), "azimuth": ()}
+    found = []
+    for _ in range(5):
+        batch = {name: rng.standard_normal((8, *shape), np.float32) for name, shape in shapes.items()}
+        now, metrics = assembly.train_step(now, frozen, sharding.global_batch(batch, mesh), jax.random.key(0), 1e-3)
+        found.append(float(metrics["loss"]))
+    return found, np.concatenate([np.ravel(x) for x in jax.tree.leaves(now.params)]), now
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The run on one device."""
+    return _run({"data": 1, "fsdp": 1, "tensor": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES[1:])
+def test_a_run_does_not_depend_on_the_mesh(alone, sizes):
+    found, params, now = _run(sizes)
+    np.testing.assert_allclose(found, alone[0], rtol=1e-5)
+    assert np.linalg.norm(params - alone[1]) < 1e-5 * np.linalg.norm(alone[1])
+    moments = now.optimizer[1].mu["unet"]["mid_block"]["attentions"][0]["proj_in"]["kernel"][...]
+    assert moments.addressable_shards[0].data.size * sizes["fsdp"] == moments.size
