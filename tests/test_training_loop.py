@@ -211,9 +211,23 @@ def test_unseen_objects_are_evaluated(tmp_path, ball_folder):
     assert len(scores) == 2 and all(0 < score < 180 for score in scores)
 
 
-def test_any_checkpoint_gives_weights(long, tmp_path):
+def test_a_stage_that_the_config_does_not_train(tmp_path, ball_folder):
+    config = tiny.config()
+    del config["normals"]["train"]
+    with pytest.raises(ValueError, match="does not say how to train the normals"):
+        loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0})
+
+
+def test_weights_of_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder of checkpoints"):
+        export.export(tiny.config(), "normals", str(tmp_path / "typo"), None, str(tmp_path / "out"))
+    assert not (tmp_path / "typo").exists()
+
+
+def test_any_checkpoint_gives_weights(long, tmp_path, monkeypatch):
     workdir, config = long
-    checkpoints = str(workdir / "normals" / "checkpoints")
+    monkeypatch.chdir(workdir)
+    checkpoints = "normals/checkpoints"
     assert export.export(config, "normals", checkpoints, 5, str(tmp_path / "earlier")) == 5
     assert export.export(config, "normals", checkpoints, None, str(tmp_path / "newest")) == 6
     five, six, end = (

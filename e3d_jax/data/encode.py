@@ -122,7 +122,7 @@ def make_encoder(
     if "image_encoder" not in config[stage]["train"]["freeze"]:
         raise ValueError(
             f"the {stage} stage trains its image encoder, so its tokens cannot be kept; freeze it with "
-            f"--config.{stage}.train.freeze='image_encoder,', or train from pictures"
+            f"--config.{stage}.train.freeze=\"('image_encoder',)\", or train from pictures"
         )
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
     modules = {}

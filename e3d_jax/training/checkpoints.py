@@ -3,6 +3,7 @@
 A step's checkpoint has the training state, and as JSON where the loader stands and the metrics not yet logged.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -20,13 +21,23 @@ class Checkpoints:
       folder: where they are; made if missing.
       keep_last: how many of the newest stay.
       keep_every: those of every so many steps stay for good; 0 for none.
+      read_only: change nothing there, as a run may be writing; the folder must exist.
+
+    Raises:
+      FileNotFoundError: there is no such folder to read.
     """
 
-    def __init__(self, folder: str, keep_last: int, keep_every: int):
-        self._folder = epath.Path(folder)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
-        )
+    def __init__(self, folder: str, keep_last: int, keep_every: int, *, read_only: bool = False):
+        self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
+        self._read_only = read_only
+        if read_only and not self._folder.is_dir():
+            raise FileNotFoundError(f"no folder of checkpoints at {folder}; give the one that train.py writes them to")
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+            )
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -107,7 +118,7 @@ class Checkpoints:
         """Move a damaged step out of the way of the step that will be saved anew."""
         reason = str(failure or "another process cannot read it").splitlines()[0][:200]
         logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, reason)
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self._read_only:
             aside = self._folder / f"damaged-{step}"
             if aside.exists():
                 aside.rmtree()

@@ -27,7 +27,7 @@ def export(config: dict[str, typing.Any], stage: build.Component, source: str, s
     model = state.build_module(config, stage, dtype="float32", seed=config["seed"])
     mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
     assembly = steps.assemble(config, stage, model, {}, mesh, "float32")
-    stored = checkpoints.Checkpoints(source, config[stage]["train"]["keep_last"], config[stage]["train"]["keep_every"])
+    stored = checkpoints.Checkpoints(source, 1, 0, read_only=True)
     restored = stored.restore(state.like(assembly.params, assembly.optimizer, assembly.stored), step)
     if restored is None:
         raise FileNotFoundError(f"no checkpoint in {source}; give the folder that train.py writes them to")

@@ -70,6 +70,8 @@ def train(
       OSError: a checkpoint cannot be written.
     """
     # ---------------------------------------------------------------- run folder
+    if "train" not in config[stage]:
+        raise ValueError(f"the config does not say how to train the {stage}; import it, or take it from --init")
     weights = pathlib.Path(workdir).resolve() / "weights"
     run = pathlib.Path(workdir).resolve() / stage
     run.mkdir(parents=True, exist_ok=True)
@@ -131,10 +133,12 @@ def train(
     key = jax.jit(lambda: jax.random.key(config["seed"]), out_shardings=NamedSharding(mesh, PartitionSpec()))()
     rates = np.asarray(jax.vmap(rate)(jnp.arange(last)))
     recent, seen, operations = progress["recent"], [], None
+    # A run that continues may have passed some of the steps to trace.
+    traced = range(max(profile[0], first), min(profile[1] + 1, last)) if profile else range(0)
     timed, waited, since = 0, 0.0, time.perf_counter()
     try:
         for step in range(first, last):
-            if profile and step == profile[0]:
+            if traced and step == traced[0]:
                 jax.profiler.start_trace(str(run / "profile"))
             before = time.perf_counter()
             rows_read = next(batches)
@@ -152,7 +156,7 @@ def train(
                 timed, waited, since = 0, 0.0, time.perf_counter()
             # Batches of steps that the device has not begun must not fill its memory.
             jax.block_until_ready(recent[-3:-2])
-            if profile and step == profile[1]:
+            if traced and step == traced[-1]:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
 

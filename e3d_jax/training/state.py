@@ -43,6 +43,8 @@ def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:
     warmup = min(settings["warmup"], num_steps // 2)
     if settings["decay"] == "constant":
         return optax.warmup_constant_schedule(0.0, peak, warmup)
+    if settings["decay"] != "cosine":
+        raise ValueError(f"train.decay is {settings['decay']!r}; expected cosine or constant")
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
 
 

@@ -39,6 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     command = commands.add_parser("init", parents=[config], help="where training of a full-size stage starts")
     command.add_argument("--from", dest="source", choices=sorted(starts.SOURCES), required=True)
     command.add_argument("--pipeline", required=True, help=PIPELINE)
+    command.add_argument("--normals", help="estimator to train the anchor stage beside, as for import")
     command.add_argument("--seed", type=int, default=0, help="of the new layers")
     command.add_argument("--out", required=True, help="weights folder to make")
     return parser
@@ -85,7 +86,8 @@ def _run(given: argparse.Namespace) -> None:
     if given.command == "export":
         convert.export_pipelines(given.weights, given.out, given.dtype)
     elif given.command == "init":
-        starts.init_stage(given.source, given.pipeline, given.out, read_settings(given.config), given.seed)
+        settings = read_settings(given.config)
+        starts.init_stage(given.source, given.pipeline, given.out, settings, given.seed, given.normals)
     else:
         pipelines: dict[convert.Stage, Any] = {"anchor": given.anchor, "interpolation": given.interpolation}
         convert.import_pipelines(pipelines, given.out, read_settings(given.config), given.normals)

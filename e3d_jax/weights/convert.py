@@ -122,13 +122,23 @@ def import_pipelines(
             theirs, found = read_part(path, part)
             set_model(config, part, theirs)
             contents.setdefault(part.component, {}).update(found)
+    add_normals(contents, config, normals)
+    write_folder(out, contents, config)
+
+
+def add_normals(contents: Contents, config: dict[str, Any], normals: str | os.PathLike) -> None:
+    """Enter a normal estimator: Omnidata's checkpoint (:mod:`omnidata`), or that of a weights folder.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: it holds no estimator, or another than the config's.
+    """
     if Path(normals).is_file():
         contents["normals"] = omnidata.read(normals, config["normals"]["model"])
     else:
         estimator = folder.resolve(normals)
         contents["normals"] = folder.read(estimator, "normals")
         config["normals"] = {"model": folder.read_config(estimator)["normals"]["model"]}
-    write_folder(out, contents, config)
 
 
 def set_model(config: dict[str, Any], part: Part, theirs: Mapping[str, Any]) -> None:

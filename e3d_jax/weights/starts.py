@@ -28,7 +28,12 @@ NEW = ("class_embedding.", "attn_joint_mid.", "norm_joint_mid.")
 
 
 def init_stage(
-    source: str, pipeline: str | os.PathLike, out: str | os.PathLike, settings: Mapping[str, Any], seed: int
+    source: str,
+    pipeline: str | os.PathLike,
+    out: str | os.PathLike,
+    settings: Mapping[str, Any],
+    seed: int,
+    normals: str | os.PathLike | None = None,
 ) -> None:
     """A weights folder with a stage, and its autoencoder, to start training from.
 
@@ -38,6 +43,7 @@ def init_stage(
       out: the folder to make.
       settings: a system's config; sizes are taken from the pipeline, the rest from here.
       seed: of the new layers.
+      normals: estimator that the anchor stage trains beside (:func:`convert.add_normals`).
 
     Raises:
       OSError: a file cannot be read, or the folder cannot be written.
@@ -61,6 +67,8 @@ def init_stage(
             theirs, found = convert.read_part(path, part)
         convert.set_model(config, part, theirs)
         contents.setdefault(part.component, {}).update(found)
+    if normals is not None:
+        convert.add_normals(contents, config, normals)
     convert.write_folder(out, contents, config)
 
 

@@ -1,0 +1,34 @@
+"""The weights that ship with the package."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import e3d_jax
+from configs import mini
+from e3d_jax import settings
+from e3d_jax.weights import folder
+
+CAKE = pathlib.Path(__file__).parents[1] / "examples" / "cake.png"
+BUNDLED = folder.resolve("mini")
+
+
+def test_bundled_weights_are_those_of_the_config():
+    assert settings.differences(folder.read_config(BUNDLED), mini.get_config().to_dict()) == []
+
+
+def test_bundled_weights_are_small():
+    assert sum(file.stat().st_size for file in BUNDLED.glob("*.safetensors")) < 60e6
+
+
+@pytest.mark.slow
+def test_the_bundled_system_knows_what_it_sees():
+    system = e3d_jax.load("mini")
+    pair = np.stack(system.prepare(CAKE))
+    front = system.anchors(jnp.asarray(pair)[None], jax.random.key(0))[0, 0, 0]
+    inside, seen = front[..., 3] > 0.5, pair[0, ..., 3] > 0.5
+    assert inside.mean() > 0.1
+    np.testing.assert_allclose(front[inside, :3].mean(0), pair[0][seen, :3].mean(0), atol=0.05)
