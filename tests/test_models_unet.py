@@ -86,6 +86,7 @@ def test_windows_are_independent_and_their_frames_are_not():
     assert reached[0].all() and not reached[1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network, inputs", [(anchor_unet, anchor_inputs), (interpolation_unet, interpolation_inputs)])
 def test_gradients_are_finite_with_rematerialisation(network, inputs):
     module = network(remat="full", block_out_channels=(8,), attention_levels=(False,))

@@ -262,6 +262,7 @@ def test_what_is_not_trained_must_come_from_somewhere(tmp_path, ball_folder):
         loop.train("normals", tiny.config(freeze=["conv_in"]), str(tmp_path), {str(ball_folder): 1.0})
 
 
+@pytest.mark.slow
 def test_what_is_not_trained_stays(long, tmp_path, ball_folder):
     workdir, _ = long
     config = tiny.config(freeze=["conv_in"], steps=2, checkpoint_every=1)
