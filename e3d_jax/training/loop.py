@@ -166,10 +166,10 @@ def train(
                 recent = _on_host(recent)
                 now = time.perf_counter()
                 mean = watching.mean(recent) | {"learning_rate": float(rates[step])}
-                taken, waited = (now - since) / max(timed, 1), waited / max(timed, 1)
-                writer.write(
-                    done, mean | watching.speed(taken, waited, batch_size, operations, mesh.devices.ravel().tolist())
-                )
+                if timed:  # The first step alone tells no speed.
+                    devices = mesh.devices.ravel().tolist()
+                    mean |= watching.speed((now - since) / timed, waited / timed, batch_size, operations, devices)
+                writer.write(done, mean)
                 _check_finite(stage, done, recent, seen, training["max_skipped"], kept)
                 bar.update(len(seen))
                 bar.set_postfix(loss=f"{mean['loss']:.4f}")
