@@ -10,6 +10,7 @@ import jax
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import build
 from e3d_jax.reconstruction import fit, pipeline
+from e3d_jax.sampling import anchors
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -97,7 +98,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What weights and config must agree in, by dotted name: the models, and what the anchor stage was trained for."""
     models = {component: {"model": config.get(component, {}).get("model")} for component in build.components_of(config)}
     loss = config.get("anchor", {}).get("loss", {})
-    models["anchor"]["loss"] = {name: loss.get(name) for name in ("prediction", "zero_terminal_snr")}
+    models["anchor"]["loss"] = {name: loss.get(name) for name in anchors.TRAINED}
     leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
     named = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
     # Recomputing layers in training changes no result.

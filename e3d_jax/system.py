@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
 import resource
 import time
 from collections.abc import Iterator, Mapping
@@ -143,7 +142,7 @@ class System:
     def anchors(self, pair, key: jax.Array, progress=lambda steps: None) -> Float[np.ndarray, "b 2 8 h w 4"]:
         """Stage 1 (:func:`e3d_jax.sampling.anchors.sample`) with this system's settings."""
         sampling = self.config["anchor"]["sampling"]
-        trained = {name: self.config["anchor"]["loss"][name] for name in ("prediction", "zero_terminal_snr")}
+        trained = {name: self.config["anchor"]["loss"][name] for name in anchor_sampling.TRAINED}
         sampled = anchor_sampling.sample(
             self.anchor_stage, self.autoencoder, pair, key, progress=progress, **trained, **sampling
         )
@@ -202,15 +201,8 @@ def load(name_or_folder: str | os.PathLike, config: Mapping[str, Any] | None = N
             "to match"
         )
     dtype = jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
-    return System(config, {name: _load_component(path, name, config, dtype) for name in build.components_of(config)})
-
-
-def _load_component(path: pathlib.Path, name: build.Component, config, dtype) -> nnx.Module:
-    # Shapes only: initial values would be computed just to be thrown away.
     types = {"dtype": dtype, "param_dtype": dtype}
-    module = nnx.eval_shape(lambda: build.build(name, config[name]["model"], **types, rngs=nnx.Rngs(0)))
-    folder.load(path, name, module)
-    return module
+    return System(config, {name: folder.restore(path, name, config, **types) for name in build.components_of(config)})
 
 
 def _picture(source) -> Float[np.ndarray, "h w 4"]:

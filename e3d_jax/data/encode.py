@@ -129,8 +129,7 @@ def make_encoder(
     roles: tuple[build.Component, ...] = (stage, *losses.NEEDS[stage])
     for role in roles:
         name = build.provider(config, stage, role)
-        modules[role] = build.build(name, config[name]["model"], dtype=dtype, rngs=nnx.Rngs(0))
-        folder.load(folder.resolve(weights), name, modules[role])
+        modules[role] = folder.restore(folder.resolve(weights), name, config, dtype=dtype)
 
     def encode(record: records.Record) -> encoded.Encoded:
         if stage == "anchor":

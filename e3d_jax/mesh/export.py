@@ -8,6 +8,7 @@ import trimesh
 from PIL import Image
 
 from e3d_jax import cameras, files, images, structs
+from e3d_jax.mesh import extract
 
 SUFFIXES = (".glb", ".ply", ".obj")
 
@@ -57,7 +58,7 @@ def _to_trimesh(mesh: structs.Mesh, from_world) -> trimesh.Trimesh:
         colors = np.concatenate([colors, np.full_like(colors[:, :1], 255)], 1)
         return trimesh.Trimesh(from_world(mesh.vertices), mesh.faces, vertex_colors=colors, process=False)
     # Normals of the welded mesh: those of the pieces would show their borders.
-    normals = np.asarray(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals)
+    normals = extract.vertex_normals(mesh)
     corners = np.concatenate([mesh.faces.reshape(-1, 1), mesh.texture.corner_uv.reshape(-1, 2)], 1)
     unique, faces = np.unique(corners, axis=0, return_inverse=True)
     vertex = unique[:, 0].astype(np.int64)

@@ -137,3 +137,8 @@ def in_chunks(function, points: Float[np.ndarray, "n k"]) -> np.ndarray:
         chunk = points[start : start + CHUNK].astype(np.float32)
         out.append(np.asarray(function(np.pad(chunk, ((0, CHUNK - len(chunk)), (0, 0)), mode="edge")))[: len(chunk)])
     return np.concatenate(out)
+
+
+def vertex_normals(mesh: structs.Mesh) -> Float[np.ndarray, "p 3"]:
+    """Unit normals of the vertices, means of those of the faces around them."""
+    return np.asarray(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals)

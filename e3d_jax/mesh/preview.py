@@ -4,11 +4,11 @@ import io
 import os
 
 import numpy as np
-import trimesh
 from jaxtyping import Float
 from PIL import Image
 
 from e3d_jax import cameras, files, images, raycast, structs
+from e3d_jax.mesh import extract
 
 SHADINGS = ("color", "normal")
 TURNTABLE_FRAMES = 24
@@ -66,5 +66,5 @@ def _color_shade(mesh: structs.Mesh) -> raycast.Shade:
 
 
 def _normal_shade(mesh: structs.Mesh) -> raycast.Shade:
-    normals = np.asarray(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals)
+    normals = extract.vertex_normals(mesh)
     return lambda hits: raycast.corner_values(normals[mesh.faces[hits.face]], hits)

@@ -8,7 +8,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import trimesh
 import xatlas
 from jaxtyping import Array, Float
 from scipy import ndimage, sparse
@@ -52,7 +51,8 @@ def paint(
     if size < 16:
         raise ValueError(f"a texture of {size} pixels holds nothing; use at least 16")
     corner_uv = unwrap(mesh, size)
-    texels, hits, points, normals = _surface_of(mesh, corner_uv, size)
+    smooth = extract.vertex_normals(mesh)
+    texels, hits, points, normals = _surface_of(mesh, smooth, corner_uv, size)
     weights = np.ones(len(views.rgba)) if view_weights is None else np.asarray(view_weights)
     pictures = jnp.asarray(views.rgba), jnp.asarray(depth_maps(mesh, views.cameras))
     cameras = jax.tree.map(jnp.asarray, views.cameras)
@@ -63,7 +63,7 @@ def paint(
         return np.split(extract.in_chunks(see, np.concatenate([points, normals, fitted], -1)), [3], -1)
 
     # The fit knows colours only where views look; its guesses elsewhere are noise.
-    unseen, calm = _continued(mesh, look)
+    unseen, calm = _continued(mesh, smooth, look)
     share = raycast.corner_values(unseen[mesh.faces[hits.face]], hits)
     fitted = extract.in_chunks(color_fn, points)
     fitted = (1 - share) * fitted + share * raycast.corner_values(calm[mesh.faces[hits.face]], hits)
@@ -74,13 +74,12 @@ def paint(
     return structs.Mesh(mesh.vertices, mesh.faces, mesh.colors, structs.Texture(image[row, column], corner_uv))
 
 
-def _continued(mesh, look):
+def _continued(mesh, smooth, look):
     """Which vertices no view sees, ``[p, 1]``, and colours of all vertices, ``[p, 3]``, that go on smoothly there.
 
     Harmonic on the graph of the edges between what is seen, and fading to the fitted colour far from it.
     """
-    normals = np.asarray(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals, np.float32)
-    colors, weights = look(mesh.vertices, normals, mesh.colors.astype(np.float32))
+    colors, weights = look(mesh.vertices, smooth.astype(np.float32), mesh.colors.astype(np.float32))
     unseen = weights[:, 0] < UNSEEN
     edges = mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
     count = len(mesh.vertices)
@@ -105,7 +104,7 @@ def unwrap(mesh: structs.Mesh, size: int) -> Float[np.ndarray, "f 3 2"]:
     return np.asarray(uv, np.float32)[np.asarray(faces, np.int64)]
 
 
-def _surface_of(mesh, corner_uv, size):
+def _surface_of(mesh, smooth, corner_uv, size):
     """Texels that charts cover as (rows, columns), what of the mesh is there, its points and unit normals."""
     flat = corner_uv.reshape(-1, 2)
     sheet = raycast.Surface(np.pad(flat, ((0, 0), (0, 1))), np.arange(len(flat)).reshape(-1, 3))
@@ -113,7 +112,6 @@ def _surface_of(mesh, corner_uv, size):
     above = np.stack([(column + 0.5) / size, 1 - (row + 0.5) / size, np.ones(size * size)], -1)
     hit, hits = sheet.cast(above, np.broadcast_to([0.0, 0, -1], above.shape))
     corners = mesh.faces[hits.face]
-    smooth = np.asarray(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).vertex_normals)
     points = raycast.corner_values(mesh.vertices[corners], hits).astype(np.float32)
     normals = raycast.corner_values(smooth[corners], hits)
     normals = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)

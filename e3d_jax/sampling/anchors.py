@@ -11,6 +11,9 @@ from e3d_jax import cameras
 from e3d_jax.diffusion import denoiser, samplers, schedules
 from e3d_jax.models import autoencoder, latents, stages
 
+# What :func:`sample` must be told as it was trained: names in the ``loss`` section of the stage's config.
+TRAINED = ("prediction", "zero_terminal_snr")
+
 
 def sample(
     stage: stages.AnchorStage,

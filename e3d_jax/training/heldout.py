@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from e3d_jax import images
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import latents
 from e3d_jax.sampling import anchors as anchor_sampling
@@ -77,8 +78,8 @@ def _merged(show, settings, assembly: steps.Assembly, params, frozen, batch, key
 def _show_anchors(settings, stage, autoencoder, batch, key):
     """The eight anchors in both domains, true and sampled from the true condition."""
     target, pair = batch["target"] / 255.0, batch["condition"] / 255.0
-    turned = [x.at[:, 1].set(latents.turn_normals(x[:, 1], batch["azimuth"])) for x in (target, pair)]
-    trained = {name: settings["loss"][name] for name in ("prediction", "zero_terminal_snr")}
+    turned = [losses.turned(x, batch["azimuth"]) for x in (target, pair)]
+    trained = {name: settings["loss"][name] for name in anchor_sampling.TRAINED}
     sampled = anchor_sampling.sample(stage, autoencoder, turned[1], key, **trained, **settings["sampling"])
     flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])  # noqa: E731
     return flat(_over_white(turned[0])), flat(_over_white(sampled))
@@ -99,8 +100,7 @@ def _show_window(settings, stage, autoencoder, batch, key):
 
 def _over_white(picture: jax.Array) -> jax.Array:
     """Pictures with or without alpha as they look on paper."""
-    rgb, alpha = picture[..., :3], picture[..., 3:]
-    return rgb * alpha + 1 - alpha if alpha.shape[-1] else rgb
+    return jnp.asarray(images.composite(picture)) if picture.shape[-1] == 4 else picture
 
 
 SHOWS = {"anchor": _show_anchors, "interpolation": _show_window}

@@ -91,14 +91,17 @@ def anchors_of_images(model, frozen, batch, use_estimate, drop):
       drop: which examples have a blank condition.
     """
     autoencoder = frozen["autoencoder"]
-    condition, target = _scale(batch["condition"]), _scale(batch["target"])
-    condition = condition.at[:, 1].set(latents.turn_normals(condition[:, 1], batch["azimuth"]))
-    target = target.at[:, 1].set(latents.turn_normals(target[:, 1], batch["azimuth"]))
+    condition, target = (turned(_scale(batch[name]), batch["azimuth"]) for name in ("condition", "target"))
     estimated = estimate_normals(frozen["normals"], condition)
     normal = jnp.where(denoiser.expand(use_estimate, estimated), estimated, condition[:, 1])
     condition = jnp.where(denoiser.expand(drop, condition), BLANK, condition.at[:, 1].set(normal))
     encode = functools.partial(encode_scaled, autoencoder)
     return encode(target), model.condition(latents.network_image(condition), encode(condition))
+
+
+def turned(pictures: Float[Array, "b 2 *n h w 4"], azimuth: Float[Array, " b"]) -> Float[Array, "b 2 *n h w 4"]:
+    """Colour pictures and normal maps, the latter turned (:func:`latents.turn_normals`)."""
+    return pictures.at[:, 1].set(latents.turn_normals(pictures[:, 1], azimuth))
 
 
 def encode_scaled(autoencoder, rgba: Float[Array, "*b h w 4"]) -> Float[Array, "*b hl wl c"]:

@@ -138,6 +138,18 @@ def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -
         tensors.fill(parameter, stored[name])
 
 
+def restore(folder: pathlib.Path, component: build.Component, config: Mapping[str, Any], **types: Any) -> nnx.Module:
+    """A component of a system's config with its stored weights; ``types`` are ``dtype`` and ``param_dtype``.
+
+    Raises:
+      FileNotFoundError, ValueError: see :func:`load`.
+    """
+    # Shapes only: initial values would be computed just to be thrown away.
+    module = nnx.eval_shape(lambda: build.build(component, config[component]["model"], **types, rngs=nnx.Rngs(0)))
+    load(folder, component, module)
+    return module
+
+
 def _parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
     """A module's parameters by dotted path."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
