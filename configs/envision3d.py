@@ -96,6 +96,7 @@ def _anchor() -> dict:
             "prediction": "epsilon",
             "zero_terminal_snr": False,
             "min_snr_gamma": 5.0,
+            "last_level_share": 0.0,
             "estimated_normals": 0.7,
             "drop_condition": 0.05,
         },

@@ -133,6 +133,8 @@ def _anchor() -> ml_collections.ConfigDict:
                 "prediction": "v",
                 "zero_terminal_snr": True,
                 "min_snr_gamma": 0.0,
+                # Half of the examples at pure noise, from where so few steps must find the views.
+                "last_level_share": 0.5,
                 "estimated_normals": 0.7,
                 "drop_condition": 0.0,
             },

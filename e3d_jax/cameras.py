@@ -32,6 +32,12 @@ def azimuths(num_views: int = NUM_VIEWS) -> Float[np.ndarray, " v"]:
     return (np.arange(num_views) * (2 * np.pi / num_views)).astype(np.float32)
 
 
+def anchors_of(num_views: int) -> np.ndarray:
+    """The views of a ring that play the anchors: eight, evenly spaced, or all if that is not possible."""
+    step = num_views // NUM_ANCHORS if num_views % NUM_ANCHORS == 0 else 1
+    return np.arange(0, num_views, step)
+
+
 def window_views(first_anchor: int) -> np.ndarray:
     """Ring views of the nine frames of the interpolation window that starts at an anchor, int ``[9]``."""
     return (ANCHOR_STEP * first_anchor + np.arange(WINDOW_FRAMES)) % NUM_VIEWS

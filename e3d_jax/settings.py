@@ -46,6 +46,8 @@ def check(config: Mapping[str, Any]) -> None:
         "epsilon",
         "v with zero_terminal_snr: at pure noise, epsilon says nothing of the views",
     )
+    share = loss["last_level_share"]
+    expect(0 <= share < 1, "anchor.loss.last_level_share", share, "0 or more, below 1")
     levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
     levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
     multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)

@@ -180,9 +180,9 @@ def test_records_resume_and_feed_training(mesh_folder, tmp_path):
     assert example["target"].shape == (2, 8, 16, 16, 4)
 
 
-def test_records_need_the_whole_ring(mesh_folder, tmp_path):
-    with pytest.raises(ValueError, match="full ring of 32 views"):
-        assets.write(mesh_folder, tmp_path, assets.Settings(num_views=8))
+def test_records_need_the_ring_or_its_anchors(mesh_folder, tmp_path):
+    with pytest.raises(ValueError, match="ring of 32 views or its 8 anchors, not 16 views"):
+        assets.write(mesh_folder, tmp_path, assets.Settings(num_views=16))
 
 
 def test_names_of_files_that_share_a_stem(tmp_path):

@@ -67,7 +67,7 @@ def test_windows_are_what_the_step_makes_of_pictures(system, ball, encoded_ball)
 def test_encoded_records_make_batches(encoded_ball, tmp_path):
     with records.Writer(tmp_path / "ball.array_record") as writer:
         writer.write(encoded.pack(encoded_ball["anchor"]))
-    assert loader.holds_encoded([str(tmp_path)], "anchor")
+    assert loader.holds_encoded([str(tmp_path)], "anchor", 32)
     batch = next(loader.make_loader({str(tmp_path): 1.0}, "anchor", batch_size=1, seed=0))
     assert batch["target"].shape == (1, 2, 8, 16, 16, 2) and batch["id"] == ["ball-0"]
 

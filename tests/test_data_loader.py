@@ -103,3 +103,28 @@ def test_shares_of_record_sets_are_read():
 def test_fewer_records_than_a_batch_is_refused(ball_folder):
     with pytest.raises(ValueError, match="8 records, fewer than one batch of 9"):
         loader.make_loader({str(ball_folder): 1.0}, "anchor", batch_size=9, seed=0)
+
+
+def anchors_alone(record):
+    """A record without the views between the anchors."""
+    poses = jax.tree.map(lambda x: x[cameras.ANCHORS], record.cameras)
+    views = [record.views[i] for i in cameras.ANCHORS]
+    return dataclasses.replace(record, views=views, normal_views=list(range(8)), cameras=poses)
+
+
+def test_anchors_alone_make_the_same_examples(ball):
+    whole, alone = (_example(record, "anchor", 2) for record in (ball, anchors_alone(ball)))
+    assert all(np.array_equal(whole[name], alone[name]) for name in whole)
+
+
+def test_interpolation_wants_the_views_between_anchors(tmp_path, ball):
+    with records.Writer(tmp_path / "few.array_record") as writer:
+        writer.write(records.pack(anchors_alone(ball)))
+    assert not loader.holds_encoded([str(tmp_path)], "anchor", 32)
+    with pytest.raises(ValueError, match="8 views an object, the interpolation learns from 32; draw them with"):
+        loader.holds_encoded([str(tmp_path)], "interpolation", 32)
+
+
+def test_pictures_of_another_size_are_refused(ball_folder):
+    with pytest.raises(ValueError, match="pictures of 32 px, the config wants 128"):
+        loader.holds_encoded([str(ball_folder)], "anchor", 128)

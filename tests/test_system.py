@@ -81,6 +81,7 @@ def test_own_configs_are_accepted(variant):
         ("interpolation.sampling.noise_max", float("nan"), "noise_max is nan"),
         ("interpolation.sampling.anchor_noise", -0.1, "anchor_noise is -0.1"),
         ("anchor.sampling.guidance", 3.0, "guidance is 3.0; expected no such setting"),
+        ("anchor.loss.last_level_share", 1.0, "last_level_share is 1.0; expected 0 or more, below 1"),
         ("size", 100, "size is 100; expected a multiple of 16"),
         ("size", 0, "size is 0"),
         ("reconstruction.resolution", 4, "resolution is 4; expected 8 to 1024"),

@@ -55,10 +55,16 @@ def test_a_perfect_anchor_network_has_no_loss():
     seen = jnp.stack([target[:, 0] / 255.0, upright], 0)
     clean = 2.0 * latents.encode(module, latents.network_image(seen, 4))
     frozen = {"autoencoder": module, "normals": lambda image: jnp.ones((*image.shape[:3], 3))}
-    settings = {"prediction": "v", "zero_terminal_snr": True, "min_snr_gamma": 0.0}
+    settings = {"prediction": "v", "zero_terminal_snr": True, "min_snr_gamma": 0.0, "last_level_share": 0.5}
     settings |= {"estimated_normals": 0.5, "drop_condition": 0.5}
     loss, _ = losses.anchor_loss(_Oracle(clean), frozen, batch, jax.random.key(1), **settings)
     assert loss < 1e-6
+
+
+def test_the_last_level_gets_its_share():
+    steps = losses.training_steps(jax.random.key(0), 40, 0.25)
+    assert (steps == 999).sum() == 10
+    np.testing.assert_array_equal(jnp.floor(steps[:30] * 30 / 1000), jnp.arange(30))
 
 
 def test_noise_levels_spread_evenly_over_a_batch():

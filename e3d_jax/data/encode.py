@@ -133,8 +133,8 @@ def make_encoder(
 
     def encode(record: records.Record) -> encoded.Encoded:
         if stage == "anchor":
-            views = np.stack([record.view(i) for i in cameras.ANCHORS])
-            maps = np.stack([record.normal(i) for i in cameras.ANCHORS])
+            views = np.stack([record.view(i) for i in record.anchors])
+            maps = np.stack([record.normal(i) for i in record.anchors])
             pairs = np.stack([np.stack(loader.condition_pair(record, a)) for a in range(cameras.NUM_ANCHORS)])
             arrays = encode_anchors(modules[stage], modules["autoencoder"], modules["normals"], views, maps, pairs)
         else:

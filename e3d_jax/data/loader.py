@@ -45,7 +45,7 @@ def anchor_example(record: records.Record, rng: np.random.Generator) -> dict[str
     :func:`normals_example`.
     """
     first = encoded.choose_input(rng)
-    order = np.roll(cameras.ANCHORS, -first)
+    order = np.roll(record.anchors, -first)
     return {
         "condition": np.stack(condition_pair(record, first)),
         "target": np.stack([[record.view(i) for i in order], [record.normal(i) for i in order]]),
@@ -71,7 +71,7 @@ def condition_pair(
     record: records.Record, anchor: int
 ) -> tuple[UInt8[np.ndarray, "h w 4"], UInt8[np.ndarray, "h w 4"]]:
     """An anchor view and its normal map, framed the way a user's picture is (:func:`e3d_jax.images.object_box`)."""
-    view, normal = record.view(cameras.ANCHORS[anchor]), record.normal(cameras.ANCHORS[anchor])
+    view, normal = (read(record.anchors[anchor]) for read in (record.view, record.normal))
     box = images.object_box(view[..., 3] / np.float32(255))
     crop = lambda image: images.to_uint8(images.crop(image / np.float32(255), box, record.size))  # noqa: E731
     return crop(view), crop(normal)
@@ -166,17 +166,28 @@ def parse_shares(folders: Iterable[str]) -> dict[str, float]:
     return shares
 
 
-def holds_encoded(folders: Iterable[str], stage: Stage) -> bool:
-    """Whether record sets hold what was encoded for a stage rather than pictures.
+def holds_encoded(folders: Iterable[str], stage: Stage, size: int) -> bool:
+    """Whether record sets hold what was encoded for a stage rather than pictures, as their first records tell.
 
     Raises:
-      FileNotFoundError, ValueError: see :func:`make_loader`; or there are both kinds.
+      FileNotFoundError, ValueError: see :func:`make_loader`; or there are both kinds, the pictures are not of ``size``
+        pixels, or they lack the views between the anchors, which the interpolation learns.
     """
     kinds = set()
     for folder in folders:
         first = grain.sources.ArrayRecordDataSource(records.find_shards(folder))[0]
         _decoder(first, stage)
         kinds.add(encoded.is_encoded(first))
+        if encoded.is_encoded(first):
+            continue
+        record = records.unpack(first)
+        if record.size != size:
+            raise ValueError(f"{folder} holds pictures of {record.size} px, the config wants {size}; draw them anew")
+        if stage == "interpolation" and len(record.views) != cameras.NUM_VIEWS:
+            raise ValueError(
+                f"{folder} holds {len(record.views)} views an object, the interpolation learns from "
+                f"{cameras.NUM_VIEWS}; draw them with --views={cameras.NUM_VIEWS}"
+            )
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(folders)}: some records are encoded and some are pictures; give one kind")
     return kinds.pop()

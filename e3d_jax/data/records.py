@@ -6,7 +6,7 @@ A record is a msgpack map:
     id            name of the object, unique within its data set
     provenance    map: what made the object (generator, split, seed, index; or the asset's file)
     size          width and height of the images in pixels
-    views         PNG files (RGBA, straight alpha, white where transparent), one a camera
+    views         PNG files (RGBA, straight alpha, white where transparent), one a camera: the ring, or its 8 anchors
     normal_views  indices into the views of those with a normal map
     normals       PNG files (RGBA; RGB = (n + 1) / 2 in the world frame, white where transparent), one a normal view
     cameras       map: world_from_cam (float32 bytes, [v, 4, 4], OpenCV axes), focal and center (float32 bytes, [v, 2])
@@ -24,9 +24,11 @@ from array_record.python import array_record_module
 from jaxtyping import UInt8
 from PIL import Image
 
-from e3d_jax import structs
+from e3d_jax import cameras, structs
 
 SCHEMA = 1
+# A record holds the ring or, which is enough for all stages but the interpolation, its anchors.
+NUM_VIEWS = (cameras.NUM_VIEWS, cameras.NUM_ANCHORS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Record:
     normal_views: list[int]
     normals: list[bytes]
     cameras: structs.Cameras
+
+    @property
+    def anchors(self) -> np.ndarray:
+        """Which views are the anchors."""
+        return cameras.anchors_of(len(self.views))
 
     def view(self, index: int | np.integer) -> UInt8[np.ndarray, "h w 4"]:
         """View ``index``: RGBA, straight alpha."""
@@ -72,12 +79,12 @@ def decode_png(data: bytes) -> UInt8[np.ndarray, "h w c"]:
 
 def pack(record: Record) -> bytes:
     """A record's bytes, as documented at the top of this module."""
-    cameras = {
+    poses = {
         name: np.asarray(getattr(record.cameras, name), np.float32).tobytes()
         for name in ("world_from_cam", "focal", "center")
     }
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    return msgpack.packb({"schema": SCHEMA, **fields, "cameras": cameras})
+    return msgpack.packb({"schema": SCHEMA, **fields, "cameras": poses})
 
 
 def unpack(data: bytes) -> Record:
@@ -94,8 +101,8 @@ def unpack(data: bytes) -> Record:
     if schema != SCHEMA:
         raise ValueError(f"a record has schema version {schema}, this code reads version {SCHEMA}; write it again")
     shapes = {"world_from_cam": (-1, 4, 4), "focal": (-1, 2), "center": (-1, 2)}
-    cameras = {k: np.frombuffer(fields["cameras"][k], np.float32).reshape(shape) for k, shape in shapes.items()}
-    fields["cameras"] = structs.Cameras(**cameras, width=fields["size"], height=fields["size"])
+    poses = {k: np.frombuffer(fields["cameras"][k], np.float32).reshape(shape) for k, shape in shapes.items()}
+    fields["cameras"] = structs.Cameras(**poses, width=fields["size"], height=fields["size"])
     return Record(**fields)
 
 

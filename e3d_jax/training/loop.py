@@ -88,7 +88,7 @@ def train(
     rows = sharding.own_rows(mesh, batch_size).tolist()
     if training["freeze"] and not init:
         raise ValueError(f"{stage} does not train its {', '.join(training['freeze'])}; say with --init where they are")
-    encoded = loader.holds_encoded(records, stage)
+    encoded = loader.holds_encoded(records, stage, config["size"])
     if encoded and "image_encoder" not in training["freeze"]:
         raise ValueError(f"{stage} trains its image encoder, but the records are encoded; train from pictures")
 

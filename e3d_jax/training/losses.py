@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from e3d_jax.diffusion import denoiser, schedules
 from e3d_jax.models import build, latents, stages
@@ -51,11 +51,22 @@ def normals_loss(model, frozen, batch, key, *, colour_jitter: float) -> tuple[ja
 
 
 def anchor_loss(
-    model, frozen, batch, key, *, prediction, zero_terminal_snr, min_snr_gamma, estimated_normals, drop_condition
+    model,
+    frozen,
+    batch,
+    key,
+    *,
+    prediction,
+    zero_terminal_snr,
+    min_snr_gamma,
+    last_level_share,
+    estimated_normals,
+    drop_condition,
 ):
     """Squared error of the U-Net's output on eight noisy views of both domains, see :func:`denoiser.loss_weight`.
 
-    ``estimated_normals`` is the share of examples whose condition normal map comes from the frozen normal estimator, as
+    ``last_level_share`` is the share of examples at the noisiest level, which sampling in one or two steps depends on;
+    the others spread evenly over all levels. ``estimated_normals`` is the share of examples whose condition normal map comes from the frozen normal estimator, as
     at inference, rather than from the renderer; ``drop_condition`` the share whose condition is blank.
     """
     key_noise, key_time, key_estimate, key_drop = jax.random.split(key, 4)
@@ -64,7 +75,7 @@ def anchor_loss(
     drop = jax.random.bernoulli(key_drop, drop_condition, (size,))
     views, known = (encoded_anchors if "tokens" in batch else anchors_of_images)(model, frozen, batch, use, drop)
     clean = jnp.moveaxis(views, 1, 0)
-    time = jnp.floor(stratified(key_time, size) * schedules.NUM_TRAIN_STEPS).astype(int)
+    time = training_steps(key_time, size, last_level_share)
     level = schedules.discrete_levels(time, zero_terminal_snr)
     # The batch is the second axis of the sample; the same level for all views of an object.
     spread = jax.tree.map(lambda x: x[None, :, None], level)
@@ -190,6 +201,12 @@ def stratified(key: jax.Array, size: int) -> Float[Array, " {size}"]:
     Noise levels spread evenly over a batch make its loss less noisy (arXiv 2107.00630, App. I.1).
     """
     return (jnp.arange(size) + jax.random.uniform(key, (size,))) / size
+
+
+def training_steps(key: jax.Array, size: int, last_level_share: float) -> Int[Array, " {size}"]:
+    """Steps of the discrete schedule in order: spread evenly, but for the share that is at the last one."""
+    position = stratified(key, size) / (1 - last_level_share)
+    return jnp.minimum(position * schedules.NUM_TRAIN_STEPS, schedules.NUM_TRAIN_STEPS - 1).astype(int)
 
 
 def jitter_colours(rgba: Float[Array, "b h w 4"], key: jax.Array, strength: float) -> Float[Array, "b h w 4"]:

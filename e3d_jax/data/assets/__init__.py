@@ -65,15 +65,9 @@ def render(asset: reading.Asset, ring: structs.Cameras, normal_views: Int[np.nda
         cameras=ring,
         normal_views=normal_views,
         normals=np.stack(normals)[normal_views],
-        anchors=anchors_of(len(ring)),
+        anchors=cameras.anchors_of(len(ring)),
     )
     return Render(views, np.stack(depths))
-
-
-def anchors_of(num_views: int) -> np.ndarray:
-    """The views of a ring that play the anchors: eight, evenly spaced, or all if that is not possible."""
-    step = num_views // cameras.NUM_ANCHORS if num_views % cameras.NUM_ANCHORS == 0 else 1
-    return np.arange(0, num_views, step)
 
 
 def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
@@ -137,7 +131,7 @@ def process(settings: Settings, job: tuple[str, pathlib.Path]) -> bytes | str | 
         asset = reading.read_asset(path, y_up=settings.y_up)
     except (OSError, ValueError) as error:
         return str(error).replace("\n", " ")
-    ring, anchors = cameras.ring(settings.size, settings.num_views), anchors_of(settings.num_views)
+    ring, anchors = cameras.ring(settings.size, settings.num_views), cameras.anchors_of(settings.num_views)
     drawn = render(asset, ring, anchors if settings.normals else anchors[:0])
     if settings.folder is None:
         return pack(name, path.name, drawn)
@@ -155,12 +149,15 @@ def write(
 
     Raises:
       FileNotFoundError: there are no meshes.
-      ValueError: records of other than the full ring.
+      ValueError: records of other than the ring or its anchors.
       OSError: ``out`` cannot be written.
     """
     out, jobs, skipped = pathlib.Path(out), find_meshes(meshes), 0
-    if settings.folder is None and settings.num_views != cameras.NUM_VIEWS:
-        raise ValueError(f"records hold the full ring of {cameras.NUM_VIEWS} views; use --format=folder for others")
+    if settings.folder is None and settings.num_views not in records.NUM_VIEWS:
+        raise ValueError(
+            f"records hold the ring of {cameras.NUM_VIEWS} views or its {cameras.NUM_ANCHORS} anchors, not "
+            f"{settings.num_views} views; use --format=folder for others"
+        )
     out.mkdir(parents=True, exist_ok=True)
     found = len(jobs)
     done = _recorded(out) if settings.folder is None else {n for n in jobs if (out / n / views_io.TRANSFORMS).is_file()}

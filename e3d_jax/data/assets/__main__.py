@@ -19,7 +19,7 @@ from e3d_jax.data import assets
 MESHES = flags.DEFINE_string("meshes", None, "Folder of meshes, searched to any depth.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder of the results.", required=True)
 FORMAT = flags.DEFINE_enum("format", "records", ["records", "folder"], "Training records, or a folder of views each.")
-VIEWS = flags.DEFINE_integer("views", cameras.NUM_VIEWS, "Cameras on the ring.", lower_bound=1)
+VIEWS = flags.DEFINE_integer("views", cameras.NUM_VIEWS, "Cameras on the ring; 32 or 8 in records.", lower_bound=1)
 SIZE = flags.DEFINE_integer("size", 256, "Width and height of the pictures in pixels.", lower_bound=16)
 NORMALS = flags.DEFINE_bool("normals", True, "Normal maps of the anchors (of every view if 8 does not divide --views).")
 Y_UP = flags.DEFINE_bool("y_up", False, "OBJ, PLY and STL files are y up, front +z, as glTF files always are.")

@@ -1,13 +1,16 @@
 """Write record shards of synthetic objects.
 
     python -m e3d_jax.data.synthetic --out=DIR --objects=N [--seed=0] [--split=train] [--start=0] [--size=128]
+        [--views=32]
 
 Shards that exist are kept, so the same call continues an interrupted one. Objects are numbered: several machines or
 devices share the work by writing different ranges (``--start``) of one seed into one folder.
 """
 
+import collections
 import concurrent.futures
 import functools
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -26,6 +29,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the object sequence.", lower_bound=0)
 SPLIT = flags.DEFINE_enum("split", "train", ["train", "test"], "The two splits share no object.")
 START = flags.DEFINE_integer("start", 0, "Number of the first object.", lower_bound=0)
 SIZE = flags.DEFINE_integer("size", 128, "Width and height of the pictures in pixels.", lower_bound=16)
+VIEWS = flags.DEFINE_enum("views", "32", ["32", "8"], "The ring, or its anchors: enough for all but the interpolation.")
 BATCH = flags.DEFINE_integer("batch", 64, "Objects drawn per call of the device.", lower_bound=1)
 WORKERS = flags.DEFINE_integer("workers", None, "Encoding processes; one a core when not given.", lower_bound=1)
 SHARD = 256
@@ -35,27 +39,44 @@ def main(_) -> None:
     """Draws on the device, encodes in other processes, writes shard after shard."""
     jax.devices()  # Takes the accelerator before the encoders start, which must leave it alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    workers, end = WORKERS.value or os.cpu_count() or 1, START.value + OBJECTS.value
+    shards = [range(first, min(first + SHARD, end)) for first in range(START.value, end, SHARD)]
+    missing = {path: indices for indices in shards if not (path := _path(indices)).exists()}
+    draw = functools.partial(
+        synthetic.generate, SPLIT.value, SEED.value, size=SIZE.value, num_views=int(VIEWS.value), batch=BATCH.value
+    )
     encode = functools.partial(recording.pack, split=SPLIT.value, seed=SEED.value)
-    end = START.value + OBJECTS.value
-    shards = [(first, min(SHARD, end - first)) for first in range(START.value, end, SHARD)]
     context = multiprocessing.get_context("spawn")
     try:
         with (
-            concurrent.futures.ProcessPoolExecutor(WORKERS.value or os.cpu_count(), mp_context=context) as pool,
+            concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
             tqdm.tqdm(total=OBJECTS.value, unit="object", mininterval=2) as bar,
         ):
-            for first, count in shards:
-                path = pathlib.Path(OUT.value) / f"{SPLIT.value}-{SEED.value}-{first:08d}-{count:04d}.array_record"
-                if not path.exists():
-                    examples = synthetic.generate(
-                        SPLIT.value, SEED.value, first, count, size=SIZE.value, batch=BATCH.value
-                    )
-                    with records.Writer(path) as writer:
-                        for record in pool.map(encode, examples):
-                            writer.write(record)
-                bar.update(count)
+            bar.update(OBJECTS.value - sum(map(len, missing.values())))
+            drawn = itertools.chain.from_iterable(draw(indices[0], len(indices)) for indices in missing.values())
+            encoded = _in_order(pool, encode, drawn, ahead=8 * workers)
+            for path, indices in missing.items():
+                with records.Writer(path) as writer:
+                    for record in itertools.islice(encoded, len(indices)):
+                        writer.write(record)
+                        bar.update()
     except (ValueError, OSError) as error:
         sys.exit(f"e3d_jax.data.synthetic: {error}")
+
+
+def _path(indices: range) -> pathlib.Path:
+    """The shard of some objects."""
+    return pathlib.Path(OUT.value) / f"{SPLIT.value}-{SEED.value}-{indices[0]:08d}-{len(indices):04d}.array_record"
+
+
+def _in_order(pool, function, items, ahead: int):
+    """Results of ``function``; items are taken while at most ``ahead`` of them wait, so that memory is bounded."""
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    yield from (future.result() for future in waiting)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ class Example:
 
     Attributes:
       index: which object of its seed.
-      rgba: all 32 views, straight alpha, white where it is 0.
+      rgba: the views, straight alpha, white where it is 0.
       normals: the 8 anchors; (n + 1) / 2 of the world-frame normal, and the coverage; white where that is 0.
     """
 
     index: int
-    rgba: UInt8[np.ndarray, "32 h w 4"]
+    rgba: UInt8[np.ndarray, "v h w 4"]
     normals: UInt8[np.ndarray, "8 h w 4"]
 
 
@@ -35,12 +35,22 @@ def _bytes(image: jax.Array) -> jax.Array:
 @jax.jit
 def _draw(batch: objects.ObjectParams, cameras: structs.Cameras) -> tuple[jax.Array, jax.Array]:
     images = tracer.render(objects.normalize(batch), cameras)
-    alpha = images.rgba[:, cameras_lib.ANCHORS, ..., 3:]
-    normals = jnp.where(alpha > 0, (images.normals[:, cameras_lib.ANCHORS] + 1) / 2, 1.0)
+    anchors = cameras_lib.anchors_of(len(cameras))
+    alpha = images.rgba[:, anchors, ..., 3:]
+    normals = jnp.where(alpha > 0, (images.normals[:, anchors] + 1) / 2, 1.0)
     return _bytes(images.rgba), _bytes(jnp.concatenate([normals, alpha], -1))
 
 
-def generate(split: str, seed: int, start: int, count: int, *, size: int = 128, batch: int = 64) -> Iterator[Example]:
+def generate(
+    split: str,
+    seed: int,
+    start: int,
+    count: int,
+    *,
+    size: int = 128,
+    num_views: int = cameras_lib.NUM_VIEWS,
+    batch: int = 64,
+) -> Iterator[Example]:
     """Draws objects ``start`` to ``start + count`` of a seed.
 
     Args:
@@ -49,6 +59,7 @@ def generate(split: str, seed: int, start: int, count: int, *, size: int = 128, 
       start: index of the first object.
       count: number of objects.
       size: width and height of the pictures in pixels.
+      num_views: views on the ring.
       batch: objects drawn per call of the device; changes nothing but speed and memory.
 
     Raises:
@@ -56,7 +67,7 @@ def generate(split: str, seed: int, start: int, count: int, *, size: int = 128, 
     """
     if size < 1 or batch < 1:
         raise ValueError(f"got {size=} and {batch=}; expected both to be at least 1")
-    cameras = cameras_lib.ring(size)
+    cameras = cameras_lib.ring(size, num_views)
     last = start + count - 1
     pending: tuple[range, tuple[jax.Array, jax.Array]] | None = None
     for first in range(start, start + count, batch):
