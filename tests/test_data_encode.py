@@ -47,7 +47,11 @@ def test_anchors_are_what_the_step_makes_of_pictures(system, ball, encoded_ball,
 def encoded_ball(system, ball):
     """One ball, encoded for both stages."""
     config, path, _ = system
-    return {stage: encode.make_encoder(config, stage, str(path), 0)(ball) for stage in encoded.EXAMPLES}
+    found = {}
+    for stage in encoded.EXAMPLES:
+        objects = [encode.pictures_of(stage, records.pack(ball))]
+        (found[stage],) = encode.encode_objects(encode.make_encoder(config, stage, str(path)), stage, objects)
+    return found
 
 
 def test_windows_are_what_the_step_makes_of_pictures(system, ball, encoded_ball):
@@ -81,4 +85,4 @@ def test_a_stage_that_trains_its_image_encoder_has_no_encoded_records(system):
     config, path, _ = system
     config = {**config, "anchor": {**config["anchor"], "train": {**config["anchor"]["train"], "freeze": ()}}}
     with pytest.raises(ValueError, match="trains its image encoder"):
-        encode.make_encoder(config, "anchor", str(path), 0)
+        encode.make_encoder(config, "anchor", str(path))

@@ -8,11 +8,12 @@ are kept, so the same call continues an interrupted one; several machines may ea
 """
 
 import functools
+import itertools
 import pathlib
 import sys
 import typing
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,13 +27,16 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import config_flags
 
 from e3d_jax import cameras
-from e3d_jax.data import encoded, loader, records
+from e3d_jax.data import encoded, loader, parallel, records
 from e3d_jax.models import build, latents, stages
 from e3d_jax.training import losses
 from e3d_jax.weights import folder
 
+# Pictures in one pass of the autoencoder, in pixels; bounds its memory.
+PIXELS_AT_ONCE = 2**21
+OBJECTS_AT_ONCE = 4
 
-@jax.jit
+
 def encode_anchors(
     stage: stages.AnchorStage,
     autoencoder: nnx.Module,
@@ -51,36 +55,33 @@ def encode_anchors(
       maps: their normal maps, in the record's frame.
       pairs: of every anchor, what its picture becomes as an input, and the normal map of that.
     """
-    encode = functools.partial(losses.encode_scaled, autoencoder)
-    see = lambda rgba: stage.condition(latents.network_image(rgba)[None], encode(rgba)[None])  # noqa: E731
-
-    def from_anchor(inputs):
-        """Everything in the frame of one input view."""
-        azimuth, order, pair = inputs
-        turned = latents.turn_normals(maps[order] / 255.0, jnp.full(len(order), azimuth))
-        pair = pair / 255.0
-        pair = pair.at[1].set(latents.turn_normals(pair[1:], azimuth[None])[0])
-        three = jnp.concatenate([pair, losses.estimate_normals(normals, pair[None])])
-        known = see(three)
-        return encode(turned), known.latents[:, 0], known.tokens[:, 0, 0]
-
-    # One input view after another, so that memory stays that of one.
+    encode = functools.partial(_encode, autoencoder)
+    see = lambda rgba: stage.condition(latents.network_image(rgba), encode(rgba))  # noqa: E731
     anchors = np.arange(cameras.NUM_ANCHORS)
     order = (anchors[:, None] + anchors) % cameras.NUM_ANCHORS
-    azimuths = cameras.azimuths(cameras.NUM_ANCHORS).astype(np.float32)
-    turned, condition, tokens = jax.lax.map(from_anchor, (azimuths, order, pairs))
-    blank = see(jnp.broadcast_to(losses.BLANK, (1, *views.shape[1:])))
+    azimuths = jnp.asarray(cameras.azimuths(cameras.NUM_ANCHORS))
+    # Row by row, everything in the frame of one input view.
+    pairs = losses.turned(pairs / 255.0, azimuths)
+    known = see(jnp.concatenate([pairs, losses.estimate_normals(normals, pairs)[:, None]], 1))
+    blank = see(jnp.broadcast_to(losses.BLANK, (1, 1, *views.shape[1:])))
     return {
         "views": encode(views / 255.0),
-        "normals": turned,
-        "condition": condition,
-        "tokens": tokens,
+        "normals": encode(latents.turn_normals(maps[order] / 255.0, azimuths)),
+        "condition": jnp.moveaxis(known.latents, 0, 1),
+        "tokens": jnp.moveaxis(known.tokens[:, :, 0], 0, 1),
         "blank": blank.latents[0, 0],
         "blank_token": blank.tokens[0, 0, 0],
     }
 
 
-@jax.jit
+def _encode(autoencoder, rgba: Float[Array, "*b h w 4"]) -> Float[Array, "*b hl wl c"]:
+    """Scaled latents, of so many pictures at once that memory does not grow with their number."""
+    pictures = rgba.reshape(-1, *rgba.shape[-3:])
+    at_once = max(1, PIXELS_AT_ONCE // (rgba.shape[-3] * rgba.shape[-2]))
+    found = jax.lax.map(functools.partial(losses.encode_scaled, autoencoder), pictures, batch_size=at_once)
+    return found.reshape(*rgba.shape[:-3], *found.shape[1:])
+
+
 def encode_windows(
     stage: stages.InterpolationStage,
     autoencoder: nnx.Module,
@@ -106,14 +107,30 @@ def encode_windows(
 
     frames = np.stack([cameras.window_views(anchor) for anchor in range(cameras.NUM_ANCHORS)])
     anchors, tokens, strength = jax.lax.map(from_anchor, (frames, jax.random.split(key, len(frames))))
-    clean = jax.lax.map(lambda view: losses.encode_scaled(autoencoder, view[None] / 255.0)[0], views, batch_size=8)
-    return {"views": clean, "anchors": anchors, "tokens": tokens, "strength": strength}
+    return {"views": _encode(autoencoder, views / 255.0), "anchors": anchors, "tokens": tokens, "strength": strength}
+
+
+def pictures_of(stage: build.Component, data: bytes) -> tuple[str, dict[str, np.ndarray]]:
+    """A packed record's id, and the pictures that are encoded; the work of the host."""
+    record = records.unpack(data)
+    if stage == "interpolation":
+        return record.id, {"views": np.stack([record.view(i) for i in range(cameras.NUM_VIEWS)])}
+    views = np.stack([record.view(i) for i in record.anchors])
+    maps = np.stack([record.normal(i) for i in record.anchors])
+    pairs = np.stack([np.stack(loader.condition_pair(record, a)) for a in range(cameras.NUM_ANCHORS)])
+    return record.id, {"views": views, "maps": maps, "pairs": pairs}
 
 
 def make_encoder(
-    config: Mapping[str, Any], stage: build.Component, weights: str, seed: int
-) -> Callable[[records.Record], encoded.Encoded]:
-    """A function from an object's pictures to its encodings.
+    config: Mapping[str, Any], stage: build.Component, weights: str, seed: int = 0
+) -> Callable[[list[tuple[str, dict[str, np.ndarray]]]], dict[str, Array]]:
+    """A function from what :func:`pictures_of` gives of some objects to their encodings, one array a name.
+
+    Args:
+      config: a whole system's.
+      stage: to encode for.
+      weights: folder, or bundled weights.
+      seed: of the noise in the anchors of windows.
 
     Raises:
       FileNotFoundError, ValueError: weights are missing, or of another architecture; or the stage trains its image
@@ -125,32 +142,68 @@ def make_encoder(
             f"--config.{stage}.train.freeze=\"('image_encoder',)\", or train from pictures"
         )
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
-    modules = {}
+    modules = []
     roles: tuple[build.Component, ...] = (stage, *losses.NEEDS[stage])
     for role in roles:
         name = build.provider(config, stage, role)
-        modules[role] = folder.restore(folder.resolve(weights), name, config, dtype=dtype)
+        modules.append(folder.restore(folder.resolve(weights), name, config, dtype=dtype))
+    graph, state = nnx.split(tuple(modules))
 
-    def encode(record: records.Record) -> encoded.Encoded:
-        if stage == "anchor":
-            views = np.stack([record.view(i) for i in record.anchors])
-            maps = np.stack([record.normal(i) for i in record.anchors])
-            pairs = np.stack([np.stack(loader.condition_pair(record, a)) for a in range(cameras.NUM_ANCHORS)])
-            arrays = encode_anchors(modules[stage], modules["autoencoder"], modules["normals"], views, maps, pairs)
-        else:
-            views = np.stack([record.view(i) for i in range(cameras.NUM_VIEWS)])
-            # The noise follows the object, not its place in a shard.
-            key = jax.random.key(zlib.crc32(record.id.encode(), seed))
-            log_noise = config[stage]["loss"]["log_augmentation_mean"]
-            arrays = encode_windows(modules[stage], modules["autoencoder"], views, key, log_noise)
-        kept = {name: np.asarray(x, np.float32 if name == "strength" else np.float16) for name, x in arrays.items()}
-        if overflown := sorted(name for name, x in kept.items() if not np.isfinite(x).all()):
-            raise ValueError(
-                f"record {record.id!r}: {', '.join(overflown)} are not finite in float16; check the weights"
-            )
-        return encoded.Encoded(id=record.id, stage=stage, arrays=kept)
+    @jax.jit
+    def encode_all(state, pictures, keys):
+        parts = nnx.merge(graph, state)
+
+        def one(inputs):
+            pictures, key = inputs
+            if stage == "anchor":
+                return encode_anchors(*parts, **pictures)
+            return encode_windows(*parts, **pictures, key=key, log_noise=config[stage]["loss"]["log_augmentation_mean"])
+
+        kept = jax.lax.map(one, (pictures, keys))
+        return {name: x.astype(jnp.float32 if name == "strength" else jnp.float16) for name, x in kept.items()}
+
+    def encode(objects):
+        # The noise follows the object, not its place in a shard.
+        seeds = np.array([zlib.crc32(name.encode(), seed) for name, _ in objects], np.uint32)
+        pictures = jax.tree.map(lambda *rows: np.stack(rows), *(pictures for _, pictures in objects))
+        return encode_all(state, pictures, jax.vmap(jax.random.key)(seeds))
 
     return encode
+
+
+def encode_objects(
+    encode: Callable[..., dict[str, Array]],
+    stage: build.Component,
+    objects: Iterable[tuple[str, dict[str, np.ndarray]]],
+) -> Iterator[encoded.Encoded]:
+    """Encodings one by one, the device working on the next few objects meanwhile.
+
+    Args:
+      encode: from :func:`make_encoder`.
+      stage: that it encodes for.
+      objects: what :func:`pictures_of` gives.
+
+    Raises:
+      ValueError: an encoding is not finite.
+    """
+    objects = iter(objects)
+    pending: tuple[list[str], dict[str, Array]] = ([], {})
+    while batch := list(itertools.islice(objects, OBJECTS_AT_ONCE)):
+        # The last batch repeats its last object, so that only one shape is ever compiled.
+        filled = batch + batch[-1:] * (OBJECTS_AT_ONCE - len(batch))
+        ahead = [name for name, _ in batch], encode(filled)
+        yield from _fetch(stage, *pending)
+        pending = ahead
+    yield from _fetch(stage, *pending)
+
+
+def _fetch(stage, names, arrays) -> Iterator[encoded.Encoded]:
+    arrays = jax.device_get(arrays)
+    for row, name in enumerate(names):
+        kept = {part: x[row] for part, x in arrays.items()}
+        if overflown := sorted(part for part, x in kept.items() if not np.isfinite(x).all()):
+            raise ValueError(f"record {name!r}: {', '.join(overflown)} are not finite in float16; check the weights")
+        yield encoded.Encoded(id=name, stage=stage, arrays=kept)
 
 
 def define_flags() -> None:
@@ -161,6 +214,7 @@ def define_flags() -> None:
     flags.DEFINE_string("records", None, "Folder of record shards of pictures.", required=True)
     flags.DEFINE_string("out", None, "Folder of the encoded shards.", required=True)
     flags.DEFINE_integer("seed", 0, "Of the noise in the anchors of windows.", lower_bound=0)
+    flags.DEFINE_integer("workers", None, "Decoding processes; one a core when not given.", lower_bound=1)
     flags.DEFINE_string("share", "0/1", "I/N: do shards I, I + N, ...")
 
 
@@ -171,14 +225,23 @@ def main(_) -> None:
         shards = records.find_shards(flags.FLAGS.records)[index::count]
         stage = typing.cast(build.Component, flags.FLAGS.stage)
         encode = make_encoder(flags.FLAGS.config.to_dict(), stage, flags.FLAGS.weights, flags.FLAGS.seed)
-        for shard in tqdm.tqdm(shards, unit="shard", disable=None):
-            path = pathlib.Path(flags.FLAGS.out) / pathlib.Path(shard).name
-            if path.exists():
-                continue
-            source = array_record_data_source.ArrayRecordDataSource(shard)
-            with records.Writer(path) as writer:
-                for i in range(len(source)):
-                    writer.write(encoded.pack(encode(records.unpack(source[i]))))
+        sources = {
+            path: array_record_data_source.ArrayRecordDataSource(shard)
+            for shard in shards
+            if not (path := pathlib.Path(flags.FLAGS.out) / pathlib.Path(shard).name).exists()
+        }
+        with (
+            parallel.host_processes(flags.FLAGS.workers) as pool,
+            tqdm.tqdm(total=sum(map(len, sources.values())), unit="object", mininterval=2, disable=None) as bar,
+        ):
+            packed = (source[i] for source in sources.values() for i in range(len(source)))
+            pictures = parallel.in_order(pool, functools.partial(pictures_of, stage), packed)
+            objects = encode_objects(encode, stage, pictures)
+            for path, source in sources.items():
+                with records.Writer(path) as writer:
+                    for one in itertools.islice(objects, len(source)):
+                        writer.write(encoded.pack(one))
+                        bar.update()
     except (ValueError, OSError) as error:
         sys.exit(f"e3d_jax.data.encode: {error}")
 

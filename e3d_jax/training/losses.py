@@ -66,8 +66,9 @@ def anchor_loss(
     """Squared error of the U-Net's output on eight noisy views of both domains, see :func:`denoiser.loss_weight`.
 
     ``last_level_share`` is the share of examples at the noisiest level, which sampling in one or two steps depends on;
-    the others spread evenly over all levels. ``estimated_normals`` is the share of examples whose condition normal map comes from the frozen normal estimator, as
-    at inference, rather than from the renderer; ``drop_condition`` the share whose condition is blank.
+    the others spread evenly over all levels. ``estimated_normals`` is the share of examples whose condition normal map
+    comes from the frozen normal estimator, as at inference, rather than from the renderer; ``drop_condition`` the share
+    whose condition is blank.
     """
     key_noise, key_time, key_estimate, key_drop = jax.random.split(key, 4)
     size = len(batch["azimuth"])

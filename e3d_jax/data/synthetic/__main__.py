@@ -7,20 +7,15 @@ Shards that exist are kept, so the same call continues an interrupted one. Objec
 devices share the work by writing different ranges (``--start``) of one seed into one folder.
 """
 
-import collections
-import concurrent.futures
 import functools
 import itertools
-import multiprocessing
-import os
 import pathlib
 import sys
 
-import jax
 import tqdm
 from absl import app, flags
 
-from e3d_jax.data import records, synthetic
+from e3d_jax.data import parallel, records, synthetic
 from e3d_jax.data.synthetic import recording
 
 OUT = flags.DEFINE_string("out", None, "Folder of the shards.", required=True)
@@ -37,24 +32,21 @@ SHARD = 256
 
 def main(_) -> None:
     """Draws on the device, encodes in other processes, writes shard after shard."""
-    jax.devices()  # Takes the accelerator before the encoders start, which must leave it alone.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    workers, end = WORKERS.value or os.cpu_count() or 1, START.value + OBJECTS.value
+    end = START.value + OBJECTS.value
     shards = [range(first, min(first + SHARD, end)) for first in range(START.value, end, SHARD)]
     missing = {path: indices for indices in shards if not (path := _path(indices)).exists()}
     draw = functools.partial(
         synthetic.generate, SPLIT.value, SEED.value, size=SIZE.value, num_views=int(VIEWS.value), batch=BATCH.value
     )
     encode = functools.partial(recording.pack, split=SPLIT.value, seed=SEED.value)
-    context = multiprocessing.get_context("spawn")
     try:
         with (
-            concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
+            parallel.host_processes(WORKERS.value) as pool,
             tqdm.tqdm(total=OBJECTS.value, unit="object", mininterval=2) as bar,
         ):
             bar.update(OBJECTS.value - sum(map(len, missing.values())))
             drawn = itertools.chain.from_iterable(draw(indices[0], len(indices)) for indices in missing.values())
-            encoded = _in_order(pool, encode, drawn, ahead=8 * workers)
+            encoded = parallel.in_order(pool, encode, drawn)
             for path, indices in missing.items():
                 with records.Writer(path) as writer:
                     for record in itertools.islice(encoded, len(indices)):
@@ -67,16 +59,6 @@ def main(_) -> None:
 def _path(indices: range) -> pathlib.Path:
     """The shard of some objects."""
     return pathlib.Path(OUT.value) / f"{SPLIT.value}-{SEED.value}-{indices[0]:08d}-{len(indices):04d}.array_record"
-
-
-def _in_order(pool, function, items, ahead: int):
-    """Results of ``function``; items are taken while at most ``ahead`` of them wait, so that memory is bounded."""
-    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    yield from (future.result() for future in waiting)
 
 
 if __name__ == "__main__":

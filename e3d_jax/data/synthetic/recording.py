@@ -11,4 +11,6 @@ def pack(example: synthetic.Example, split: str, seed: int) -> bytes:
     provenance = {"generator": "e3d_jax.data.synthetic", "split": split, "seed": seed, "index": example.index}
     views, normals = ([records.encode_png(image) for image in images] for images in (example.rgba, example.normals))
     ring = cameras.ring(size, len(views))
-    return records.pack(records.Record(name, provenance, size, views, cameras.anchors_of(len(views)).tolist(), normals, ring))
+    return records.pack(
+        records.Record(name, provenance, size, views, cameras.anchors_of(len(views)).tolist(), normals, ring)
+    )
