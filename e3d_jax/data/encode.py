@@ -232,7 +232,7 @@ def main(_) -> None:
         }
         with (
             parallel.host_processes(flags.FLAGS.workers) as pool,
-            tqdm.tqdm(total=sum(map(len, sources.values())), unit="object", mininterval=2, disable=None) as bar,
+            tqdm.tqdm(total=sum(map(len, sources.values())), unit="object", mininterval=2) as bar,
         ):
             packed = (source[i] for source in sources.values() for i in range(len(source)))
             pictures = parallel.in_order(pool, functools.partial(pictures_of, stage), packed)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from e3d_jax import cameras, images
-from e3d_jax.data import encoded, records
+from e3d_jax.data import encoded, parallel, records
 
 Stage = Literal["autoencoder", "normals", "anchor", "interpolation"]
 
@@ -144,6 +144,7 @@ def make_loader(
     threads = 1 if workers else 4
     ready = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     if workers:
+        parallel.one_core_each()
         ready = ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(ready)
 

@@ -7,13 +7,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
+
+def one_core_each() -> None:
+    """Processes that are started from now on compute on one core each, unless the environment says otherwise.
+
+    NumPy's matrix products would else take all cores in every one of them, and threads that wait for each other by
+    spinning bring many processes to a standstill.
+    """
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 def host_processes(count: int | None) -> concurrent.futures.ProcessPoolExecutor:
-    """Processes, one a core when not given, that leave the accelerator to this one."""
-    jax.devices()  # Takes it before the others start.
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    """Processes, as many as there are cores when not given, that leave the accelerator to this one."""
+    one_core_each()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # This process has read it already, when it imported JAX.
     return concurrent.futures.ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
 

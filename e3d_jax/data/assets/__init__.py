@@ -4,11 +4,9 @@ Every mesh is brought to the ball of radius 0.5 and drawn with textures, vertex 
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import os
 import pathlib
 import sys
@@ -20,7 +18,7 @@ from array_record.python import array_record_module
 from jaxtyping import Float, Int
 
 from e3d_jax import cameras, images, raycast, structs, views_io
-from e3d_jax.data import records
+from e3d_jax.data import parallel, records
 from e3d_jax.data.assets import reading
 from e3d_jax.data.synthetic import materials
 
@@ -177,9 +175,8 @@ def write(
     if workers == 1 or len(jobs) < 2:
         _write_shards(out, records_of(map(work, jobs.items())))
     else:
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-            _write_shards(out, records_of(pool.map(work, jobs.items())))
+        with parallel.host_processes(min(workers, len(jobs))) as pool:
+            _write_shards(out, records_of(parallel.in_order(pool, work, jobs.items())))
     return len(jobs) - skipped, found - len(jobs), skipped
 
 

@@ -1,0 +1,33 @@
+"""Work in other processes."""
+
+import itertools
+import os
+
+import pytest
+
+from e3d_jax.data import parallel
+
+
+def test_processes_keep_to_one_core_and_off_the_accelerator(monkeypatch):
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        monkeypatch.delenv(f"{library}_NUM_THREADS", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with parallel.host_processes(1) as pool:
+        found = parallel.in_order(pool, os.getenv, ["OPENBLAS_NUM_THREADS", "JAX_PLATFORMS"])
+        assert list(found) == ["1", "cpu"]
+
+
+def test_items_are_taken_no_sooner_than_needed():
+    taken = []
+    with parallel.host_processes(1) as pool:
+        results = parallel.in_order(pool, abs, (taken.append(i) or -i for i in itertools.count()), ahead=3)
+        assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(taken) == 8
+
+
+def test_a_failure_is_passed_on():
+    with parallel.host_processes(1) as pool:
+        results = parallel.in_order(pool, int, ["1", "x"])
+        assert next(results) == 1
+        with pytest.raises(ValueError, match="invalid literal"):
+            next(results)
