@@ -133,6 +133,7 @@ def _train() -> dict:
     """Settings of the loop, explained in configs/mini.py; both image encoders stay as released."""
     return {
         "accumulate": 1,
+        "optimizer": "adamw",
         "learning_rate": 1e-4,
         "warmup": 100,
         "decay": "constant",

@@ -49,6 +49,8 @@ def _train(**changes) -> ml_collections.ConfigDict:
             "batch_size": 64,
             "accumulate": 1,
             "steps": 7650,
+            # adamw, or muon (e3d_jax/training/muon.py).
+            "optimizer": "adamw",
             "learning_rate": 5e-4,
             "warmup": 200,
             "decay": "cosine",

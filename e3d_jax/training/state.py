@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from e3d_jax.models import build
+from e3d_jax.training import muon
 
 
 @jax.tree_util.register_dataclass
@@ -49,11 +50,23 @@ def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:
 
 
 def make_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
-    """AdamW on clipped gradients without its rate; ``faster`` maps parts of names to a factor of their rate."""
+    """AdamW on clipped gradients without its rate; ``faster`` maps parts of names to a factor of their rate.
+
+    With ``optimizer`` "muon", kernels follow :mod:`e3d_jax.training.muon` and only the rest Adam.
+
+    Raises:
+      ValueError: there is no such optimizer.
+    """
+    if (name := settings["optimizer"]) not in ("adamw", "muon"):
+        raise ValueError(f"train.optimizer is {name!r}; expected adamw or muon")
     matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+    direction = optax.scale_by_adam(b1=0.9, b2=settings["beta2"])
+    if name == "muon":
+        kinds = {True: muon.scale_by_muon(), False: direction}
+        direction = optax.partition(kinds, _named("kernel"))
     return optax.chain(
         optax.clip_by_global_norm(settings["clip"]),
-        optax.scale_by_adam(b1=0.9, b2=settings["beta2"]),
+        direction,
         # Not on biases and norms.
         optax.add_decayed_weights(settings["weight_decay"], mask=matrices),
         *(optax.masked(optax.scale(factor), _named(part)) for part, factor in settings["faster"].items()),
