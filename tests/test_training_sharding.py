@@ -1,5 +1,7 @@
 """Where arrays go, and results that do not depend on it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,36 @@ MESHES = (
     {"data": 2, "fsdp": 2, "tensor": 1},
     {"data": 1, "fsdp": 2, "tensor": 2},
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As much of an accelerator as its place in a mesh depends on."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    device_kind: str
+    platform: str
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+def test_an_axis_may_take_part_of_a_row_of_chips():
+    chips = [Device(i, i // 4, 0, "TPU v6 lite", "tpu", (i % 16, i // 16, 0)) for i in range(256)]
+    assert sharding.arrange((8, 32, 1), chips).shape == (8, 32, 1)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_batches_alone(hosts):
+    gpus = [Device(i, i // 4, i // 4, "NVIDIA H200", "gpu") for i in range(4 * hosts)]
+    arranged = sharding.arrange((2 * hosts, 2, 1), gpus)
+    assert all(one.slice_index == other.slice_index for one, other in arranged[..., 0])
+
+
+def test_a_mesh_that_hosts_cannot_share_evenly_keeps_their_order():
+    gpus = [Device(i, i // 4, i // 4, "NVIDIA H200", "gpu") for i in range(8)]
+    assert [device.id for device in sharding.arrange((1, 8, 1), gpus).flat] == list(range(8))
 
 
 def _spec(name, shape, sizes):

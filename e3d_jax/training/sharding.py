@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
@@ -49,7 +50,22 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if shape.count(-1) > 1 or len(devices) % known or (-1 not in shape and known != len(devices)):
         raise ValueError(f"a mesh of {dict(sizes)} does not fit {len(devices)} devices; change config.mesh")
     shape = [len(devices) // known if size == -1 else size for size in shape]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the shape of a mesh: neighbours on its later axes are near each other.
+
+    Several slices of TPUs, or hosts of GPUs, share only the first axis, along which the least is exchanged; where it
+    cannot be shared evenly, devices stay in their order.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        return np.asarray(devices).reshape(shape)
+    within, across = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:

@@ -1,0 +1,128 @@
+"""Our side of ``benchmarks/diffusion.py``: one case, served to that script."""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import serving
+from absl import app, flags
+from flax import nnx
+
+from e3d_jax import cameras
+from e3d_jax.models import build, stages
+from e3d_jax.training import costs, plan, sharding, steps
+from e3d_jax.training import state as state_lib
+
+flags.DEFINE_enum("case", None, list(serving.CASES), "What to run.", required=True)
+DTYPE = jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
+
+
+def random_array(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
+    """Standard normal values; zeros would run faster than real data."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
+
+
+def random_module(name: build.Component, arguments) -> nnx.Module:
+    """A component with random weights, also where training starts from zeros."""
+    # XLA's own generator: hundreds of draws by JAX's default one take minutes to compile.
+    key = jax.random.key(0, impl="unsafe_rbg")
+    make = lambda key: build.build(name, arguments, dtype=DTYPE, param_dtype=DTYPE, rngs=nnx.Rngs(params=key))  # noqa: E731
+    return jax.jit(make)(key)
+
+
+def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
+    """A function without a gradient, and its arguments."""
+    objects, windows = flags.FLAGS.objects, serving.NUM_WINDOWS * flags.FLAGS.objects
+    views, frames, size = cameras.NUM_ANCHORS + 1, cameras.WINDOW_FRAMES, config["size"]
+    name = "interpolation" if case == "decode_windows" else "anchor"
+    owner = build.provider(config, name, "autoencoder")
+    shape = config[owner]["model"]
+    side = size // 2 ** (len(shape["block_out_channels"]) - 1)
+    latent = (side, side, shape["latent_channels"])
+    if case in ("anchor", "interpolation"):
+        model = config[case]["model"]
+        unet = random_module(case, model).unet
+        token = (1, model["unet"]["cross_attention_dim"])
+    if case == "anchor":
+        labels = jnp.broadcast_to(jnp.asarray(stages.anchor_labels())[:, None], (2, objects, views, 12))
+        sample = random_array(2, objects, views, *latent[:2], model["unet"]["in_channels"])
+        context = random_array(2, objects, views, *token)
+        return lambda unet, *inputs: unet(*inputs), (unet, sample, jnp.full(objects, 500.0), context, labels)
+    if case == "interpolation":
+        labels = jnp.broadcast_to(jnp.asarray(stages.window_labels()), (windows, frames, 6))
+        added = jnp.broadcast_to(jnp.asarray([7.0, 127.0, 0.02]), (windows, 3))
+        sample = random_array(windows, frames, *latent[:2], model["unet"]["in_channels"])
+        inputs = (unet, sample, jnp.full(windows, 1.0), random_array(windows, *token), added, labels)
+        return lambda unet, *inputs: unet(*inputs), inputs
+    module = random_module(owner, shape)
+    if case == "encode":
+        images = random_array(2 * views * objects, size, size, shape["in_channels"])
+        return lambda module, images: module.encode(images)[0], (module, images)
+    if case == "decode":
+        return lambda module, z: module.decode(z), (module, random_array(2 * (views - 1) * objects, *latent))
+    decode = lambda module, z: module.decode(z, num_frames=frames)  # noqa: E731
+    return decode, (module, random_array(windows * frames, *latent))
+
+
+def prepare_call(case: str):
+    """A case without a gradient."""
+    function, inputs = call_of(case, flags.FLAGS.config.to_dict())
+    function = jax.jit(function)
+    start = time.perf_counter()
+    operations = costs.count(function.trace(*inputs).jaxpr)
+    compiled = function.lower(*inputs).compile()
+    jax.block_until_ready(function(*inputs))
+    facts = {"compile_seconds": time.perf_counter() - start, "operations": operations, "memory": memory_of(compiled)}
+    return lambda: jax.block_until_ready(function(*inputs)), facts, dict
+
+
+def prepare_training(case: str):
+    """A whole train step: gradient, clipping, AdamW, average."""
+    stage = case.removesuffix("_train")
+    size = flags.FLAGS.train_objects if stage == "anchor" else flags.FLAGS.train_windows
+    config = flags.FLAGS.config.to_dict()
+    config[stage]["train"] |= {"freeze": ("image_encoder",), "remat": "none"}
+    config["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1}
+    mesh = sharding.make_mesh(config["mesh"], jax.devices()[:1])
+    model = state_lib.build_module(config, stage, dtype=DTYPE)
+    assembly = steps.assemble(config, stage, model, {}, mesh, DTYPE)
+    state = state_lib.create(assembly.params, assembly.optimizer, assembly.stored)
+    frozen = state_lib.place(assembly.frozen, assembly.frozen_stored)
+    shapes = plan.example_shapes(config, stage, "latents")
+    batch = {name: random_array(size, *shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+    batch = {name: jnp.abs(x) if name in ("strength", "azimuth") else x for name, x in batch.items()}
+    batch = sharding.global_batch({name: np.asarray(x) for name, x in batch.items()}, mesh)
+    step, rest = assembly.train_step, (frozen, batch, jax.random.key(0), np.float32(1e-6))
+    start = time.perf_counter()
+    operations = costs.count(step.trace(state, *rest).jaxpr)
+    compiled = step.lower(state, *rest).compile()
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, *rest)
+        jax.block_until_ready(metrics)
+
+    run()
+    facts = {"compile_seconds": time.perf_counter() - start, "operations": operations, "memory": memory_of(compiled)}
+    return run, facts, dict
+
+
+def memory_of(compiled: Any) -> float:
+    """Bytes that a program needs: arguments, results and all else; not what trying kernels took."""
+    found = compiled.memory_analysis()
+    parts = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return float(parts - found.alias_size_in_bytes)
+
+
+def main(_) -> None:
+    """Serves the case."""
+    training = flags.FLAGS.case.endswith("_train")
+    serving.serve(functools.partial(prepare_training if training else prepare_call))
+
+
+if __name__ == "__main__":
+    serving.define_flags()
+    app.run(main)

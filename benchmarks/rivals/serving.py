@@ -1,0 +1,51 @@
+"""What both frameworks share: the cases, and how a child process obeys ``benchmarks/diffusion.py``.
+
+A child prepares one case and prints a line of JSON with what it learned; for every number n that then comes on its
+standard input it runs the case n times and prints the seconds of each.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+CASES = {
+    "anchor": "anchor U-Net, one call for --objects",
+    "interpolation": "interpolation U-Net, one call for the four windows of --objects",
+    "encode": "autoencoder, input pair and its views to latents",
+    "decode": "autoencoder, anchors of both domains from latents",
+    "decode_windows": "autoencoder of the interpolation, four windows from latents",
+    "anchor_train": "train step of the anchor stage, --train_objects",
+    "interpolation_train": "train step of the interpolation stage, --train_windows",
+}
+NUM_WINDOWS = 4
+
+
+def define_flags() -> None:
+    """The flags of a child, which ``diffusion.py`` takes and passes on."""
+    config_flags.DEFINE_config_file("config", "configs/envision3d.py", "The system whose sizes are timed.")
+    flags.DEFINE_integer("objects", 1, "Objects in a call.", lower_bound=1)
+    flags.DEFINE_integer("train_objects", 2, "Objects in a train step.", lower_bound=1)
+    flags.DEFINE_integer("train_windows", 8, "Windows in a train step.", lower_bound=1)
+
+
+def serve(prepare: Callable[[str], tuple[Callable[[], Any], dict[str, Any], Callable[[], dict[str, Any]]]]) -> None:
+    """Obeys until standard input ends.
+
+    Args:
+      prepare: from the name of a case to a function that runs it once and waits for the end, what is known of it
+        beforehand, and a function that tells what is known after it ran.
+    """
+    run, facts, after = prepare(flags.FLAGS.case)
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps({"seconds": seconds, **after()}), flush=True)
