@@ -99,13 +99,27 @@ def test_the_plain_kernel_is_used_without_a_gpu():
     assert attention.implementation(jnp.bfloat16, 64, 256, 256) is None
 
 
-def test_long_sequences_are_attended_in_chunks(monkeypatch):
+@pytest.mark.parametrize(
+    "way, limits",
+    [
+        ("_attend_elsewhere", {"MAX_LOGITS": 7 * 24}),  # chunks of six queries of all heads
+        ("_attend_on_processor", {"MIN_CACHED_LOGITS": 0, "CACHED_LOGITS": 3 * 5 * 24}),  # of four queries of a head
+    ],
+)
+def test_long_sequences_are_attended_in_chunks(monkeypatch, way, limits):
     query, key, value = (noise(i, 3, 24, 2, 8) for i in range(3))
-    total = lambda *operands: (attention.attend(*operands) ** 2).sum()  # noqa: E731
-    whole = jax.value_and_grad(total, (0, 1, 2))(query, key, value)
-    monkeypatch.setattr(attention, "MAX_LOGITS", 7 * 24)  # chunks of six queries
-    chunked = jax.value_and_grad(total, (0, 1, 2))(query, key, value)
+    gradients = lambda attend: jax.value_and_grad(lambda *x: (attend(*x) ** 2).sum(), (0, 1, 2))(query, key, value)  # noqa: E731
+    for name, limit in limits.items():
+        monkeypatch.setattr(attention, name, limit)
+    whole, chunked = gradients(jax.nn.dot_product_attention), gradients(getattr(attention, way))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, chunked)
+
+
+def test_processors_attend_to_one_head_after_another():
+    query = noise(0, 1, 128, 2, 8)
+    traced = jax.jit(attention.attend).trace(query, query, query)
+    loops = {platform: "while" in traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
+    assert loops == {"cpu": True, "tpu": False}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,10 @@ MIN_FUSED_TOKENS = 64
 # Without a fused kernel, more logits than these (of one head of one sequence) are made a chunk of queries at a time.
 MAX_LOGITS = 2**21
 
+# A processor makes as many at a time as its cache holds, of one head after another; fewer in all are not worth it.
+CACHED_LOGITS = 2**19
+MIN_CACHED_LOGITS = 2**12
+
 
 def implementation(dtype: Any, head_dim: int, num_queries: int, num_keys: int) -> Literal["cudnn"] | None:
     """The fastest kernel of ``jax.nn.dot_product_attention`` for these operands: 'cudnn', or None for XLA."""
@@ -54,19 +58,51 @@ def attend(
 ) -> Float[jax.Array, "*lead n heads e"]:
     """Softmax attention with scale 1/sqrt(e); the softmax is in float32 whatever the operands."""
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
-    kernel = implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3])
-    if kernel is None and query.shape[-3] * key.shape[-3] > 2 * MAX_LOGITS:
-        return _attend_in_chunks(*flat).reshape(query.shape)
-    return jax.nn.dot_product_attention(*flat, implementation=kernel).reshape(query.shape)
+    if kernel := implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3]):
+        attended = jax.nn.dot_product_attention(*flat, implementation=kernel)
+    else:
+        # By where the program will run, which is not here when a run on other hardware is planned.
+        attended = jax.lax.platform_dependent(*flat, cpu=_attend_on_processor, default=_attend_elsewhere)
+    return attended.reshape(query.shape)
 
 
-def _attend_in_chunks(query, key, value):
-    """Attention of [b n heads e] whose memory grows with the chunk, in the backward pass too (arXiv 2112.05682)."""
-    num_queries = query.shape[1]
-    chunk = next(size for size in range(max(1, MAX_LOGITS // key.shape[1]), 0, -1) if num_queries % size == 0)
-    chunks = jnp.moveaxis(query.reshape(query.shape[0], -1, chunk, *query.shape[2:]), 1, 0)
-    attended = jax.lax.map(jax.checkpoint(lambda part: jax.nn.dot_product_attention(part, key, value)), chunks)
-    return jnp.moveaxis(attended, 0, 1).reshape(query.shape)
+def _attend_on_processor(query, key, value):
+    """Attention of [b n heads e] for caches; batches stay together, as they may be split over devices."""
+    batch, num_queries, num_keys = query.shape[0], query.shape[1], key.shape[1]
+    if num_queries * num_keys < MIN_CACHED_LOGITS:
+        return jax.nn.dot_product_attention(query, key, value)
+    heads = [jnp.moveaxis(x, 2, 0) for x in (query, key, value)]
+    chunk = _largest_divisor(num_queries, CACHED_LOGITS // (batch * num_keys))
+    return jnp.moveaxis(jax.lax.map(lambda head: _attend_in_chunks(*head, chunk), heads), 0, 2)
+
+
+def _attend_elsewhere(query, key, value):
+    """Attention of [b n heads e] with bounded memory."""
+    num_queries, num_keys = query.shape[1], key.shape[1]
+    if num_queries * num_keys <= 2 * MAX_LOGITS:
+        return jax.nn.dot_product_attention(query, key, value)
+    heads = [jnp.moveaxis(x, 2, 1) for x in (query, key, value)]
+    return jnp.moveaxis(_attend_in_chunks(*heads, _largest_divisor(num_queries, MAX_LOGITS // num_keys)), 1, 2)
+
+
+def _attend_in_chunks(query, key, value, chunk: int):
+    """Attention of [... n e] whose memory grows with the chunk, in the backward pass too (arXiv 2112.05682)."""
+
+    def attention(part):
+        logits = jnp.matmul(part, key.swapaxes(-1, -2), preferred_element_type=accumulate) * part.shape[-1] ** -0.5
+        weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+        # Normalised last: there is less of the result than of the weights.
+        attended = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=accumulate)
+        return (attended / weights.sum(-1, keepdims=True)).astype(value.dtype)
+
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    parts = jnp.moveaxis(query.reshape(*query.shape[:-2], -1, chunk, query.shape[-1]), -3, 0)
+    return jnp.moveaxis(jax.lax.map(jax.checkpoint(attention), parts), 0, -3).reshape(query.shape)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor that is not above a limit, or 1."""
+    return next(size for size in range(min(max(limit, 1), number), 0, -1) if number % size == 0)
 
 
 def over_axes(

@@ -69,6 +69,9 @@ def count(jaxpr: Any) -> float:
             query, key = equation.invars[0].aval.shape, equation.invars[1].aval.shape
             # Two products of [n e] and [e m] forward; five backward, one of which repeats the logits.
             total += (10 if "bwd" in name else 4) * math.prod(query) * key[1]
+        elif name == "cond":
+            # One of the branches is taken; those by platform do the same.
+            total += max(count(branch) for branch in params["branches"])
         else:
             total += params.get("length", 1) * sum(count(inner) for inner in _inner(params))
     return total
