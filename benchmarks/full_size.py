@@ -1,6 +1,6 @@
-"""Time and device memory of the full-size system, from a picture to 32 views, with random weights.
+"""Time and device memory of the full-size system, from pictures to 32 views, with random weights.
 
-    python benchmarks/full_size.py [--config=configs/envision3d.py] [--json=full_size.json]
+    python benchmarks/full_size.py [--config=configs/envision3d.py] [--objects=1] [--json=full_size.json]
 
 Weights are drawn on the device in bfloat16. The first round compiles; every round ends when its result is on the host.
 Compiling also tries kernels, which takes memory: with JAX_COMPILATION_CACHE_DIR set, the peak of a second call of this
@@ -28,6 +28,7 @@ from e3d_jax.models import build
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = config_flags.DEFINE_config_file("config", str(REPOSITORY / "configs/envision3d.py"), "The system to time.")
 PICTURE = flags.DEFINE_string("picture", str(REPOSITORY / "examples/cake.png"), "Input picture.")
+OBJECTS = flags.DEFINE_integer("objects", 1, "How many pictures at once.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 2, "How often to run; the first round compiles.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "File for the same numbers, as JSON.")
 TYPES = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
@@ -49,9 +50,9 @@ def gigabytes(statistic: str) -> float | None:
 
 
 def run(model: system.System, report: Callable[[str], None]) -> None:
-    """One picture through both diffusion stages; ``report(stage)`` is called when one is done."""
+    """Pictures through both diffusion stages; ``report(stage)`` is called when one is done."""
     keys = jax.random.split(jax.random.key(0))
-    pair = jnp.asarray(np.stack(model.prepare(PICTURE.value)))[None]
+    pair = jnp.asarray(np.stack([np.stack(model.prepare(PICTURE.value))] * OBJECTS.value))
     report("input")
     # Random weights draw nothing that could be cut out of its background.
     with mock.patch.object(images, "matte", lambda rgba: rgba):
@@ -84,6 +85,8 @@ def main(_) -> None:
     model = system.System(config, modules)
     for index in range(1, ROUNDS.value + 1):
         run(model, functools.partial(report, f"round {index}"))
+    stages = sum(row["seconds"] for row in rows[-2:])
+    print(f"{OBJECTS.value / stages:.3f} objects a second through both stages")
     device = jax.devices()[0].device_kind
     print(f"{device}, jax {jax.__version__}: {parameters / 1e9:.2f} billion parameters, {config['size']} px")
     if JSON.value:

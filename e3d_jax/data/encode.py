@@ -224,7 +224,10 @@ def main(_) -> None:
         index, count = map(int, flags.FLAGS.share.split("/"))
         shards = records.find_shards(flags.FLAGS.records)[index::count]
         stage = typing.cast(build.Component, flags.FLAGS.stage)
-        encode = make_encoder(flags.FLAGS.config.to_dict(), stage, flags.FLAGS.weights, flags.FLAGS.seed)
+        config = flags.FLAGS.config.to_dict()
+        if loader.holds_encoded([flags.FLAGS.records], typing.cast(loader.Stage, stage), config["size"]):
+            raise ValueError(f"{flags.FLAGS.records} holds encoded records; give records of pictures")
+        encode = make_encoder(config, stage, flags.FLAGS.weights, flags.FLAGS.seed)
         sources = {
             path: array_record_data_source.ArrayRecordDataSource(shard)
             for shard in shards
