@@ -77,7 +77,7 @@ def test_a_work_folder_of_another_config_is_refused(trained):
 
 def test_a_stage_names_what_must_be_trained_first(tmp_path, ball_folder):
     with pytest.raises(FileNotFoundError, match=r"train\.py"):
-        loop.train("anchor", mini.get_config("smoke").to_dict(), str(tmp_path), {str(ball_folder): 1.0})
+        loop.train("anchor", mini.get_config("smoke").to_dict() | {"size": 32}, str(tmp_path), {str(ball_folder): 1.0})
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def planned():
 def test_a_plan_counts_what_a_device_stores(planned):
     assert 1.9 < planned.memory["optimiser"] / planned.memory["parameters"] < 2.1
     assert planned.memory["average"] == planned.memory["parameters"]
-    assert planned.memory["batch"] == 2 * 128 * 128 * 4 + 4  # one example: two pictures and an angle
+    assert planned.memory["batch"] == 2 * 32 * 32 * 4 + 4  # one example: two pictures and an angle
 
 
 def test_a_plan_finds_the_exchange_of_parameters(planned):
@@ -55,7 +55,7 @@ def test_settings_that_need_less_memory_divide_the_batch():
 @pytest.mark.parametrize("stage", loader.EXAMPLES)
 def test_planned_examples_are_those_of_the_loader(ball_folder, stage):
     batch = next(loader.make_loader({str(ball_folder): 1.0}, stage, batch_size=1, seed=0))
-    config = tiny.config() | {"size": 32}
+    config = tiny.config()
     planned = plan.example_shapes(config, stage, "pictures")
     assert {name: x.shape[1:] for name, x in batch.items() if name != "id"} == {k: v[0] for k, v in planned.items()}
 

@@ -8,6 +8,7 @@ from configs import mini
 def config(**training):
     """Its config, with some settings of the training changed."""
     changed = json.loads(json.dumps(mini.get_config("smoke").to_dict()))
+    changed["size"] = 32  # of the tests' records
     changed["normals"]["model"] = {"block_out_channels": [8], "attention_levels": [False], "norm_groups": 4, "heads": 2}
     changed["normals"]["train"] |= training
     return changed
