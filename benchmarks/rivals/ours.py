@@ -1,6 +1,5 @@
 """Our side of ``benchmarks/diffusion.py``: one case, served to that script."""
 
-import functools
 import time
 from typing import Any
 
@@ -119,8 +118,7 @@ def memory_of(compiled: Any) -> float:
 
 def main(_) -> None:
     """Serves the case."""
-    training = flags.FLAGS.case.endswith("_train")
-    serving.serve(functools.partial(prepare_training if training else prepare_call))
+    serving.serve(prepare_training if flags.FLAGS.case.endswith("_train") else prepare_call)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ then to its own tokens in both domains, and normals have a feed-forward of their
 
 import contextlib
 import copy
-import functools
 import time
 from typing import Any
 
@@ -195,7 +194,7 @@ def _peak() -> dict[str, float]:
 
 def main(_) -> None:
     """Serves the case."""
-    serving.serve(functools.partial(prepare))
+    serving.serve(prepare)
 
 
 if __name__ == "__main__":
