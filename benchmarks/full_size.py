@@ -11,13 +11,14 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import random_weights
 from absl import app, flags
 from flax import nnx
 from ml_collections import config_flags
@@ -31,16 +32,6 @@ PICTURE = flags.DEFINE_string("picture", str(REPOSITORY / "examples/cake.png"), 
 OBJECTS = flags.DEFINE_integer("objects", 1, "How many pictures at once.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 2, "How often to run; the first round compiles.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "File for the same numbers, as JSON.")
-TYPES = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
-
-
-def random_module(name: build.Component, arguments: Mapping[str, Any]) -> nnx.Module:
-    """A component whose random weights never were on the host."""
-    # XLA's own generator: hundreds of draws by JAX's default one take minutes to compile.
-    key = jax.random.key(0, impl="unsafe_rbg")
-    return jax.block_until_ready(
-        jax.jit(lambda key: build.build(name, arguments, **TYPES, rngs=nnx.Rngs(params=key)))(key)
-    )
 
 
 def gigabytes(statistic: str) -> float | None:
@@ -79,7 +70,7 @@ def main(_) -> None:
 
     modules: dict[str, nnx.Module] = {}
     for name in build.components_of(config):
-        modules[name] = random_module(name, config[name]["model"])
+        modules[name] = random_weights.random_module(name, config[name]["model"], jnp.bfloat16)
         report("weights", name)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(modules))
     model = system.System(config, modules)

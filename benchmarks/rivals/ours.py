@@ -1,5 +1,7 @@
 """Our side of ``benchmarks/diffusion.py``: one case, served to that script."""
 
+import pathlib
+import sys
 import time
 from typing import Any
 
@@ -8,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import serving
 from absl import app, flags
-from flax import nnx
 
 from e3d_jax import cameras
 from e3d_jax.models import build, stages
 from e3d_jax.training import costs, plan, sharding, steps
 from e3d_jax.training import state as state_lib
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import random_weights
 
 flags.DEFINE_enum("case", None, list(serving.CASES), "What to run.", required=True)
 DTYPE = jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
@@ -22,14 +26,6 @@ DTYPE = jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32
 def random_array(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
     """Standard normal values; zeros would run faster than real data."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
-
-
-def random_module(name: build.Component, arguments) -> nnx.Module:
-    """A component with fresh weights that never were on the host."""
-    # XLA's own generator: hundreds of draws by JAX's default one take minutes to compile.
-    key = jax.random.key(0, impl="unsafe_rbg")
-    make = lambda key: build.build(name, arguments, dtype=DTYPE, param_dtype=DTYPE, rngs=nnx.Rngs(params=key))  # noqa: E731
-    return jax.jit(make)(key)
 
 
 def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
@@ -43,7 +39,7 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
     latent = (side, side, shape["latent_channels"])
     if case in ("anchor", "interpolation"):
         model = config[case]["model"]
-        unet = random_module(case, model).unet
+        unet = random_weights.random_module(case, model, DTYPE).unet
         token = (1, model["unet"]["cross_attention_dim"])
     if case == "anchor":
         labels = jnp.broadcast_to(jnp.asarray(stages.anchor_labels())[:, None], (2, objects, views, 12))
@@ -56,7 +52,7 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
         sample = random_array(windows, frames, *latent[:2], model["unet"]["in_channels"])
         inputs = (unet, sample, jnp.full(windows, 1.0), random_array(windows, *token), added, labels)
         return lambda unet, *inputs: unet(*inputs), inputs
-    module = random_module(owner, shape)
+    module = random_weights.random_module(owner, shape, DTYPE)
     if case == "encode":
         images = random_array(2 * views * objects, size, size, shape["in_channels"])
         return lambda module, images: module.encode(images)[0], (module, images)
