@@ -95,6 +95,19 @@ def test_silhouettes_agree_with_the_field(drawn):
         assert alpha.mean() == pytest.approx(hit.mean(), rel=0.06)
 
 
+def test_a_picture_may_end_inside_a_tile(ball):
+    # The right and lower pixels of a ball's picture are the left and upper ones.
+    images = jax.tree.map(np.asarray, synthetic.render(ball[0], cameras.ring(SIZE - 2, 4)))
+    alpha = images.rgba[..., 3]
+    np.testing.assert_allclose(alpha, alpha[..., ::-1], atol=0.02)
+
+
+def test_an_object_is_drawn_alike_beside_others(drawn):
+    params, images = drawn
+    alone = synthetic.render(jax.tree.map(lambda x: x[-1:], params), cameras.ring(SIZE, 4))
+    np.testing.assert_allclose(alone.rgba[0], images.rgba[-1], atol=1e-4)
+
+
 def test_generated_examples_do_not_depend_on_the_batch():
     whole = list(synthetic.generate("test", 2, 4, 3, size=12, batch=2))
     alone = list(synthetic.generate("test", 2, 5, 1, size=12, batch=2))

@@ -73,7 +73,10 @@ def generate(
     for first in range(start, start + count, batch):
         # The last batch repeats its last object, so that only one shape is ever compiled.
         drawn = [sample.sample_object(split, seed, min(i, last)) for i in range(first, first + batch)]
-        ahead = range(first, min(first + batch, last + 1)), _draw(objects.stack(drawn), cameras)
+        images = _draw(objects.stack(drawn), cameras)
+        for image in images:
+            image.copy_to_host_async()
+        ahead = range(first, min(first + batch, last + 1)), images
         if pending is not None:
             yield from _fetch(*pending)
         pending = ahead

@@ -113,26 +113,31 @@ def _distance(prim: Primitives, point: Point) -> jax.Array:
     x, y = (x + turn * y) * cosine, (y - turn * x) * cosine * prim.aspect
 
     u, v = _kaleidoscope(x, y, prim.fold)
-    u = prim.section[0] * jnp.abs(u) + prim.section[1] * v + prim.section[2] * jnp.sqrt(x**2 + y**2 + 1e-12)
+    around = x**2 + y**2 + 1e-12
+    u = prim.section[0] * jnp.abs(u) + prim.section[1] * v + prim.section[2] * around * jax.lax.rsqrt(around)
     u, v, w = jnp.abs(u - prim.ring), prim.section[3] * v, jnp.abs(z)
 
-    t = along / half
+    t = along * (1 / half)
     scale, slope = jnp.zeros_like(t), jnp.zeros_like(t)
     for k in range(PROFILE_DEGREE, -1, -1):
         slope = slope * t + scale
         scale = scale * t + prim.profile[k]
     u, v, w = u - prim.core[0] * scale, v - prim.core[1] * scale, w - prim.core[2]
 
-    ru, rv, rw = 1 / (prim.radius[0] * scale), 1 / (prim.radius[1] * scale), 1 / prim.radius[2]
+    # Reciprocal roots are one instruction on a GPU, roots and quotients ten.
+    shrink = 1 / scale
+    ru, rv, rw = shrink * (1 / prim.radius[0]), shrink * (1 / prim.radius[1]), 1 / prim.radius[2]
     qu, qv, qw = jnp.maximum(u, 0) * ru, jnp.maximum(v, 0) * rv, jnp.maximum(w, 0) * rw
-    q = jnp.sqrt(qu**2 + qv**2 + qw**2)
-    gradient = jnp.sqrt((qu * ru) ** 2 + (qv * rv) ** 2 + (qw * rw) ** 2)
-    inside = jnp.maximum(jnp.maximum(u, v), w) - jnp.minimum(1 / jnp.maximum(ru, rv), prim.radius[2])
-    distance = jnp.where(q > 1e-4, (q - 1) * q / jnp.maximum(gradient, 1e-9), inside)
+    square = qu**2 + qv**2 + qw**2
+    q = square * jax.lax.rsqrt(jnp.maximum(square, 1e-18))
+    steepness = jax.lax.rsqrt(jnp.maximum((qu * ru) ** 2 + (qv * rv) ** 2 + (qw * rw) ** 2, 1e-18))
+    smallest = jnp.minimum(jnp.minimum(prim.radius[0], prim.radius[1]) * scale, prim.radius[2])
+    inside = jnp.maximum(jnp.maximum(u, v), w) - smallest
+    distance = jnp.where(q > 1e-4, (q - 1) * q * steepness, inside)
     # The warps stretch space by the tangents of their slopes, a profile's only where the surface faces sideways.
     width = prim.core[0] + prim.radius[0]
-    sideways = 1 - (qw * rw / jnp.maximum(gradient, 1e-9)) ** 2
-    stretch = sideways * (width * slope / half) ** 2 + (2 * prim.bend * along) ** 2 + (prim.twist * width) ** 2
+    sideways = 1 - (qw * rw * steepness) ** 2
+    stretch = sideways * (width * slope * (1 / half)) ** 2 + (2 * prim.bend * along) ** 2 + (prim.twist * width) ** 2
     return distance * jax.lax.rsqrt(1 + stretch)
 
 
@@ -140,7 +145,7 @@ def _join(distance: jax.Array, prim: Primitives, point: Point) -> tuple[jax.Arra
     """The distance after one more primitive, and how much closer that primitive's surface was (signed)."""
     before, other = prim.sign * distance, _distance(prim, point)
     overlap = jnp.maximum(prim.blend - jnp.abs(before - other), 0.0)
-    joined = jnp.minimum(before, other) - overlap**2 / (4 * prim.blend)
+    joined = jnp.minimum(before, other) - overlap**2 * (0.25 / prim.blend)
     return jnp.asarray(prim.sign * joined), jnp.asarray(before - other)
 
 

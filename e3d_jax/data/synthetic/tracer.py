@@ -1,6 +1,7 @@
 """Sphere tracing of whole batches of objects on the accelerator.
 
-Cones through tiles of pixels find where each tile's rays may start; then every ray walks a fixed number of steps.
+Cones through tiles of pixels find where each tile's rays may start, and which tiles show nothing; then every ray of
+the others walks a fixed number of steps.
 Rays walk toward the surface sunk by half a pixel: where they come closest to it, the distance in pixels is the
 coverage, which draws smooth silhouettes with one ray a pixel.
 """
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from e3d_jax import cameras as cameras_lib
 from e3d_jax import structs
@@ -20,8 +21,10 @@ _CONE_STEPS = 16
 _RAY_STEPS = 32
 # Over-relaxation; rays that overshoot step back, because distances inside are negative.
 _RELAXATION = 1.4
-# Rays handled at once; bounds memory at about 100 bytes a ray.
+# Rays of objects that are handled at once; bounds memory at about 100 bytes a ray.
 _RAYS_AT_ONCE = 2**22
+# Tiles are walked in so many portions, those that show something first, until only empty ones are left.
+_PORTIONS = 12
 # Radius of the ball that holds every object, with room for the grid's error in normalisation.
 _BALL = 0.53
 
@@ -53,8 +56,10 @@ def _ball(rays: structs.Rays) -> tuple[jax.Array, jax.Array]:
     return middle - half, middle + half
 
 
-def _cone_march(params: objects.ObjectParams, rays: structs.Rays, spread: jax.Array) -> jax.Array:
-    """How far cones of ``spread`` (radius over distance) run before they may touch the object."""
+def _cone_march(
+    params: objects.ObjectParams, rays: structs.Rays, spread: jax.Array
+) -> tuple[jax.Array, Bool[jax.Array, "..."]]:
+    """How far cones of ``spread`` (radius over distance) run before they may touch the object, and whether any do."""
     middle = -(rays.origins * rays.directions).sum(-1)
     start, end = middle - _BALL, middle + _BALL
 
@@ -62,7 +67,8 @@ def _cone_march(params: objects.ObjectParams, rays: structs.Rays, spread: jax.Ar
         free = objects.field(params, _along(rays, t)) - spread * t
         return jnp.clip(t + jnp.maximum(free, 0.0) / (1 + spread), start, end)
 
-    return jax.lax.fori_loop(0, _CONE_STEPS, step, start)
+    t = jax.lax.fori_loop(0, _CONE_STEPS, step, start)
+    return t, t < end
 
 
 def _ray_march(
@@ -120,18 +126,11 @@ def _openness(params: objects.ObjectParams, point: primitives.Point, normal: jax
     return 1 - jax.lax.scan(add, jnp.zeros_like(point.x), jnp.array([0.03, 0.08]))[0]
 
 
-def _render_object(params: objects.ObjectParams, cameras: structs.Cameras, rays: structs.Rays) -> Images:
-    """Images without the batch axis."""
-    focal = jnp.asarray(cameras.focal)[:, 0, None, None]
-    forward = jnp.asarray(cameras.world_from_cam)[:, None, None, :3, 2]
-    cosine = (rays.directions * forward).sum(-1)
-    x, y = (jnp.arange(-(-n // _TILE)) * _TILE + _TILE / 2 for n in (cameras.width, cameras.height))
-    tiles = jnp.stack(jnp.meshgrid(x, y), -1)
-    cones = cameras_lib.pixel_rays(cameras, jnp.broadcast_to(tiles, (len(cameras), *tiles.shape)))
-    start = _cone_march(params, cones, _TILE * 0.7072 / focal)
-    start = jnp.repeat(jnp.repeat(start, _TILE, 1), _TILE, 2)[:, : cameras.height, : cameras.width]
-
-    t, alpha = _ray_march(params, rays, start, cosine / focal)
+def _trace(
+    params: objects.ObjectParams, rays: structs.Rays, start: jax.Array, spread: jax.Array, cosine: jax.Array
+) -> Images:
+    """What rays see of one object; ``cosine`` is that of their angle to the camera's z axis, the rest as above."""
+    t, alpha = _ray_march(params, rays, start, spread)
     normal, distance = _normal(params, _along(rays, t), 0.25 / cameras_lib.FOCAL / 128)
     # A ray that only comes close takes the colour of the surface beside it.
     point = primitives.Point(*(p - distance * normal[..., i] for i, p in enumerate(_along(rays, t))))
@@ -139,6 +138,61 @@ def _render_object(params: objects.ObjectParams, cameras: structs.Cameras, rays:
     seen = alpha > 0
     rgba = jnp.concatenate([jnp.where(seen[..., None], color, 1.0), alpha[..., None]], -1)
     return Images(rgba, jnp.where(seen[..., None], normal, 0.0), jnp.where(seen, t * cosine, 0.0))
+
+
+def _tiles(image: Float[jax.Array, "v h w *c"]) -> Float[jax.Array, "t p *c"]:
+    """Pixels by tile; tiles that reach over the edge repeat it."""
+    v, h, w, *c = image.shape
+    rows, columns = -(-h // _TILE), -(-w // _TILE)
+    beyond = [(0, 0), (0, rows * _TILE - h), (0, columns * _TILE - w), *[(0, 0)] * len(c)]
+    parts = jnp.pad(image, beyond, mode="edge").reshape(v, rows, _TILE, columns, _TILE, *c)
+    return parts.swapaxes(2, 3).reshape(v * rows * columns, _TILE**2, *c)
+
+
+def _untile(tiles: Float[jax.Array, "b t p *c"], views: int, height: int, width: int) -> jax.Array:
+    """Images ``[b, v, h, w, *c]`` of tiles."""
+    b, _, _, *c = tiles.shape
+    rows, columns = -(-height // _TILE), -(-width // _TILE)
+    parts = tiles.reshape(b, views, rows, columns, _TILE, _TILE, *c).swapaxes(3, 4)
+    return parts.reshape(b, views, rows * _TILE, columns * _TILE, *c)[:, :, :height, :width]
+
+
+def _render_objects(params: objects.ObjectParams, cameras: structs.Cameras) -> Images:
+    """Images of a batch that is handled at once."""
+    rays = jax.tree.map(jnp.asarray, cameras_lib.image_rays(cameras))
+    forward = jnp.asarray(cameras.world_from_cam)[:, None, None, :3, 2]
+    cosine = (rays.directions * forward).sum(-1)
+    focal = jnp.asarray(cameras.focal)[:, 0, None, None]
+    x, y = (jnp.arange(-(-n // _TILE)) * _TILE + _TILE / 2 for n in (cameras.width, cameras.height))
+    middles = jnp.stack(jnp.meshgrid(x, y), -1)
+    cones = cameras_lib.pixel_rays(cameras, jnp.broadcast_to(middles, (len(cameras), *middles.shape)))
+    start, touched = jax.vmap(lambda one: _cone_march(one, cones, _TILE * 0.7072 / focal))(params)
+    start, touched = (x.reshape(len(x), -1) for x in (start, touched))
+
+    number = start.shape[1]
+    portion = -(-number // _PORTIONS)
+    # Portions may reach past the last tile: such indices read that tile and write nothing.
+    order = jnp.argsort(~touched, axis=1)
+    order = jnp.pad(order, [(0, 0), (0, portion * _PORTIONS - number)], constant_values=number)
+    most = touched.sum(1).max()
+    pixels = jax.tree.map(_tiles, (rays, cosine / focal, cosine))
+
+    def trace(one: objects.ObjectParams, start: jax.Array, chosen: jax.Array) -> Images:
+        rays, spread, cosine = jax.tree.map(lambda x: jnp.take(x, chosen, 0, mode="clip"), pixels)
+        start = jnp.take(start, chosen, mode="clip")
+        return _trace(one, rays, jnp.broadcast_to(start[:, None], cosine.shape), spread, cosine)
+
+    def step(carry: tuple[jax.Array, Images]) -> tuple[jax.Array, Images]:
+        first, images = carry
+        chosen = jax.lax.dynamic_slice_in_dim(order, first, portion, 1)
+        found = jax.vmap(trace)(params, start, chosen)
+        put = jax.vmap(lambda image, index, values: image.at[index].set(values, mode="drop", unique_indices=True))
+        return first + portion, jax.tree.map(lambda image, values: put(image, chosen, values), images, found)
+
+    shape = (*start.shape, _TILE**2)
+    nothing = Images(jnp.broadcast_to(jnp.array([1.0, 1, 1, 0]), (*shape, 4)), jnp.zeros((*shape, 3)), jnp.zeros(shape))
+    _, images = jax.lax.while_loop(lambda carry: carry[0] < most, step, (jnp.int32(0), nothing))
+    return jax.tree.map(lambda x: _untile(x, len(cameras), cameras.height, cameras.width), images)
 
 
 @jax.jit
@@ -149,7 +203,11 @@ def render(params: objects.ObjectParams, cameras: structs.Cameras) -> Images:
       params: b objects.
       cameras: v cameras outside the ball of radius 0.53 around the origin.
     """
-    rays = cameras_lib.image_rays(cameras)
+    number = len(params.scale)
     count = max(1, _RAYS_AT_ONCE // (len(cameras) * cameras.width * cameras.height))
-    count = min(count, len(params.scale))
-    return jax.lax.map(lambda one: _render_object(one, cameras, rays), params, batch_size=count)
+    count = min(count, number)
+    # The last chunk repeats the last object.
+    chunks = jnp.minimum(jnp.arange(-(-number // count) * count), number - 1).reshape(-1, count)
+    chunked = jax.tree.map(lambda x: jnp.asarray(x)[chunks], params)
+    images = jax.lax.map(lambda some: _render_objects(some, cameras), chunked)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], images)
