@@ -3,8 +3,9 @@
     python -m e3d_jax.data.encode --config=configs/envision3d.py --stage=anchor --weights=DIR --records=DIR2 --out=DIR3
 
 Needs the stage's image encoder, its autoencoder and, for the anchor stage, the normal estimator in ``--weights``; the
-image encoder must be one that training leaves alone (``train.freeze``). Shards keep their names and those that exist
-are kept, so the same call continues an interrupted one; several machines may each do every n-th (``--share=I/N``).
+image encoder must be one that training leaves alone (``train.freeze``). Anchor examples are not mirrored then, as they
+are when made from pictures. Shards keep their names and those that exist are kept, so the same call continues an
+interrupted one; several machines may each do every n-th (``--share=I/N``).
 """
 
 import functools

@@ -42,15 +42,26 @@ def anchor_example(record: records.Record, rng: np.random.Generator) -> dict[str
 
     ``condition`` uint8 ``[2, h, w, 4]`` (colour, normal; cropped like a user's picture) and ``target`` uint8
     ``[2, 8, h, w, 4]``. Half of the time the record's own view 0 is the input view, else any anchor; ``azimuth`` as in
-    :func:`normals_example`.
+    :func:`normals_example`. Half of the examples are the object's mirror image, which is as good an object.
     """
     first = encoded.choose_input(rng)
     order = np.roll(record.anchors, -first)
-    return {
+    example = {
         "condition": np.stack(condition_pair(record, first)),
         "target": np.stack([[record.view(i) for i in order], [record.normal(i) for i in order]]),
         "azimuth": cameras.azimuths(cameras.NUM_ANCHORS)[first],
     }
+    return mirrored(example) if rng.random() < 0.5 else example
+
+
+def mirrored(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An anchor example, see :func:`anchor_example`, of the object behind a mirror that holds the input view's axis."""
+    condition, target = (example[name][..., ::-1, :].copy() for name in ("condition", "target"))
+    target = target[:, -np.arange(cameras.NUM_ANCHORS)]
+    for normals in (condition[1], target[1]):
+        # White stands for "no normal", which has no mirror image.
+        normals[..., 1] = np.where(normals[..., 3] > 0, 255 - normals[..., 1], normals[..., 1])
+    return {"condition": condition, "target": target, "azimuth": -example["azimuth"]}
 
 
 def interpolation_example(record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
