@@ -1,6 +1,8 @@
 """Where arrays go, and results that do not depend on it."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -117,9 +119,11 @@ def _config():
     return config
 
 
-def _run(sizes):
+@functools.cache
+def _run(optimizer, **sizes):
     """Losses and parameters of five steps of a small anchor stage."""
     config = _config()
+    config["anchor"]["train"]["optimizer"] = optimizer
     mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
     model = state.build_module(config, "anchor", dtype="float32", seed=1)
     assembly = steps.assemble(config, "anchor", model, {}, mesh, "float32")
@@ -136,17 +140,16 @@ def _run(sizes):
     return found, np.concatenate([np.ravel(x) for x in jax.tree.leaves(now.params)]), now
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """The run on one device."""
-    return _run({"data": 1, "fsdp": 1, "tensor": 1})
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES[1:])
-def test_a_run_does_not_depend_on_the_mesh(alone, sizes):
-    found, params, now = _run(sizes)
-    np.testing.assert_allclose(found, alone[0], rtol=1e-5)
-    assert np.linalg.norm(params - alone[1]) < 1e-5 * np.linalg.norm(alone[1])
-    moments = now.optimizer[1].mu["unet"]["mid_block"]["attentions"][0]["proj_in"]["kernel"][...]
-    assert moments.addressable_shards[0].data.size * sizes["fsdp"] == moments.size
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_does_not_depend_on_the_mesh(optimizer, sizes):
+    alone, found = _run(optimizer, data=1, fsdp=1, tensor=1), _run(optimizer, **sizes)
+    np.testing.assert_allclose(found[0], alone[0], rtol=1e-5)
+    assert np.linalg.norm(found[1] - alone[1]) < 1e-5 * np.linalg.norm(alone[1])
+    leaves = jax.tree_util.tree_leaves_with_path(found[2].optimizer)
+    name = re.compile(r"mid_block.*attentions.*proj_in.*kernel")
+    moments = [leaf for path, leaf in leaves if name.search(jax.tree_util.keystr(path))]
+    assert len(moments) == {"adamw": 2, "muon": 1}[optimizer]
+    for moment in moments:
+        assert moment.addressable_shards[0].data.size * sizes["fsdp"] == moment.size
