@@ -140,7 +140,7 @@ def _anchor() -> ml_collections.ConfigDict:
                 "estimated_normals": 0.7,
                 "drop_condition": 0.0,
             },
-            # Muon learns faster, and by heart: it needs more objects than AdamW (MODEL_CARD.md).
+            # At toy size Muon reached a lower loss on unseen objects than AdamW in as many steps.
             "train": _train(optimizer="muon", learning_rate=2e-3),
         }
     )
