@@ -44,14 +44,18 @@ def anchor_example(record: records.Record, rng: np.random.Generator) -> dict[str
     ``[2, 8, h, w, 4]``. Half of the time the record's own view 0 is the input view, else any anchor; ``azimuth`` as in
     :func:`normals_example`. Half of the examples are the object's mirror image, which is as good an object.
     """
-    first = encoded.choose_input(rng)
+    example = seen_from(record, encoded.choose_input(rng))
+    return mirrored(example) if rng.random() < 0.5 else example
+
+
+def seen_from(record: records.Record, first: int) -> dict[str, np.ndarray]:
+    """The anchor example, see :func:`anchor_example`, whose input view is anchor ``first``."""
     order = np.roll(record.anchors, -first)
-    example = {
+    return {
         "condition": np.stack(condition_pair(record, first)),
         "target": np.stack([[record.view(i) for i in order], [record.normal(i) for i in order]]),
         "azimuth": cameras.azimuths(cameras.NUM_ANCHORS)[first],
     }
-    return mirrored(example) if rng.random() < 0.5 else example
 
 
 def mirrored(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

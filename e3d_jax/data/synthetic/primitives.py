@@ -117,7 +117,8 @@ def _distance(prim: Primitives, point: Point) -> jax.Array:
     u = prim.section[0] * jnp.abs(u) + prim.section[1] * v + prim.section[2] * around * jax.lax.rsqrt(around)
     u, v, w = jnp.abs(u - prim.ring), prim.section[3] * v, jnp.abs(z)
 
-    t = along * (1 / half)
+    inverse_half = 1 / half
+    t = along * inverse_half
     scale, slope = jnp.zeros_like(t), jnp.zeros_like(t)
     for k in range(PROFILE_DEGREE, -1, -1):
         slope = slope * t + scale
@@ -137,7 +138,7 @@ def _distance(prim: Primitives, point: Point) -> jax.Array:
     # The warps stretch space by the tangents of their slopes, a profile's only where the surface faces sideways.
     width = prim.core[0] + prim.radius[0]
     sideways = 1 - (qw * rw * steepness) ** 2
-    stretch = sideways * (width * slope * (1 / half)) ** 2 + (2 * prim.bend * along) ** 2 + (prim.twist * width) ** 2
+    stretch = sideways * (width * slope * inverse_half) ** 2 + (2 * prim.bend * along) ** 2 + (prim.twist * width) ** 2
     return distance * jax.lax.rsqrt(1 + stretch)
 
 

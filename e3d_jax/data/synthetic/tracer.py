@@ -1,9 +1,8 @@
 """Sphere tracing of whole batches of objects on the accelerator.
 
 Cones through tiles of pixels find where each tile's rays may start, and which tiles show nothing; then every ray of
-the others walks a fixed number of steps.
-Rays walk toward the surface sunk by half a pixel: where they come closest to it, the distance in pixels is the
-coverage, which draws smooth silhouettes with one ray a pixel.
+the others walks a fixed number of steps. Rays walk toward the surface sunk by half a pixel: where they come closest to
+it, the distance in pixels is the coverage, which draws smooth silhouettes with one ray a pixel.
 """
 
 from typing import NamedTuple
@@ -140,8 +139,37 @@ def _trace(
     return Images(rgba, jnp.where(seen[..., None], normal, 0.0), jnp.where(seen, t * cosine, 0.0))
 
 
+class _Grid(NamedTuple):
+    """The rays of some cameras by tile, the same for every object.
+
+    Attributes:
+      cones: through the middles of the tiles.
+      cone_spread: radius over distance that covers a tile.
+      rays: of the pixels of each tile; tiles that reach over the edge repeat it.
+      spread: width of a pixel over distance.
+      cosine: of the rays' angles to the camera's z axis.
+    """
+
+    cones: structs.Rays
+    cone_spread: Float[jax.Array, "v 1 1"]
+    rays: structs.Rays
+    spread: Float[jax.Array, "t p"]
+    cosine: Float[jax.Array, "t p"]
+
+
+def _grid(cameras: structs.Cameras) -> _Grid:
+    rays = jax.tree.map(jnp.asarray, cameras_lib.image_rays(cameras))
+    forward = jnp.asarray(cameras.world_from_cam)[:, None, None, :3, 2]
+    cosine = (rays.directions * forward).sum(-1)
+    focal = jnp.asarray(cameras.focal)[:, 0, None, None]
+    x, y = (jnp.arange(-(-n // _TILE)) * _TILE + _TILE / 2 for n in (cameras.width, cameras.height))
+    middles = jnp.stack(jnp.meshgrid(x, y), -1)
+    cones = cameras_lib.pixel_rays(cameras, jnp.broadcast_to(middles, (len(cameras), *middles.shape)))
+    return _Grid(cones, _TILE * 0.7072 / focal, *jax.tree.map(_tiles, (rays, cosine / focal, cosine)))
+
+
 def _tiles(image: Float[jax.Array, "v h w *c"]) -> Float[jax.Array, "t p *c"]:
-    """Pixels by tile; tiles that reach over the edge repeat it."""
+    """Pixels by tile."""
     v, h, w, *c = image.shape
     rows, columns = -(-h // _TILE), -(-w // _TILE)
     beyond = [(0, 0), (0, rows * _TILE - h), (0, columns * _TILE - w), *[(0, 0)] * len(c)]
@@ -157,30 +185,22 @@ def _untile(tiles: Float[jax.Array, "b t p *c"], views: int, height: int, width:
     return parts.reshape(b, views, rows * _TILE, columns * _TILE, *c)[:, :, :height, :width]
 
 
-def _render_objects(params: objects.ObjectParams, cameras: structs.Cameras) -> Images:
-    """Images of a batch that is handled at once."""
-    rays = jax.tree.map(jnp.asarray, cameras_lib.image_rays(cameras))
-    forward = jnp.asarray(cameras.world_from_cam)[:, None, None, :3, 2]
-    cosine = (rays.directions * forward).sum(-1)
-    focal = jnp.asarray(cameras.focal)[:, 0, None, None]
-    x, y = (jnp.arange(-(-n // _TILE)) * _TILE + _TILE / 2 for n in (cameras.width, cameras.height))
-    middles = jnp.stack(jnp.meshgrid(x, y), -1)
-    cones = cameras_lib.pixel_rays(cameras, jnp.broadcast_to(middles, (len(cameras), *middles.shape)))
-    start, touched = jax.vmap(lambda one: _cone_march(one, cones, _TILE * 0.7072 / focal))(params)
+def _trace_tiles(params: objects.ObjectParams, grid: _Grid) -> Images:
+    """Images by tile, of a batch that is handled at once."""
+    start, touched = jax.vmap(lambda one: _cone_march(one, grid.cones, grid.cone_spread))(params)
     start, touched = (x.reshape(len(x), -1) for x in (start, touched))
-
     number = start.shape[1]
     portion = -(-number // _PORTIONS)
     # Portions may reach past the last tile: such indices read that tile and write nothing.
-    order = jnp.argsort(~touched, axis=1)
-    order = jnp.pad(order, [(0, 0), (0, portion * _PORTIONS - number)], constant_values=number)
+    beyond = jnp.broadcast_to(jnp.arange(number, portion * _PORTIONS), (len(start), portion * _PORTIONS - number))
+    order = jnp.concatenate([jnp.argsort(~touched, axis=1), beyond], 1)
     most = touched.sum(1).max()
-    pixels = jax.tree.map(_tiles, (rays, cosine / focal, cosine))
 
     def trace(one: objects.ObjectParams, start: jax.Array, chosen: jax.Array) -> Images:
-        rays, spread, cosine = jax.tree.map(lambda x: jnp.take(x, chosen, 0, mode="clip"), pixels)
-        start = jnp.take(start, chosen, mode="clip")
-        return _trace(one, rays, jnp.broadcast_to(start[:, None], cosine.shape), spread, cosine)
+        rays, spread, cosine, first = jax.tree.map(
+            lambda x: jnp.take(x, chosen, 0, mode="clip"), (grid.rays, grid.spread, grid.cosine, start)
+        )
+        return _trace(one, rays, jnp.broadcast_to(first[:, None], cosine.shape), spread, cosine)
 
     def step(carry: tuple[jax.Array, Images]) -> tuple[jax.Array, Images]:
         first, images = carry
@@ -191,8 +211,7 @@ def _render_objects(params: objects.ObjectParams, cameras: structs.Cameras) -> I
 
     shape = (*start.shape, _TILE**2)
     nothing = Images(jnp.broadcast_to(jnp.array([1.0, 1, 1, 0]), (*shape, 4)), jnp.zeros((*shape, 3)), jnp.zeros(shape))
-    _, images = jax.lax.while_loop(lambda carry: carry[0] < most, step, (jnp.int32(0), nothing))
-    return jax.tree.map(lambda x: _untile(x, len(cameras), cameras.height, cameras.width), images)
+    return jax.lax.while_loop(lambda carry: carry[0] < most, step, (jnp.int32(0), nothing))[1]
 
 
 @jax.jit
@@ -209,5 +228,7 @@ def render(params: objects.ObjectParams, cameras: structs.Cameras) -> Images:
     # The last chunk repeats the last object.
     chunks = jnp.minimum(jnp.arange(-(-number // count) * count), number - 1).reshape(-1, count)
     chunked = jax.tree.map(lambda x: jnp.asarray(x)[chunks], params)
-    images = jax.lax.map(lambda some: _render_objects(some, cameras), chunked)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], images)
+    grid = _grid(cameras)
+    tiles = jax.lax.map(lambda some: _trace_tiles(some, grid), chunked)
+    tiles = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], tiles)
+    return jax.tree.map(lambda x: _untile(x, len(cameras), cameras.height, cameras.width), tiles)
