@@ -36,7 +36,7 @@ class Rival:
     """A process that has prepared a case."""
 
     def __init__(self, name: str, case: str):
-        script = "ours.py" if name == "ours" else "pytorch.py"
+        script = "ours.py" if name == "ours" else "theirs.py"
         given = [a for a in sys.argv[1:] if a.lstrip("-").split("=")[0].split(".")[0] in PASSED_ON]
         options = ["--compile"] if name == "compiled" else []
         command = [sys.executable, str(RIVALS / script), f"--case={case}", *given, *options]

@@ -5,6 +5,7 @@ at azimuth ``k * 11.25`` degrees measured from +x toward +y, all looking at the 
 the input picture. Every fourth view is an *anchor*.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -104,6 +105,7 @@ def pixel_rays(cameras: structs.Cameras, pixels: Float[structs.ArrayLike, "v *n 
     return structs.Rays(origins=jnp.broadcast_to(origin, direction.shape), directions=direction)
 
 
+@jax.jit
 def image_rays(cameras: structs.Cameras) -> structs.Rays:
     """Rays through every pixel centre, shape ``[v, height, width, 3]``."""
     x, y = jnp.meshgrid(jnp.arange(cameras.width) + 0.5, jnp.arange(cameras.height) + 0.5)

@@ -23,7 +23,7 @@ SHARPNESS = 4.0  # power of the cosine by which views that look straight at a te
 PRIOR = 0.02  # weight of the fitted colour beside a view that looks straight
 UNSEEN = 0.1  # weight of all views below which a point is taken as unseen
 TOLERANCE = 0.15  # difference of colours at which a view begins to count as an outlier
-CHART_FACES = 600  # about the most in one chart; flattening takes more than twice as long for twice the faces
+CHART_FACES = 400  # about the most in one chart; flattening takes more than twice as long for twice the faces
 
 
 def paint(

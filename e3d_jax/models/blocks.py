@@ -55,14 +55,38 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
+    """Doubles height and width: nearest neighbour, then a 3x3 convolution.
+
+    This amounts to a 2x2 convolution for each of the four pixels that one becomes, and is done as such: 4/9 of the
+    operations, and the enlarged input is never held (sub-pixel convolution, arXiv 1609.05158).
+    """
 
     def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: layers.Rngs):
         self.conv = layers.conv3x3(channels, channels, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h2 w2 c"]:
         """Double."""
-        return self.conv(x.repeat(2, -3).repeat(2, -2))
+        height, width, channels = x.shape[-3:]
+        kernel = self.conv.kernel[...].astype(jnp.promote_types(x.dtype, jnp.float32))
+        # Enlarged rows 2i and 2i + 1 see rows i - 1, i, i and i, i, i + 1; columns likewise.
+        kernels = [part for rows in _halves(kernel, 0) for part in _halves(rows, 1)]
+        kernel = jnp.concatenate(kernels, -1).astype(self.conv.dtype)
+        flat = x.reshape(-1, height, width, channels).astype(self.conv.dtype)
+        windows = jax.lax.conv_general_dilated(
+            flat, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        # Window (i, j) starts at pixel (i - 1, j - 1).
+        parts = jnp.split(windows, 4, -1)
+        pixels = [parts[2 * a + b][:, a : a + height, b : b + width] for a in (0, 1) for b in (0, 1)]
+        rows = [jnp.stack(pixels[:2], 3), jnp.stack(pixels[2:], 3)]
+        doubled = jnp.stack(rows, 2).reshape(*x.shape[:-3], 2 * height, 2 * width, channels)
+        return doubled + self.conv.bias[...].astype(doubled.dtype)
+
+
+def _halves(kernel, axis):
+    """What is left of a kernel of three taps when its input holds every value twice: for even and odd positions."""
+    first, middle, last = jnp.split(kernel, 3, axis)
+    return [jnp.concatenate(taps, axis) for taps in ((first, middle + last), (first + middle, last))]
 
 
 class ResBlock(nnx.Module):

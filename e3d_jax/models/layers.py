@@ -94,10 +94,14 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h w c"]:
         """Normalise; the result has the compute type."""
         accumulate = jnp.promote_types(x.dtype, jnp.float32)
-        grouped = x.astype(accumulate).reshape(*x.shape[:-1], self.groups, -1)
-        axes = (-1, *range(-2 - self.spatial_axes, -2))
-        mean = grouped.mean(axes, keepdims=True)
-        variance = grouped.var(axes, keepdims=True)
-        normed = ((grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         scale, bias = (p.astype(accumulate) for p in (self.scale[...], self.bias[...]))
-        return (normed * scale + bias).astype(self.dtype)
+        centered = x.astype(accumulate)
+        centered -= self._group_mean(centered)
+        variance = self._group_mean(jnp.square(centered))
+        return (centered * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
+
+    def _group_mean(self, x):
+        """Means of the groups, for each of their channels: of channels first, as theirs is the axis in one piece."""
+        of_channels = x.mean(range(-1 - self.spatial_axes, -1), keepdims=True)
+        groups = of_channels.reshape(*of_channels.shape[:-1], self.groups, -1)
+        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(of_channels.shape)

@@ -117,8 +117,13 @@ def create(params: Any, optimizer: optax.GradientTransformation, stored: TrainSt
     params = place(params, stored.params)
     zero = np.zeros((), np.int32)
     step, skipped, in_a_row = place((zero, zero, zero), (stored.step, stored.skipped, stored.in_a_row))
-    moments = jax.jit(optimizer.init, out_shardings=stored.optimizer)(params)
-    return TrainState(step, params, jax.tree.map(jnp.copy, params), moments, skipped, in_a_row)
+    # One program: compiling a copy of every shape takes a GPU longer than reading the weights.
+    start = jax.jit(
+        lambda params: (jax.tree.map(jnp.copy, params), optimizer.init(params)),
+        out_shardings=(stored.ema, stored.optimizer),
+    )
+    ema, moments = start(params)
+    return TrainState(step, params, ema, moments, skipped, in_a_row)
 
 
 def place(tree: Any, stored: Any) -> Any:
