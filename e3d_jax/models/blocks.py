@@ -67,6 +67,7 @@ class Upsample(nnx.Module):
     def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h2 w2 c"]:
         """Double."""
         height, width, channels = x.shape[-3:]
+        assert self.conv.bias is not None
         kernel = self.conv.kernel[...].astype(jnp.promote_types(x.dtype, jnp.float32))
         # Enlarged rows 2i and 2i + 1 see rows i - 1, i, i and i, i, i + 1; columns likewise.
         kernels = [part for rows in _halves(kernel, 0) for part in _halves(rows, 1)]
