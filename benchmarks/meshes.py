@@ -114,14 +114,13 @@ PERTURBATIONS: dict[str, Callable[[Views, Views, np.random.Generator], Views]] =
     "all_views": contradictory,
     "coarse_to_fine": contradictory,
 }
-SCHEDULES = {"anchors_only": (), "all_views": (0.0,), "coarse_to_fine": fit.FitConfig.all_views}
 
 
 def rebuild(views: Views, variant: str, path: pathlib.Path) -> float:
     """Views to a GLB file; seconds that took."""
     fitting, surface = pipeline.QUALITIES[QUALITY.value]
-    if variant in SCHEDULES:
-        fitting = dataclasses.replace(fitting, all_views=SCHEDULES[variant])
+    if variant in fit.VIEW_SCHEDULES:
+        fitting = dataclasses.replace(fitting, all_views=fit.VIEW_SCHEDULES[variant])
     start = time.perf_counter()
     mesh = pipeline.reconstruct(views, fitting, jax.random.key(SEED.value), surface=surface)
     export.write_glb(path, mesh)
@@ -174,7 +173,7 @@ def main(_) -> None:
                 if warm and jax.default_backend() != "cpu":
                     rebuild(perturbed, variant, path)  # Compiles.
                 seconds = rebuild(perturbed, variant, path)
-                warm = variant in SCHEDULES  # Those have programs of their own.
+                warm = variant in fit.VIEW_SCHEDULES  # Those have programs of their own.
                 row = {"mesh": name, "variant": variant, **score(path, true, read[name]), "seconds": seconds}
                 rows.append(row)
                 print(

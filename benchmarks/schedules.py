@@ -22,7 +22,6 @@ from e3d_jax.reconstruction import fit, pipeline
 
 SCORES = flags.DEFINE_string("scores", None, "Folder that e3d_jax.evaluation.protocol wrote.", required=True)
 OUT = flags.DEFINE_string("out", "schedules.json", "File of the scores; those that it has are not made again.")
-SCHEDULES = {"anchors_only": (), "all_views": (0.0,), "coarse_to_fine": fit.FitConfig.all_views}
 NAMES = ("volume_iou", "chamfer", "normal_consistency")
 
 
@@ -40,7 +39,7 @@ def main(_) -> None:
         fitting, surface = settings.fit_config(config), settings.surface_config(config)
         params = synthetic.take(synthetic.sample_batch("test", 0, [number]), 0)
         true = synthetic.ground_truth_mesh(params)
-        for name, switches in SCHEDULES.items():
+        for name, switches in fit.VIEW_SCHEDULES.items():
             if (number, name) in done:
                 continue
             scheduled = dataclasses.replace(fitting, all_views=switches)
@@ -49,7 +48,7 @@ def main(_) -> None:
             rows.append({"object": number, "schedule": name, **{key: float(found[key]) for key in NAMES}})
             print(rows[-1], flush=True)
             files.write_atomically(out, json.dumps(rows, indent=1).encode())
-    for name in SCHEDULES:
+    for name in fit.VIEW_SCHEDULES:
         of = [row for row in rows if row["schedule"] == name]
         means = "".join(f"{np.mean([row[key] for row in of]):20.4f}" for key in NAMES)
         print(f"{name:16s}{means}{len(of):20d} objects")

@@ -78,8 +78,7 @@ class Upsample(nnx.Module):
         )
         # Window (i, j) starts at pixel (i - 1, j - 1).
         parts = jnp.split(windows, 4, -1)
-        pixels = [parts[2 * a + b][:, a : a + height, b : b + width] for a in (0, 1) for b in (0, 1)]
-        rows = [jnp.stack(pixels[:2], 3), jnp.stack(pixels[2:], 3)]
+        rows = [jnp.stack([parts[2 * a + b][:, a : a + height, b : b + width] for b in (0, 1)], 3) for a in (0, 1)]
         doubled = jnp.stack(rows, 2).reshape(*x.shape[:-3], 2 * height, 2 * width, channels)
         return doubled + self.conv.bias[...].astype(doubled.dtype)
 

@@ -112,6 +112,10 @@ class FitConfig:
                 raise ValueError(f"{field.name} is {value}; expected {least} or more")
 
 
+# Values of ``all_views`` that an ablation compares.
+VIEW_SCHEDULES = {"anchors_only": (), "all_views": (0.0,), "coarse_to_fine": FitConfig.all_views}
+
+
 def fit(views: structs.ViewSet, config: FitConfig, key: jax.Array, progress: Progress | None = None) -> fields.Field:
     """Fit a field to posed views (NeuS, arXiv 2106.10689, on a multi-resolution grid).
 

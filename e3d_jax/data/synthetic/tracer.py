@@ -158,7 +158,7 @@ class _Grid(NamedTuple):
 
 
 def _grid(cameras: structs.Cameras) -> _Grid:
-    rays = jax.tree.map(jnp.asarray, cameras_lib.image_rays(cameras))
+    rays = cameras_lib.image_rays(cameras)
     forward = jnp.asarray(cameras.world_from_cam)[:, None, None, :3, 2]
     cosine = (rays.directions * forward).sum(-1)
     focal = jnp.asarray(cameras.focal)[:, 0, None, None]
