@@ -128,7 +128,8 @@ def _anchor() -> ml_collections.ConfigDict:
     }
     return ml_collections.ConfigDict(
         {
-            "model": {"unet": unet, "image_encoder": _image_encoder(128)},
+            # Without the injection of the image-normal pair: what the paper's ablation compares with.
+            "model": {"unet": unet, "image_encoder": _image_encoder(128), "injection": True},
             # Few steps give the mean of what may be there: closer to the truth and smoother. More make it sharper.
             "sampling": {"sampler": "ddim", "num_steps": 2},
             "loss": {

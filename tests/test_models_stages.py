@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import envision3d
 from e3d_jax import cameras, images, system
-from e3d_jax.models import autoencoder, build, image_encoder, stages
+from e3d_jax.models import anchor, autoencoder, build, image_encoder, stages
 from e3d_jax.sampling import anchors, interpolation
 
 SIZE = 256
@@ -134,3 +134,36 @@ def test_the_image_token_of_a_window_is_of_its_first_anchor(window_condition):
     seen = 2 * (recorder.pixels * stages.CLIP_STD + stages.CLIP_MEAN) - 1
     assert seen.shape == (4, 224, 224, 3)
     np.testing.assert_allclose(seen[:, 112, 112, 0], values[[7, 1, 3, 5]], atol=1e-5)
+
+
+def seen_by_the_network(injection):
+    """Shapes of what an anchor stage gives its U-Net, and the stage's output for two normal maps."""
+    calls = []
+
+    def network(_, sample, time, tokens, labels):
+        calls.append((sample.shape, tokens.shape, labels.shape))
+        return sample[..., :4] + sample[..., 4:] + tokens.mean()
+
+    model = {**CONFIG["anchor"]["model"], "injection": injection}
+    stage = nnx.eval_shape(lambda: build.build("anchor", model, rngs=nnx.Rngs(0)))
+    latents = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 4))
+    conditions = [
+        stages.AnchorCondition(latents.at[1].mul(factor), jnp.ones((2, 1, 1, 3)).at[1].mul(factor))
+        for factor in (1.0, 2.0)
+    ]
+    noisy = jnp.zeros((2, 1, cameras.NUM_ANCHORS, 4, 4, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anchor.AnchorUNet, "__call__", network)
+        return calls, [stage(noisy, jnp.zeros(1), condition) for condition in conditions]
+
+
+def test_the_reference_view_is_the_ninth():
+    calls, outputs = seen_by_the_network(injection=True)
+    assert calls[0] == ((2, 1, 9, 4, 4, 8), (2, 1, 9, 1, 3), (2, 1, 9, 12)) and outputs[0].shape[2] == 8
+    assert not np.array_equal(outputs[0], outputs[1])
+
+
+def test_without_injection_there_are_eight_views_and_the_normal_map_is_not_known():
+    calls, outputs = seen_by_the_network(injection=False)
+    assert calls[0] == ((2, 1, 8, 4, 4, 8), (2, 1, 8, 1, 3), (2, 1, 8, 12))
+    np.testing.assert_array_equal(outputs[0], outputs[1])

@@ -34,7 +34,7 @@ def build(
     Args:
       component: which one.
       arguments: of its constructor; the diffusion stages have one set for ``unet`` and one for ``image_encoder``,
-        the normals may name their ``architecture``.
+        the anchors may leave out the ``injection``, the normals may name their ``architecture``.
       dtype: of the computation.
       param_dtype: of the parameters.
       rngs: for the initial values.
@@ -49,7 +49,8 @@ def build(
         return _estimator(**arguments, **options)
     encoder = image_encoder.ImageEncoder(**arguments["image_encoder"], **options)
     if component == "anchor":
-        return stages.AnchorStage(anchor.AnchorUNet(**arguments["unet"], **options), encoder)
+        unet = anchor.AnchorUNet(**arguments["unet"], **options)
+        return stages.AnchorStage(unet, encoder, arguments.get("injection", True))
     return stages.InterpolationStage(interpolation.InterpolationUNet(**arguments["unet"], **options), encoder)
 
 

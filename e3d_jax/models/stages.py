@@ -116,11 +116,19 @@ def window_labels() -> Float[np.ndarray, "t 6"]:
 
 
 class AnchorStage(nnx.Module):
-    """Denoises eight views in two domains together."""
+    """Denoises eight views in two domains together.
 
-    def __init__(self, unet: anchor.AnchorUNet, encoder: image_encoder.ImageEncoder):
+    Args:
+      unet: the network.
+      encoder: makes the image tokens.
+      injection: whether the image-normal pair is injected as the paper does it. Without, there is no reference view,
+        and both domains know of the picture alone, on their channels and as token, as in Wonder3D (arXiv 2310.15008).
+    """
+
+    def __init__(self, unet: anchor.AnchorUNet, encoder: image_encoder.ImageEncoder, injection: bool = True):
         self.unet = unet
         self.image_encoder = encoder
+        self.injection = injection
 
     def condition(self, images: Float[Array, "b d h w 3"], latents: Float[Array, "b d hl wl c"]) -> AnchorCondition:
         """The condition of an image-normal pair.
@@ -137,14 +145,17 @@ class AnchorStage(nnx.Module):
         self, noisy: Float[Array, "d b v h w c"], time: Float[Array, " b"], condition: AnchorCondition
     ) -> Float[Array, "d b v h w c"]:
         """The U-Net's output for the eight noisy views; the ninth, clean reference view is added and dropped here."""
+        if not self.injection:
+            condition = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), condition)
         _, batch, views = noisy.shape[:3]
         reference = condition.latents[:, :, None]
-        sample = jnp.concatenate([noisy, reference], 2)
+        sample = jnp.concatenate([noisy, reference], 2) if self.injection else noisy
+        count = sample.shape[2]
         sample = jnp.concatenate([sample, jnp.broadcast_to(reference, sample.shape)], -1)
-        labels = jnp.asarray(anchor_labels())[:, None]
+        labels = jnp.asarray(anchor_labels())[:, None, :count]
         labels = jnp.broadcast_to(labels, (labels.shape[0], batch, *labels.shape[2:]))
         tokens = condition.tokens[:, :, None]
-        tokens = jnp.broadcast_to(tokens, (*tokens.shape[:2], views + 1, *tokens.shape[3:]))
+        tokens = jnp.broadcast_to(tokens, (*tokens.shape[:2], count, *tokens.shape[3:]))
         return self.unet(sample, time, tokens, labels)[:, :, :views]
 
 
