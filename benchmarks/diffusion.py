@@ -41,14 +41,14 @@ class Rival:
         options = ["--compile"] if name == "compiled" else []
         command = [sys.executable, str(RIVALS / script), f"--case={case}", *given, *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts, self.seconds = self._read(), []
+        self.facts, self.seconds = self._read(), []  # a turn each
 
     def run(self) -> None:
         """One turn."""
         assert self._process.stdin
         print(TIMES.value, file=self._process.stdin, flush=True)
         found = self._read()
-        self.seconds += found.pop("seconds")
+        self.seconds.append(found.pop("seconds"))
         self.facts |= found
 
     def close(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def prepare_call(case: str):
     compiled = call.lower(*leaves).compile()
     jax.block_until_ready(compiled(*leaves))
     facts = {"compile_seconds": time.perf_counter() - start, "operations": operations, "memory": memory_of(compiled)}
-    return lambda: jax.block_until_ready(compiled(*leaves)), facts, dict
+    return lambda: compiled(*leaves), facts, dict
 
 
 def prepare_training(case: str):
@@ -109,9 +109,9 @@ def prepare_training(case: str):
     def run():
         nonlocal state
         state, metrics = compiled(state, rest)
-        jax.block_until_ready(metrics)
+        return metrics
 
-    run()
+    jax.block_until_ready(run())
     facts = {"compile_seconds": time.perf_counter() - start, "operations": operations, "memory": memory_of(compiled)}
     return run, facts, dict
 
@@ -125,7 +125,7 @@ def memory_of(compiled: Any) -> float:
 
 def main(_) -> None:
     """Serves the case."""
-    serving.serve(prepare_training if flags.FLAGS.case.endswith("_train") else prepare_call)
+    serving.serve(prepare_training if flags.FLAGS.case.endswith("_train") else prepare_call, jax.block_until_ready)
 
 
 if __name__ == "__main__":

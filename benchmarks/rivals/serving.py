@@ -1,7 +1,8 @@
 """What both frameworks share: the cases, and how a child process obeys ``benchmarks/diffusion.py``.
 
 A child prepares one case and prints a line of JSON with what it learned; for every number n that then comes on its
-standard input it runs the case n times and prints the seconds of each.
+standard input it runs the case n times and prints how many seconds a run took. Runs are given to the device without
+waiting for the one before, as a sampler gives its steps and a loop its batches.
 """
 
 import json
@@ -33,19 +34,22 @@ def define_flags() -> None:
     flags.DEFINE_integer("train_windows", 8, "Windows in a train step.", lower_bound=1)
 
 
-def serve(prepare: Callable[[str], tuple[Callable[[], Any], dict[str, Any], Callable[[], dict[str, Any]]]]) -> None:
+def serve(
+    prepare: Callable[[str], tuple[Callable[[], Any], dict[str, Any], Callable[[], dict[str, Any]]]],
+    wait: Callable[[Any], object],
+) -> None:
     """Obeys until standard input ends.
 
     Args:
-      prepare: from the name of a case to a function that runs it once and waits for the end, what is known of it
-        beforehand, and a function that tells what is known after it ran.
+      prepare: from the name of a case to a function that starts a run of it, what is known of it beforehand, and a
+        function that tells what is known after it ran.
+      wait: for the end of all runs, given the result of the last.
     """
     run, facts, after = prepare(flags.FLAGS.case)
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        print(json.dumps({"seconds": seconds, **after()}), flush=True)
+        start = time.perf_counter()
+        for _ in range(count := int(line)):
+            result = run()
+        wait(result)
+        print(json.dumps({"seconds": (time.perf_counter() - start) / count, **after()}), flush=True)

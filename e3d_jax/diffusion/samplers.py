@@ -101,6 +101,12 @@ def advance_in_parts(
     """
     chunk = max(size for size in range(1, CHUNK + 1) if len(plan) % size == 0)
     for start in range(0, len(plan), chunk):
-        progress = jax.block_until_ready(take(progress, plan[start : start + chunk]))
-        report(chunk)
+        # Dispatched before the part before it is waited for, so that the device has no pause.
+        following = take(progress, plan[start : start + chunk])
+        if start:
+            jax.block_until_ready(progress)
+            report(chunk)
+        progress = following
+    jax.block_until_ready(progress)
+    report(chunk)
     return progress

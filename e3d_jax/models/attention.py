@@ -182,7 +182,7 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[jax.Array, "*lead c"]) -> Float[jax.Array, "*lead c"]:
         """Transform each token alone."""
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return self.out(value * nnx.gelu(gate, approximate=False))
+        return self.out(value * layers.gelu(gate))
 
 
 class TransformerBlock(nnx.Module):

@@ -93,7 +93,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = layers.GroupNorm(last, groups=norm_groups, epsilon=1e-6, **types)
         self.conv_out = layers.conv3x3(last, out_channels, **types)
         if temporal:
-            self.time_conv_out = layers.time_conv(out_channels, out_channels, **types)
+            self.time_conv_out = layers.TimeConv(out_channels, out_channels, **types)
 
     def __call__(self, z: Float[jax.Array, "*lead h w z"]) -> Float[jax.Array, "*lead h2 w2 c"]:
         """Decode."""

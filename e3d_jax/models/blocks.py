@@ -117,7 +117,7 @@ class ResBlock(nnx.Module):
         norm: Factory = functools.partial(
             layers.GroupNorm, groups=norm_groups, epsilon=epsilon, spatial_axes=3 if temporal else 2, **types
         )
-        conv = layers.time_conv if temporal else layers.conv3x3
+        conv = layers.TimeConv if temporal else layers.conv3x3
         self.adapts = in_channels != out_channels
         self.norm1 = norm(in_channels)
         self.conv1 = conv(in_channels, out_channels, **types)

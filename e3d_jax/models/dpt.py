@@ -117,7 +117,7 @@ class Reassemble(nnx.Module):
         cls, patches = tokens[:, :1], tokens[:, 1:]
         joined = jnp.concatenate([patches, jnp.broadcast_to(cls, patches.shape)], -1)
         side = round(patches.shape[1] ** 0.5)
-        y = nnx.gelu(self.project(joined), approximate=False).reshape(len(tokens), side, side, -1)
+        y = layers.gelu(self.project(joined)).reshape(len(tokens), side, side, -1)
         y = self.embed(y)
         return self.down(y) if self.halve else y
 

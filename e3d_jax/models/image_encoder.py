@@ -11,7 +11,7 @@ from e3d_jax.models import attention, layers
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * nnx.sigmoid(1.702 * x),
-    "gelu": lambda x: nnx.gelu(x, approximate=False),
+    "gelu": layers.gelu,
 }
 
 
