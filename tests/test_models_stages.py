@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs import envision3d
 from e3d_jax import cameras, images, system
-from e3d_jax.models import anchor, autoencoder, build, image_encoder, stages
+from e3d_jax.models import anchor, build, image_encoder, latents, stages
 from e3d_jax.sampling import anchors, interpolation
 
 SIZE = 256
@@ -32,15 +32,15 @@ class Recorder:
         """What ``make`` returns for the stage, its autoencoder and ``arguments``."""
 
         def encode(_, images):
-            self.encoded = np.asarray(images)
-            return images[:, ::32, ::32], None
+            self.encoded = np.asarray(images).reshape(-1, *images.shape[-3:])
+            return images[..., ::32, ::32, :]
 
         def embed(_, pixels):
             self.pixels = np.asarray(pixels)
             return pixels.mean((1, 2))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(autoencoder.Autoencoder, "encode", encode)
+            patch.setattr(latents, "encode_in_turns", encode)
             patch.setattr(image_encoder.ImageEncoder, "__call__", embed)
             return make.__wrapped__(self.stage, self.autoencoder, *arguments)
 
@@ -146,9 +146,9 @@ def seen_by_the_network(injection):
 
     model = {**CONFIG["anchor"]["model"], "injection": injection}
     stage = nnx.eval_shape(lambda: build.build("anchor", model, rngs=nnx.Rngs(0)))
-    latents = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 4))
+    condition = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 4))
     conditions = [
-        stages.AnchorCondition(latents.at[1].mul(factor), jnp.ones((2, 1, 1, 3)).at[1].mul(factor))
+        stages.AnchorCondition(condition.at[1].mul(factor), jnp.ones((2, 1, 1, 3)).at[1].mul(factor))
         for factor in (1.0, 2.0)
     ]
     noisy = jnp.zeros((2, 1, cameras.NUM_ANCHORS, 4, 4, 4))

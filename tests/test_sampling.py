@@ -107,3 +107,12 @@ def test_a_temporal_decoder_sees_the_frames_of_each_window_together():
         module, z[1] / module.scaling_factor
     )
     np.testing.assert_allclose(jax.jit(latents.decode)(module, z)[1], alone, atol=1e-5)
+
+
+def test_images_that_are_encoded_in_turns_do_not_see_each_other():
+    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_groups": 4}
+    module = build.build("autoencoder", sizes, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (1, 5, 8, 8, 3))  # One is left over.
+    together = jax.jit(latents.encode)(module, images)
+    assert together.shape == (1, 5, 4, 4, 4)
+    np.testing.assert_allclose(jax.jit(latents.encode_in_turns)(module, images), together, atol=1e-5)

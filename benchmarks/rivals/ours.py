@@ -13,7 +13,7 @@ import serving
 from absl import app, flags
 
 from e3d_jax import cameras
-from e3d_jax.models import build, stages
+from e3d_jax.models import build, latents, stages
 from e3d_jax.training import costs, plan, sharding, steps
 from e3d_jax.training import state as state_lib
 
@@ -56,11 +56,9 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
     module = random_weights.random_module(owner, shape, DTYPE)
     if case == "encode":
         images = random_array(2 * views * objects, size, size, shape["in_channels"])
-        return lambda module, images: module.encode(images)[0], (module, images)
-    if case == "decode":
-        return lambda module, z: module.decode(z), (module, random_array(2 * (views - 1) * objects, *latent))
-    decode = lambda module, z: module.decode(z, num_frames=frames)  # noqa: E731
-    return decode, (module, random_array(windows * frames, *latent))
+        return latents.encode_in_turns, (module, images)
+    count = (2 * objects, views - 1) if case == "decode" else (windows, frames)
+    return latents.decode, (module, random_array(*count, *latent))
 
 
 def prepare_call(case: str):

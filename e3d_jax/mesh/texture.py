@@ -4,6 +4,7 @@ Symbols: n texels, v views, k the views that look at a texel most directly.
 """
 
 import functools
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -124,12 +125,15 @@ def _surface_of(mesh, smooth, corner_uv, size):
 
 def depth_maps(mesh: structs.Mesh, cameras: structs.Cameras) -> Float[np.ndarray, "v h w"]:
     """Distance of the mesh along the optical axis at pixel centres, infinite where nothing is seen."""
-    surface, maps = raycast.Surface(mesh.vertices, mesh.faces), []
-    for view, pose in enumerate(np.asarray(cameras.world_from_cam)):
-        along = lambda hits, axis=pose[:3, 2]: (hits.depth * (hits.directions @ axis))[:, None]  # noqa: E731
+    surface, poses = raycast.Surface(mesh.vertices, mesh.faces), np.asarray(cameras.world_from_cam)
+
+    def draw(view):
+        along = lambda hits: (hits.depth * (hits.directions @ poses[view, :3, 2]))[:, None]  # noqa: E731
         depth, alpha = surface.draw(cameras[[view]], along, supersampling=1)
-        maps.append(np.where(alpha > 0, depth[..., 0], np.inf))
-    return np.stack(maps).astype(np.float32)
+        return np.where(alpha > 0, depth[..., 0], np.inf)
+
+    with futures.ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(draw, range(len(poses))))).astype(np.float32)
 
 
 @jax.jit

@@ -1,5 +1,7 @@
 """Between pictures in memory (RGBA in [0, 1]) and what the networks see (images over white in [-1, 1], latents)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -43,13 +45,26 @@ def encode(module: autoencoder.Autoencoder, image: Float[Array, "*b h w c"]) -> 
     return jax.lax.stop_gradient(mean.reshape(*image.shape[:-3], *mean.shape[1:]).astype(jnp.float32))
 
 
+def encode_in_turns(module: autoencoder.Autoencoder, image: Float[Array, "*b h w c"]) -> Float[Array, "*b hl wl z"]:
+    """The same, a few images after another; not for a batch that is split over devices."""
+    found = _in_turns(functools.partial(encode, module), image.reshape(-1, 1, *image.shape[-3:]))
+    return found.reshape(*image.shape[:-3], *found.shape[-3:])
+
+
 def decode(module: autoencoder.Autoencoder, latents: Float[Array, "*b hl wl z"]) -> Float[Array, "*b h w c"]:
-    """Pictures of scaled latents, a few images after another so that memory does not grow with their number.
+    """Pictures of scaled latents, a few images after another.
 
     A temporal decoder sees the frames of each window, the fourth axis from the end, together.
     """
     together = latents.shape[-4] if module.temporal_decoder else 1
     groups = latents.reshape(-1, together, *latents.shape[-3:]) / module.scaling_factor
-    at_once = max(1, min(8 // together, len(groups)))
-    images = jax.lax.map(lambda z: picture(module.decode(z, num_frames=together)), groups, batch_size=at_once)
+    images = _in_turns(lambda z: picture(module.decode(z, num_frames=together)), groups)
     return images.reshape(*latents.shape[:-3], *images.shape[-3:])
+
+
+def _in_turns(function, groups):
+    """Results for groups of images [g n h w c]: as many at a time as a processor's caches hold; elsewhere more, but
+    not all, so that memory does not grow with their number."""
+    images = 2 if jax.default_backend() == "cpu" else 8
+    at_once = max(1, min(images // groups.shape[1], len(groups)))
+    return jax.lax.map(function, groups, batch_size=at_once)

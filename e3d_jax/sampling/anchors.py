@@ -58,7 +58,7 @@ def make_condition(
     stage: stages.AnchorStage, module: autoencoder.Autoencoder, pair: Float[Array, "b 2 h w 4"]
 ) -> stages.AnchorCondition:
     """What the stage knows of input pictures and their normal maps; arguments as for :func:`sample`."""
-    encoded = latents.encode(module, latents.network_image(pair, module.in_channels)) * module.scaling_factor
+    encoded = latents.encode_in_turns(module, latents.network_image(pair, module.in_channels)) * module.scaling_factor
     return stage.condition(latents.network_image(pair), encoded)
 
 

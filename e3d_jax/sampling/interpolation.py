@@ -76,7 +76,7 @@ def make_condition(
     image = latents.network_image(anchors, module.in_channels)
     image = image + strength * jax.random.normal(key, image.shape)
     first = image[:, WINDOWS[:, 0], ..., :3]
-    encoded = latents.encode(module, image)[:, WINDOWS]
+    encoded = latents.encode_in_turns(module, image)[:, WINDOWS]
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     return stage.condition(flat(first), flat(encoded), jnp.full(encoded.shape[0] * len(WINDOWS), told))
 
