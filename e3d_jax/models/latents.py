@@ -46,7 +46,7 @@ def encode(module: autoencoder.Autoencoder, image: Float[Array, "*b h w c"]) -> 
 
 
 def encode_in_turns(module: autoencoder.Autoencoder, image: Float[Array, "*b h w c"]) -> Float[Array, "*b hl wl z"]:
-    """The same, a few images after another; not for a batch that is split over devices."""
+    """The same, a few images after another; a batch that is split over devices is gathered for it."""
     found = _in_turns(functools.partial(encode, module), image.reshape(-1, 1, *image.shape[-3:]))
     return found.reshape(*image.shape[:-3], *found.shape[-3:])
 
