@@ -53,6 +53,9 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
         sample = random_array(windows, frames, *latent[:2], model["unet"]["in_channels"])
         inputs = (unet, sample, jnp.full(windows, 1.0), random_array(windows, *token), added, labels)
         return lambda unet, *inputs: unet(*inputs), inputs
+    if case == "image_encoder":
+        encoder = random_weights.random_module("interpolation", config["interpolation"]["model"], DTYPE).image_encoder
+        return lambda encoder, images: encoder(images), (encoder, random_array(windows, *(encoder.image_size,) * 2, 3))
     module = random_weights.random_module(owner, shape, DTYPE)
     if case == "encode":
         images = random_array(2 * views * objects, size, size, shape["in_channels"])

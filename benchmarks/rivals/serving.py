@@ -17,6 +17,7 @@ from ml_collections import config_flags
 CASES = {
     "anchor": "anchor U-Net, one call for --objects",
     "interpolation": "interpolation U-Net, one call for the four windows of --objects",
+    "image_encoder": "image encoder of the interpolation, the windows of --objects",
     "encode": "autoencoder, input pair and its views to latents",
     "decode": "autoencoder, anchors of both domains from latents",
     "decode_windows": "autoencoder of the interpolation, four windows from latents",

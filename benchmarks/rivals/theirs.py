@@ -118,6 +118,15 @@ def call_of(case: str, config):
         unet = _ready(unet_of(case, config).to(DEVICE, DTYPE).eval())
         inputs = unet_inputs(case, config, objects if case == "anchor" else windows, DTYPE)
         return lambda: unet(**inputs, return_dict=False)[0]
+    if case == "image_encoder":
+        import transformers  # Slow to import, and of use here alone.
+
+        arguments = {"in_channels": 3, "activation": "quick_gelu", **config["interpolation"]["model"]["image_encoder"]}
+        theirs = formats.COMPONENTS["CLIPVisionModelWithProjection"].config(arguments)
+        encoder = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**theirs))
+        encoder = _ready(encoder.to(DEVICE, DTYPE).eval())
+        images = random_tensor(windows, 3, *(theirs["image_size"],) * 2)
+        return lambda: encoder(images).image_embeds
     module = autoencoder_of("interpolation" if case == "decode_windows" else "anchor", config).to(DEVICE, DTYPE).eval()
     shape, size = module.config, config["size"]
     side = size // 2 ** (len(shape.block_out_channels) - 1)
