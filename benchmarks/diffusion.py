@@ -29,7 +29,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each rival.", lower_bound=1
 TIMES = flags.DEFINE_integer("times", 10, "Runs in a turn.", lower_bound=1)
 APART = flags.DEFINE_bool("apart", False, "One rival after another.")
 OUT = flags.DEFINE_string("out", None, "File of the results, JSON.")
-PASSED_ON = ("config", "objects", "train_objects", "train_windows")
+COUNTS = ("objects", "train_objects", "train_windows")
 
 
 class Rival:
@@ -37,7 +37,8 @@ class Rival:
 
     def __init__(self, name: str, case: str):
         script = "ours.py" if name == "ours" else "theirs.py"
-        given = [a for a in sys.argv[1:] if a.lstrip("-").split("=")[0].split(".")[0] in PASSED_ON]
+        given = [a for a in sys.argv[1:] if a.lstrip("-").split("=")[0].split(".")[0] == "config"]
+        given += [f"--{count}={flags.FLAGS[count].value}" for count in COUNTS]
         options = ["--compile"] if name == "compiled" else []
         command = [sys.executable, str(RIVALS / script), f"--case={case}", *given, *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -90,7 +90,7 @@ def _anchor() -> dict:
         "activation": "quick_gelu",
     }
     return {
-        "model": {"unet": _unet() | unet, "image_encoder": image_encoder},
+        "model": {"unet": _unet() | unet, "image_encoder": image_encoder, "injection": True},
         "sampling": {"sampler": "ddim", "num_steps": 50},
         "loss": {
             "prediction": "epsilon",

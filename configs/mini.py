@@ -128,7 +128,7 @@ def _anchor() -> ml_collections.ConfigDict:
     }
     return ml_collections.ConfigDict(
         {
-            # Without the injection of the image-normal pair: what the paper's ablation compares with.
+            # injection=False is what the paper compares the injection of the image-normal pair with.
             "model": {"unet": unet, "image_encoder": _image_encoder(128), "injection": True},
             # Few steps give the mean of what may be there: closer to the truth and smoother. More make it sharper.
             "sampling": {"sampler": "ddim", "num_steps": 2},

@@ -103,5 +103,6 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     models["anchor"]["loss"] = {name: loss.get(name) for name in anchors.TRAINED}
     leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
     named = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
+    named.setdefault("anchor.model.injection", True)  # As modules have it by default.
     # Recomputing layers in training changes no result.
     return {name: value for name, value in named.items() if not name.endswith(".remat")}

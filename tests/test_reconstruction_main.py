@@ -94,6 +94,15 @@ def test_cameras_that_look_elsewhere_are_named():
         fit.fit(away, sphere.TINY, jax.random.key(0))
 
 
+def test_a_pose_that_is_not_finite_is_named():
+    views = sphere.sphere_views()
+    poses = np.array(views.cameras.world_from_cam)
+    poses[2, 0, 3] = np.nan
+    broken = dataclasses.replace(views, cameras=dataclasses.replace(views.cameras, world_from_cam=poses))
+    with pytest.raises(ValueError, match="poses of views 2 are not finite"):
+        fit.fit(broken, sphere.TINY, jax.random.key(0))
+
+
 @pytest.mark.parametrize("kind", ["empty", "another"])
 def test_a_view_of_something_else_is_left_out(kind):
     views = sphere.sphere_views(num_views=32)

@@ -67,7 +67,9 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path, task):
         folder.write(tmp_path / "copy", "normals", folder.read(tmp_path, "normals"), CONFIG, 10**9)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 5 * ones.nbytes
+    # Parameters on a processor may stay in the memory that they were read to, half of that of their float32 file.
+    kept = len(names) * ones.nbytes / 2 if task == "load" else 0
+    assert peak < kept + 5 * ones.nbytes
 
 
 def test_large_components_are_split(tmp_path, monkeypatch):

@@ -20,6 +20,12 @@ def test_bundled_weights_are_those_of_the_config():
     assert settings.differences(folder.read_config(BUNDLED), mini.get_config().to_dict()) == []
 
 
+def test_weights_of_a_config_that_does_not_speak_of_injection_have_it():
+    stored = folder.read_config(BUNDLED)
+    del stored["anchor"]["model"]["injection"]
+    assert settings.differences(stored, mini.get_config().to_dict()) == []
+
+
 def test_bundled_weights_are_small():
     assert sum(file.stat().st_size for file in BUNDLED.glob("*.safetensors")) < 60e6
 

@@ -58,9 +58,9 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
         return lambda encoder, images: encoder(images), (encoder, random_array(windows, *(encoder.image_size,) * 2, 3))
     module = random_weights.random_module(owner, shape, DTYPE)
     if case == "encode":
-        images = random_array(2 * views * objects, size, size, shape["in_channels"])
+        images = random_array(serving.ENCODED * objects, size, size, shape["in_channels"])
         return latents.encode_in_turns, (module, images)
-    count = (2 * objects, views - 1) if case == "decode" else (windows, frames)
+    count = (2 * objects, views - 1) if case == "decode" else (windows, serving.decoded_frames(shape))
     return latents.decode, (module, random_array(*count, *latent))
 
 

@@ -8,23 +8,32 @@ waiting for the one before, as a sampler gives its steps and a loop its batches.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from e3d_jax import cameras
+from e3d_jax.sampling import interpolation
+
 CASES = {
     "anchor": "anchor U-Net, one call for --objects",
     "interpolation": "interpolation U-Net, one call for the four windows of --objects",
     "image_encoder": "image encoder of the interpolation, the windows of --objects",
-    "encode": "autoencoder, input pair and its views to latents",
+    "encode": "autoencoder, input pair and the eight anchors to latents",
     "decode": "autoencoder, anchors of both domains from latents",
-    "decode_windows": "autoencoder of the interpolation, four windows from latents",
+    "decode_windows": "autoencoder of the interpolation, what of four windows is decoded",
     "anchor_train": "train step of the anchor stage, --train_objects",
     "interpolation_train": "train step of the interpolation stage, --train_windows",
 }
 NUM_WINDOWS = 4
+ENCODED = 2 + cameras.NUM_ANCHORS
+
+
+def decoded_frames(autoencoder: Mapping[str, Any]) -> int:
+    """How many frames of a window are decoded: all where the decoder sees them together, else those that are new."""
+    return cameras.WINDOW_FRAMES if autoencoder.get("temporal_decoder") else len(interpolation.NEW_FRAMES)
 
 
 def define_flags() -> None:

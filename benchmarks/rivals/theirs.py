@@ -109,7 +109,7 @@ def unet_inputs(stage: str, config, count: int, dtype: torch.dtype) -> dict[str,
 
 def call_of(case: str, config):
     """A function without a gradient."""
-    objects, views = flags.FLAGS.objects, cameras.NUM_ANCHORS + 1
+    objects = flags.FLAGS.objects
     windows = serving.NUM_WINDOWS * objects
     if case == "matmul":
         a, b = (random_tensor(*(8192 if CUDA else 2048,) * 2) for _ in range(2))
@@ -131,9 +131,10 @@ def call_of(case: str, config):
     shape, size = module.config, config["size"]
     side = size // 2 ** (len(shape.block_out_channels) - 1)
     if case == "encode":
-        encode, images = _ready(module.encoder), random_tensor(2 * views * objects, shape.in_channels, size, size)
+        encode, images = _ready(module.encoder), random_tensor(serving.ENCODED * objects, shape.in_channels, size, size)
         return lambda: module.quant_conv(encode(images)) if module.quant_conv is not None else encode(images)
-    count = windows * cameras.WINDOW_FRAMES if case == "decode_windows" else 2 * (views - 1) * objects
+    frames = serving.decoded_frames(config[build.provider(config, "interpolation", "autoencoder")]["model"])
+    count = windows * frames if case == "decode_windows" else 2 * cameras.NUM_ANCHORS * objects
     latents = random_tensor(count, shape.latent_channels, side, side)
     if "Temporal" in type(module).__name__:
         decode, which = _ready(module.decoder), torch.zeros(windows, cameras.WINDOW_FRAMES, device=DEVICE, dtype=DTYPE)

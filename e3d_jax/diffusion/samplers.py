@@ -96,7 +96,7 @@ def advance_in_parts(
     Args:
       take: a compiled :func:`advance` with its denoiser bound.
       progress: where sampling stands.
-      plan: all steps.
+      plan: all steps, at least one.
       report: called with the number of steps after each part.
     """
     chunk = max(size for size in range(1, CHUNK + 1) if len(plan) % size == 0)

@@ -132,7 +132,8 @@ def depth_maps(mesh: structs.Mesh, cameras: structs.Cameras) -> Float[np.ndarray
         depth, alpha = surface.draw(cameras[[view]], along, supersampling=1)
         return np.where(alpha > 0, depth[..., 0], np.inf)
 
-    with futures.ThreadPoolExecutor() as pool:
+    # Not too many at once: each holds the rays of a view.
+    with futures.ThreadPoolExecutor(8) as pool:
         return np.stack(list(pool.map(draw, range(len(poses))))).astype(np.float32)
 
 

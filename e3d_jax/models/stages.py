@@ -144,7 +144,7 @@ class AnchorStage(nnx.Module):
     def __call__(
         self, noisy: Float[Array, "d b v h w c"], time: Float[Array, " b"], condition: AnchorCondition
     ) -> Float[Array, "d b v h w c"]:
-        """The U-Net's output for the eight noisy views; the ninth, clean reference view is added and dropped here."""
+        """The U-Net's output for the eight noisy views; a ninth, clean reference view is added and dropped here."""
         if not self.injection:
             condition = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), condition)
         _, batch, views = noisy.shape[:3]

@@ -56,6 +56,8 @@ def carve(
 def _check_cameras(cameras: structs.Cameras, half_extent: float) -> None:
     """Every camera must see something of the ball around the origin that the cube holds."""
     pose = np.asarray(cameras.world_from_cam)
+    if broken := np.flatnonzero(~np.isfinite(pose).all((1, 2))).tolist():
+        raise ValueError(f"the poses of views {', '.join(map(str, broken))} are not finite; leave these views out")
     middle = -np.einsum("vji,vj->vi", pose[:, :3, :3], pose[:, :3, 3])
     depth = np.maximum(middle[:, 2:], 1e-6)
     pixel, reach = (

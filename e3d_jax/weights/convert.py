@@ -188,7 +188,7 @@ def export_pipelines(
     config = folder.read_config(source)
     try:
         if "anchor" in config and not config["anchor"]["model"].get("injection", True):
-            raise ValueError(f"the anchors in {source} were trained without injection, as no released pipeline is")
+            raise ValueError(f"the anchors in {source} are without injection, which no pipeline can say; export others")
         chosen = {(stage, part): _export_part(source, config, part, dtype) for stage in PARTS for part in PARTS[stage]}
         schedulers = {stage: _scheduler(stage, config) for stage in PARTS}
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
