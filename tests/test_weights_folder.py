@@ -65,11 +65,11 @@ def test_one_tensor_at_a_time_is_in_memory(tmp_path, task):
         folder.load(tmp_path, "normals", module)
     else:
         folder.write(tmp_path / "copy", "normals", folder.read(tmp_path, "normals"), CONFIG, 10**9)
-    _, peak = tracemalloc.get_traced_memory()
+    left, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # Parameters on a processor may stay in the memory that they were read to, half of that of their float32 file.
-    kept = len(names) * ones.nbytes / 2 if task == "load" else 0
-    assert peak < kept + 5 * ones.nbytes
+    # Parameters on a processor may stay in the memory that they were cast to, where that happens to be aligned.
+    parameters = len(names) * shape.size * shape.dtype.itemsize if task == "load" else 0
+    assert peak - min(left, parameters) < 5 * ones.nbytes
 
 
 def test_large_components_are_split(tmp_path, monkeypatch):
