@@ -29,6 +29,11 @@ def random_array(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Ar
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
 
 
+def apply(module: Any, *inputs: jax.Array) -> Any:
+    """A module's result."""
+    return module(*inputs)
+
+
 def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
     """A function without a gradient, and its arguments."""
     objects, windows = flags.FLAGS.objects, serving.NUM_WINDOWS * flags.FLAGS.objects
@@ -46,16 +51,16 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
         labels = jnp.broadcast_to(jnp.asarray(stages.anchor_labels())[:, None], (2, objects, views, 12))
         sample = random_array(2, objects, views, *latent[:2], model["unet"]["in_channels"])
         context = random_array(2, objects, views, *token)
-        return lambda unet, *inputs: unet(*inputs), (unet, sample, jnp.full(objects, 500.0), context, labels)
+        return apply, (unet, sample, jnp.full(objects, 500.0), context, labels)
     if case == "interpolation":
         labels = jnp.broadcast_to(jnp.asarray(stages.window_labels()), (windows, frames, 6))
         added = jnp.broadcast_to(jnp.asarray([7.0, 127.0, 0.02]), (windows, 3))
         sample = random_array(windows, frames, *latent[:2], model["unet"]["in_channels"])
         inputs = (unet, sample, jnp.full(windows, 1.0), random_array(windows, *token), added, labels)
-        return lambda unet, *inputs: unet(*inputs), inputs
+        return apply, inputs
     if case == "image_encoder":
         encoder = random_weights.random_module("interpolation", config["interpolation"]["model"], DTYPE).image_encoder
-        return lambda encoder, images: encoder(images), (encoder, random_array(windows, *(encoder.image_size,) * 2, 3))
+        return apply, (encoder, random_array(windows, *(encoder.image_size,) * 2, 3))
     module = random_weights.random_module(owner, shape, DTYPE)
     if case == "encode":
         images = random_array(serving.ENCODED * objects, size, size, shape["in_channels"])

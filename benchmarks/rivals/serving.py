@@ -27,7 +27,7 @@ CASES = {
     "anchor_train": "train step of the anchor stage, --train_objects",
     "interpolation_train": "train step of the interpolation stage, --train_windows",
 }
-NUM_WINDOWS = 4
+NUM_WINDOWS = len(cameras.WINDOWS)
 ENCODED = 2 + cameras.NUM_ANCHORS
 
 
