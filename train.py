@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from e3d_jax.data import loader
 from e3d_jax.models import build
-from e3d_jax.training import loop
+from e3d_jax.training import loop, sharding
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/mini.py", "The system to train.")
 STAGE = flags.DEFINE_enum("stage", None, build.COMPONENTS, "The stage to train.", required=True)
@@ -50,6 +50,7 @@ def main(_) -> None:
     """Reads the flags and trains."""
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_threefry_partitionable", True)
+    sharding.stable_cache_keys()
     try:
         if COORDINATOR.value:
             jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)

@@ -1,3 +1,5 @@
+import statistics
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,18 @@ def test_attention_matches_its_definition():
     key, value = (noise(seed, 2, 3, 6, 2, 4) for seed in (1, 2))
     expected = attend_slowly(*(np.asarray(x) for x in (query, key, value)))
     np.testing.assert_allclose(attention.attend(query, key, value), expected, atol=1e-6)
+
+
+def test_gated_gelu_matches_its_definition():
+    x = noise(0, 3, 8)
+    value, gate = np.split(np.asarray(x), 2, -1)
+    normal = np.vectorize(statistics.NormalDist().cdf)(gate)
+    np.testing.assert_allclose(layers.geglu(x), value * gate * normal, atol=1e-6)
+
+
+def test_gated_gelu_keeps_its_input_alone_for_the_backward_pass():
+    kept = jax.tree.leaves(jax.vjp(layers.geglu, noise(0, 3, 8))[1])
+    assert sum(array.size for array in kept if array.ndim) == 3 * 8
 
 
 def test_spatial_attention_stays_in_its_image():

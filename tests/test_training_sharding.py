@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import layout
 
 from configs import mini
 from e3d_jax.training import sharding, state, steps
@@ -48,6 +49,18 @@ def test_hosts_share_batches_alone(hosts):
 def test_a_mesh_that_hosts_cannot_share_evenly_keeps_their_order():
     gpus = [Device(i, i // 4, i // 4, "NVIDIA H200", "gpu") for i in range(8)]
     assert [device.id for device in sharding.arrange((1, 8, 1), gpus).flat] == list(range(8))
+
+
+def test_the_gradient_of_a_kernel_comes_in_the_order_of_the_kernel():
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    stored = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, None, None))
+
+    def loss(kernel, weights):  # As cuDNN does, the sum goes over its kernel in another order.
+        return (sharding.gathered(kernel, jnp.float32, stored).transpose(3, 0, 1, 2) * weights).sum()
+
+    gradient = jax.jit(jax.grad(loss), out_shardings=layout.Format(layout.Layout.AUTO))
+    compiled = gradient.lower(*(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((3, 3, 8, 4), (4, 3, 3, 8)))).compile()
+    assert compiled.output_formats.layout.major_to_minor == (0, 1, 2, 3)
 
 
 def _spec(name, shape, sizes):

@@ -181,8 +181,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[jax.Array, "*lead c"]) -> Float[jax.Array, "*lead c"]:
         """Transform each token alone."""
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return self.out(value * layers.gelu(gate))
+        return self.out(layers.geglu(self.proj(x)))
 
 
 class TransformerBlock(nnx.Module):

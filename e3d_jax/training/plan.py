@@ -263,6 +263,7 @@ def main(_) -> None:
     """Plans, and looks for settings that fit."""
     config, stage = flags.FLAGS.config.to_dict(), flags.FLAGS.stage
     jax.config.update("jax_num_cpu_devices", flags.FLAGS.devices or 1)
+    sharding.stable_cache_keys()
     if flags.FLAGS.topology:
         jax.config.update("jax_platforms", "cpu")
     try:

@@ -8,13 +8,14 @@ A parameter's logical axes follow from the kind of its layer, that is from the e
 logical axes, such as a bias, is copied to every device.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import layout, mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
@@ -30,6 +31,14 @@ LOGICAL_AXES = (
     (re.compile(r"\.(ff\w*\.out|fc2)\.kernel$"), ("mlp", "embed")),
     (re.compile(r"\.(kernel|embedding)$"), ("in", "out")),
 )
+
+
+def stable_cache_keys() -> None:
+    """Let a process find in the compilation cache what another compiled for several GPUs.
+
+    Fused attention brings a rule of its own for being split, and the address of that rule would be a part of the key.
+    """
+    jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -122,12 +131,25 @@ def gathered(params: Any, dtype: Any, stored: Any) -> Any:
 
         def scatter(_, gradient):
             # Not whole first: a device needs no more than the sum of its own part.
+            gradient = _row_major(gradient, stored) if gradient.ndim > 2 else gradient
             return (jax.lax.with_sharding_constraint(gradient.astype(param.dtype), stored),)
 
         whole.defvjp(lambda param: (whole(param), None), scatter)
         return whole(param)
 
     return jax.tree.map(gather, params, stored)
+
+
+def _row_major(gradient: jax.Array, stored: NamedSharding) -> jax.Array:
+    """A gradient in the order of dimensions of its parameter.
+
+    cuDNN gives that of a convolution's kernel in another. Left alone, XLA would update parameter, moments and average
+    in that order, too, and copy all of them there and back.
+    """
+    order = layout.Layout(tuple(range(gradient.ndim)))
+    constrain = functools.partial(layout.with_layout_constraint, layouts=order)
+    # Each device for itself: the partitioner would gather what it is to lay out.
+    return jax.shard_map(constrain, mesh=stored.mesh, in_specs=stored.spec, out_specs=stored.spec)(gradient)
 
 
 def without_fsdp(stored: NamedSharding) -> NamedSharding:
