@@ -1,15 +1,26 @@
-"""Components with random weights, made where they are used: full-size ones at once, and never on the host."""
+"""Components with random weights, made where they are used: full-size ones at once, and never on the host.
+
+    python benchmarks/random_weights.py --out=DIR [--config=configs/envision3d.py]
+
+writes a weights folder of a whole system, to time what starts from one.
+"""
 
 import functools
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import app, flags
 from flax import nnx
+from ml_collections import config_flags
 
 from e3d_jax.models import build
+from e3d_jax.weights import folder
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -33,3 +44,21 @@ def random_module(name: build.Component, arguments: Mapping[str, Any], dtype: An
             value = _kernel(jnp.uint32(index), parameter.shape, parameter.dtype)
         parameter.set_value(value)
     return jax.block_until_ready(module)
+
+
+def define_flags() -> None:
+    """The options of the command; defined late, as others import this file."""
+    config_flags.DEFINE_config_file("config", str(REPOSITORY / "configs/envision3d.py"), "The system.")
+    flags.DEFINE_string("out", None, "Weights folder.", required=True)
+
+
+def main(_) -> None:
+    """Writes a component after the other."""
+    config = flags.FLAGS.config.to_dict()
+    for name in build.components_of(config):
+        folder.save(flags.FLAGS.out, name, random_module(name, config[name]["model"], jnp.bfloat16), config)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -37,6 +37,8 @@ def stable_cache_keys() -> None:
     """Let a process find in the compilation cache what another compiled for several GPUs.
 
     Fused attention brings a rule of its own for being split, and the address of that rule would be a part of the key.
+    Without it, options of the attention that do not show in its operands' shapes are not in the key, either: who adds
+    one, say a mask, has to empty the cache.
     """
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
