@@ -3,6 +3,7 @@
 python infer.py IMAGE [IMAGE ...] --out=DIR [--normal=NORMAL.png] [--seed=0] [--config.KEY=VALUE ...]
 """
 
+import functools
 import os
 import pathlib
 import sys
@@ -10,9 +11,8 @@ import warnings
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from e3d_jax import outputs, system
+from e3d_jax import outputs, settings, system
 
 # Beside this file, so that it can be called from any folder.
 SETTINGS = pathlib.Path(__file__).resolve().parent / "configs/mini.py"
@@ -20,22 +20,8 @@ WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights, or a folder s
 OUT = flags.DEFINE_string("out", None, "Where the results go, one folder an image.", required=True)
 NORMAL = flags.DEFINE_string("normal", None, "Normal map of the (single) image; estimated when not given.")
 SEED = flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0, upper_bound=system.MAX_SEED)
+parse_flags = functools.partial(settings.parse_flags, "infer.py", str(SETTINGS))
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "e3d_jax"
-
-
-def parse_flags(arguments: list[str]) -> list[str]:
-    """The positional arguments; a flag or setting that cannot be used ends in one sentence."""
-    try:
-        # Defined here because that alone already reads the settings on the command line.
-        config_flags.DEFINE_config_file("config", str(SETTINGS), "The system to run.")
-        positional = flags.FLAGS(arguments)
-        flags.FLAGS.config.to_dict()  # A file that cannot be loaded is reported when it is first looked at.
-        return positional
-    except Exception as error:  # A config is a program: it may fail in any way.
-        if isinstance(error, AttributeError) and isinstance(error.args[0], KeyError):
-            sys.exit("infer.py: the config has no setting " + error.args[0].args[0].replace("\n", "; "))
-        # The last line says why; those before it, if any, are the path to it.
-        sys.exit(f"infer.py: {str(error).strip().splitlines()[-1].strip()}")
 
 
 def main(arguments: list[str]) -> None:

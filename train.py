@@ -6,6 +6,7 @@ Stages, in order: autoencoder and normals (either first), then anchor and interp
 and the components that it needs, start from another weights folder.
 """
 
+import functools
 import os
 import sys
 import typing
@@ -15,13 +16,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from e3d_jax import settings
 from e3d_jax.data import loader
 from e3d_jax.models import build
 from e3d_jax.training import loop, sharding
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/mini.py", "The system to train.")
 STAGE = flags.DEFINE_enum("stage", None, build.COMPONENTS, "The stage to train.", required=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and weights go.", required=True)
 INIT = flags.DEFINE_string("init", None, "Weights folder to start from, as `python -m e3d_jax.weights init` makes it.")
@@ -58,7 +58,7 @@ def main(_) -> None:
             jax.distributed.initialize()
         loop.train(
             typing.cast(loader.Stage, STAGE.value),
-            CONFIG.value.to_dict(),
+            flags.FLAGS.config.to_dict(),
             WORKDIR.value,
             loader.parse_shares(RECORDS.value or [f"{WORKDIR.value}/records"]),
             INIT.value,
@@ -71,4 +71,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=functools.partial(settings.parse_flags, "train.py", "configs/mini.py"))

@@ -1,16 +1,43 @@
-"""What a system's config must say: the plain mapping of a file in ``configs``, or of the JSON beside weights."""
+"""What a system's config, a file in ``configs`` or the JSON beside weights, must say; and commands that take one."""
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import flags
+from ml_collections import config_flags
 
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import build
 from e3d_jax.reconstruction import fit, pipeline
 from e3d_jax.sampling import anchors
+
+
+def parse_flags(command: str, config: str, arguments: list[str]) -> list[str]:
+    """The positional arguments, of a command that takes ``--config`` and settings of it; for ``absl.app.run``.
+
+    A flag or setting that cannot be used ends the command in one sentence.
+
+    Args:
+      command: its name in that sentence.
+      config: path of the config when none is given.
+      arguments: the command line.
+    """
+    try:
+        # Defined here because that alone already reads the settings on the command line.
+        config_flags.DEFINE_config_file("config", config, "The system.")
+        positional = flags.FLAGS(arguments)
+        flags.FLAGS.config.to_dict()  # A file that cannot be loaded is reported when it is first looked at.
+        return positional
+    except Exception as error:  # A config is a program: it may fail in any way.
+        cause = error.args[0] if isinstance(error, AttributeError) else error
+        if isinstance(cause, KeyError):
+            sys.exit(f"{command}: the config has no setting " + cause.args[0].strip('"').replace("\n", "; "))
+        # The last line says why; those before it, if any, are the path to it.
+        sys.exit(f"{command}: {str(error).strip().splitlines()[-1].strip()}")
 
 
 def check(config: Mapping[str, Any]) -> None:

@@ -168,6 +168,7 @@ def test_a_folder_of_the_user_is_found_before_the_work(infer, tmp_path, monkeypa
         (["a.png", "--out=out", "--seed=4294967296"], "not an integer in the range"),
         (["a.png", "--out=out", "--bogus=1"], "Unknown command line flag 'bogus'"),
         (["a.png", "--out=out", "--config.siez=64"], "no setting 'siez'; Did you mean \"size\""),
+        (["a.png", "--out=out", "--config.no.such=64"], "no setting 'no'"),
         (["a.png", "--out=out", "--config.size=many"], "invalid literal"),
         (["a.png", "--out=out", "--config=nowhere.py"], "No such file or directory: 'nowhere.py'"),
         (["a.png", "--out=out", f"--config={ROOT}/configs/mini.py:big"], "no variant 'big'"),

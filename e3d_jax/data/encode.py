@@ -25,9 +25,8 @@ from absl import app, flags
 from array_record.python import array_record_data_source
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
-from ml_collections import config_flags
 
-from e3d_jax import cameras
+from e3d_jax import cameras, settings
 from e3d_jax.data import encoded, loader, parallel, records
 from e3d_jax.models import build, latents, stages
 from e3d_jax.training import losses
@@ -209,7 +208,6 @@ def _fetch(stage, names, arrays) -> Iterator[encoded.Encoded]:
 
 def define_flags() -> None:
     """The options of the command; defined late, so that commands can be imported together."""
-    config_flags.DEFINE_config_file("config", "configs/envision3d.py", "The system.")
     flags.DEFINE_enum("stage", None, list(encoded.EXAMPLES), "The stage to encode for.", required=True)
     flags.DEFINE_string("weights", None, "Weights folder.", required=True)
     flags.DEFINE_string("records", None, "Folder of record shards of pictures.", required=True)
@@ -252,4 +250,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=functools.partial(settings.parse_flags, "e3d_jax.data.encode", "configs/envision3d.py"))

@@ -5,12 +5,13 @@
 DIR is WORKDIR/STAGE/checkpoints, or what train.py was given as ``--checkpoints``; the newest step when none is given.
 """
 
+import functools
 import sys
 import typing
 
 from absl import app, flags
-from ml_collections import config_flags
 
+from e3d_jax import settings
 from e3d_jax.models import build
 from e3d_jax.training import checkpoints, sharding, state, steps
 from e3d_jax.weights import folder
@@ -39,7 +40,6 @@ def export(config: dict[str, typing.Any], stage: build.Component, source: str, s
 
 def define_flags() -> None:
     """The options of the command; defined late, so that commands can be imported together."""
-    config_flags.DEFINE_config_file("config", "configs/mini.py", "The system that is trained.")
     flags.DEFINE_enum("stage", None, build.COMPONENTS, "The stage that is trained.", required=True)
     flags.DEFINE_string("checkpoints", None, "Folder of the run's checkpoints; may be gs://.", required=True)
     flags.DEFINE_integer("step", None, "Which of them.", lower_bound=1)
@@ -58,4 +58,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=functools.partial(settings.parse_flags, "e3d_jax.training.export", "configs/mini.py"))

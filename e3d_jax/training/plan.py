@@ -10,6 +10,7 @@ and whether it fits; if it does not, tries settings with which it would. TPU top
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -24,9 +25,8 @@ from absl import app, flags
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import config_flags
 
-from e3d_jax import cameras, files
+from e3d_jax import cameras, files, settings
 from e3d_jax.models import build
 from e3d_jax.training import costs, losses, sharding, steps
 from e3d_jax.training import state as state_lib
@@ -177,7 +177,7 @@ def alternatives(config: Mapping[str, Any], stage: str, num_devices: int) -> Ite
     # Widths that divide by 64 divide by less, but not by more.
     fsdp = math.gcd(num_devices // tensor, 64)
     whole, names = {"data": -1, "fsdp": fsdp, "tensor": tensor}, f"mesh.data=-1 mesh.fsdp={fsdp}"
-    settings: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    options: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         (names, whole, {}),
         (f"{stage}.train.remat=full", config["mesh"], {"remat": "full"}),
         (f"{names} {stage}.train.remat=full", whole, {"remat": "full"}),
@@ -185,9 +185,9 @@ def alternatives(config: Mapping[str, Any], stage: str, num_devices: int) -> Ite
     shares, parts = num_devices // tensor, 2
     while config[stage]["train"]["batch_size"] % (shares * parts) == 0:
         changes = {"remat": "full", "accumulate": parts}
-        settings.append((f"{names} {stage}.train.remat=full {stage}.train.accumulate={parts}", whole, changes))
+        options.append((f"{names} {stage}.train.remat=full {stage}.train.accumulate={parts}", whole, changes))
         parts *= 2
-    for name, mesh, changes in settings:
+    for name, mesh, changes in options:
         if (mesh, {**config[stage]["train"], **changes}) != (config["mesh"], config[stage]["train"]):
             changed = copy.deepcopy(dict(config))
             changed["mesh"] = dict(mesh)
@@ -251,7 +251,6 @@ def _try(config, stage, devices, inputs) -> Plan | None:
 
 def define_flags() -> None:
     """The options of the command; defined late, so that commands can be imported together."""
-    config_flags.DEFINE_config_file("config", "configs/envision3d.py", "The system to train.")
     flags.DEFINE_enum("stage", None, build.COMPONENTS, "The stage to train.", required=True)
     flags.DEFINE_string("topology", None, "A TPU slice, such as v5e:16x16, v5p:4x4x4 or v6e:16x16.")
     flags.DEFINE_integer("devices", None, "So many devices of this machine instead.", lower_bound=1)
@@ -290,4 +289,6 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(
+        main, flags_parser=functools.partial(settings.parse_flags, "e3d_jax.training.plan", "configs/envision3d.py")
+    )
