@@ -3,14 +3,13 @@
 python infer.py IMAGE [IMAGE ...] --out=DIR [--normal=NORMAL.png] [--seed=0] [--config.KEY=VALUE ...]
 """
 
-import functools
 import os
 import pathlib
 import sys
 import warnings
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from e3d_jax import outputs, settings, system
 
@@ -20,7 +19,6 @@ WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights, or a folder s
 OUT = flags.DEFINE_string("out", None, "Where the results go, one folder an image.", required=True)
 NORMAL = flags.DEFINE_string("normal", None, "Normal map of the (single) image; estimated when not given.")
 SEED = flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0, upper_bound=system.MAX_SEED)
-parse_flags = functools.partial(settings.parse_flags, "infer.py", str(SETTINGS))
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "e3d_jax"
 
 
@@ -62,4 +60,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    settings.run(main, "infer.py", str(SETTINGS))

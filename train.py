@@ -6,7 +6,6 @@ Stages, in order: autoencoder and normals (either first), then anchor and interp
 and the components that it needs, start from another weights folder.
 """
 
-import functools
 import os
 import sys
 import typing
@@ -15,7 +14,7 @@ import typing
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from e3d_jax import settings
 from e3d_jax.data import loader
@@ -71,4 +70,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=functools.partial(settings.parse_flags, "train.py", "configs/mini.py"))
+    settings.run(main, "train.py", "configs/mini.py")

@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from flax import nnx
-from ml_collections import config_flags
 
+from e3d_jax import settings
 from e3d_jax.models import build
 from e3d_jax.weights import folder
 
@@ -46,19 +46,14 @@ def random_module(name: build.Component, arguments: Mapping[str, Any], dtype: An
     return jax.block_until_ready(module)
 
 
-def define_flags() -> None:
-    """The options of the command; defined late, as others import this file."""
-    config_flags.DEFINE_config_file("config", str(REPOSITORY / "configs/envision3d.py"), "The system.")
-    flags.DEFINE_string("out", None, "Weights folder.", required=True)
-
-
 def main(_) -> None:
-    """Writes a component after the other."""
+    """Writes one component after another."""
     config = flags.FLAGS.config.to_dict()
     for name in build.components_of(config):
         folder.save(flags.FLAGS.out, name, random_module(name, config[name]["model"], jnp.bfloat16), config)
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    # Not at the top, as others import this file.
+    flags.DEFINE_string("out", None, "Weights folder.", required=True)
+    settings.run(main, "random_weights.py", str(REPOSITORY / "configs/envision3d.py"))

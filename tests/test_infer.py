@@ -13,7 +13,7 @@ from absl import flags
 from flax import nnx
 from PIL import Image
 
-from e3d_jax import system
+from e3d_jax import settings, system
 from e3d_jax.mesh import preview
 from e3d_jax.models import build
 
@@ -52,7 +52,7 @@ def infer(monkeypatch, tmp_path):
     def run(*arguments):
         command = ["infer.py", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)  # Settings of the config are read from there.
-        module.main(module.parse_flags(command))
+        module.main(settings.parse_flags("infer.py", str(module.SETTINGS), command))
 
     yield run
     for name in set(flags.FLAGS) - known:
@@ -169,6 +169,10 @@ def test_a_folder_of_the_user_is_found_before_the_work(infer, tmp_path, monkeypa
         (["a.png", "--out=out", "--bogus=1"], "Unknown command line flag 'bogus'"),
         (["a.png", "--out=out", "--config.siez=64"], "no setting 'siez'; Did you mean \"size\""),
         (["a.png", "--out=out", "--config.no.such=64"], "no setting 'no'"),
+        (
+            ["a.png", "--out=out", "--config.size.x=64"],
+            "does not exist and the type does not support indexing. Attempting to lookup: size.x",
+        ),
         (["a.png", "--out=out", "--config.size=many"], "invalid literal"),
         (["a.png", "--out=out", "--config=nowhere.py"], "No such file or directory: 'nowhere.py'"),
         (["a.png", "--out=out", f"--config={ROOT}/configs/mini.py:big"], "no variant 'big'"),
@@ -180,3 +184,12 @@ def test_a_folder_of_the_user_is_found_before_the_work(infer, tmp_path, monkeypa
 def test_refused(infer, tmp_path, arguments, said):
     (tmp_path / "file").touch()
     assert said in message(infer, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("assert 0", "AssertionError"), ("raise AttributeError", "AttributeError"), ("{}[3]", "KeyError: 3")],
+)
+def test_a_config_that_fails(infer, tmp_path, body, said):
+    (tmp_path / "own.py").write_text(f"def get_config():\n    {body}\n")
+    assert said in message(infer, "a.png", "--out=out", f"--config={tmp_path}/own.py")

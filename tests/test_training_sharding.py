@@ -51,9 +51,10 @@ def test_a_mesh_that_hosts_cannot_share_evenly_keeps_their_order():
     assert [device.id for device in sharding.arrange((1, 8, 1), gpus).flat] == list(range(8))
 
 
-def test_the_gradient_of_a_kernel_comes_in_the_order_of_the_kernel():
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-    stored = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, None, None))
+@pytest.mark.parametrize("split", [None, "fsdp"])
+def test_the_gradient_of_a_kernel_comes_in_the_order_of_the_kernel(split):
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 1}, jax.devices()[:2])
+    stored = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, None, split))
 
     def loss(kernel, weights):  # As cuDNN does, the sum goes over its kernel in another order.
         return (sharding.gathered(kernel, jnp.float32, stored).transpose(3, 0, 1, 2) * weights).sum()

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from array_record.python import array_record_data_source
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
@@ -250,4 +250,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=functools.partial(settings.parse_flags, "e3d_jax.data.encode", "configs/envision3d.py"))
+    settings.run(main, "e3d_jax.data.encode", "configs/envision3d.py")

@@ -59,6 +59,7 @@ def attend(
     """Softmax attention with scale 1/sqrt(e); the softmax is in float32 whatever the operands."""
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
     if kernel := implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3]):
+        # Options given here, such as a mask, would not be in the compilation cache's key (sharding.stable_cache_keys).
         attended = jax.nn.dot_product_attention(*flat, implementation=kernel)
     else:
         # By where the program will run, which is not here when a run on other hardware is planned.

@@ -60,6 +60,7 @@ layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=Fa
 
 
 def _gelu(x):
+    """Without a checkpoint, for functions that have their own: one inside another would compute it once more."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide / 2 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -73,7 +74,7 @@ def gelu(x: Float[jax.Array, "*s"]) -> Float[jax.Array, "*s"]:
     return _gelu(x)
 
 
-@jax.checkpoint
+@jax.checkpoint  # As above.
 def geglu(x: Float[jax.Array, "*s two_c"]) -> Float[jax.Array, "*s c"]:
     """The first half of the channels times :func:`gelu` of the second (arXiv 2002.05202)."""
     value, gate = jnp.split(x, 2, axis=-1)

@@ -5,11 +5,10 @@
 DIR is WORKDIR/STAGE/checkpoints, or what train.py was given as ``--checkpoints``; the newest step when none is given.
 """
 
-import functools
 import sys
 import typing
 
-from absl import app, flags
+from absl import flags
 
 from e3d_jax import settings
 from e3d_jax.models import build
@@ -58,4 +57,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=functools.partial(settings.parse_flags, "e3d_jax.training.export", "configs/mini.py"))
+    settings.run(main, "e3d_jax.training.export", "configs/mini.py")

@@ -10,7 +10,6 @@ and whether it fits; if it does not, tries settings with which it would. TPU top
 
 import copy
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
@@ -289,6 +288,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(
-        main, flags_parser=functools.partial(settings.parse_flags, "e3d_jax.training.plan", "configs/envision3d.py")
-    )
+    settings.run(main, "e3d_jax.training.plan", "configs/envision3d.py")
