@@ -132,10 +132,10 @@ def gathered(params: Any, dtype: Any, stored: Any) -> Any:
             return jax.lax.with_sharding_constraint(cast, without_fsdp(stored))
 
         def scatter(_, gradient):
-            # Not whole first: a device needs no more than the sum of its own part.
             # TPUs have orders of their own, and no use for this one.
             if gradient.ndim > 2 and stored.mesh.devices.flat[0].platform != "tpu":
                 gradient = _row_major(gradient, stored)
+            # Not whole first: a device needs no more than the sum of its own part.
             return (jax.lax.with_sharding_constraint(gradient.astype(param.dtype), stored),)
 
         whole.defvjp(lambda param: (whole(param), None), scatter)
