@@ -11,7 +11,7 @@ import warnings
 import jax
 from absl import flags, logging
 
-from e3d_jax import outputs, settings, system
+from e3d_jax import commands, outputs, system
 
 # Beside this file, so that it can be called from any folder.
 SETTINGS = pathlib.Path(__file__).resolve().parent / "configs/mini.py"
@@ -60,4 +60,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main, "infer.py", str(SETTINGS))
+    commands.run(main, "infer.py", str(SETTINGS))

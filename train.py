@@ -7,7 +7,6 @@ and the components that it needs, start from another weights folder.
 """
 
 import os
-import sys
 import typing
 
 # The loader's processes do many small products at once; more threads each would only fight over the cores.
@@ -16,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 from absl import flags, logging
 
-from e3d_jax import settings
+from e3d_jax import commands
 from e3d_jax.data import loader
 from e3d_jax.models import build
 from e3d_jax.training import loop, sharding
@@ -50,24 +49,21 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_threefry_partitionable", True)
     sharding.stable_cache_keys()
-    try:
-        if COORDINATOR.value:
-            jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        elif DISTRIBUTED.value or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-            jax.distributed.initialize()
-        loop.train(
-            typing.cast(loader.Stage, STAGE.value),
-            flags.FLAGS.config.to_dict(),
-            WORKDIR.value,
-            loader.parse_shares(RECORDS.value or [f"{WORKDIR.value}/records"]),
-            INIT.value,
-            unseen=UNSEEN.value,
-            checkpoints=CHECKPOINTS.value,
-            profile=_profiled(),
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}")
+    if COORDINATOR.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    elif DISTRIBUTED.value or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        jax.distributed.initialize()
+    loop.train(
+        typing.cast(loader.Stage, STAGE.value),
+        flags.FLAGS.config.to_dict(),
+        WORKDIR.value,
+        loader.parse_shares(RECORDS.value or [f"{WORKDIR.value}/records"]),
+        INIT.value,
+        unseen=UNSEEN.value,
+        checkpoints=CHECKPOINTS.value,
+        profile=_profiled(),
+    )
 
 
 if __name__ == "__main__":
-    settings.run(main, "train.py", "configs/mini.py")
+    commands.run(main, "train.py", "configs/mini.py")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import flags
 from flax import nnx
 
-from e3d_jax import settings
+from e3d_jax import commands
 from e3d_jax.models import build
 from e3d_jax.weights import folder
 
@@ -56,4 +56,4 @@ def main(_) -> None:
 if __name__ == "__main__":
     # Not at the top, as others import this file.
     flags.DEFINE_string("out", None, "Weights folder.", required=True)
-    settings.run(main, "random_weights.py", str(REPOSITORY / "configs/envision3d.py"))
+    commands.run(main, "random_weights.py", str(REPOSITORY / "configs/envision3d.py"))

@@ -13,7 +13,7 @@ from absl import flags
 from flax import nnx
 from PIL import Image
 
-from e3d_jax import settings, system
+from e3d_jax import commands, system
 from e3d_jax.mesh import preview
 from e3d_jax.models import build
 
@@ -50,9 +50,9 @@ def infer(monkeypatch, tmp_path):
     monkeypatch.setattr(module.jax.config, "update", lambda *_: None)
 
     def run(*arguments):
-        command = ["infer.py", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)  # Settings of the config are read from there.
-        module.main(settings.parse_flags("infer.py", str(module.SETTINGS), command))
+        line = ["infer.py", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", line)  # Settings of the config are read from there.
+        module.main(commands.parse_flags("infer.py", str(module.SETTINGS), line))
 
     yield run
     for name in set(flags.FLAGS) - known:

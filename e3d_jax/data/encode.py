@@ -11,7 +11,6 @@ interrupted one; several machines may each do every n-th (``--share=I/N``).
 import functools
 import itertools
 import pathlib
-import sys
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ from array_record.python import array_record_data_source
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from e3d_jax import cameras, settings
+from e3d_jax import cameras, commands
 from e3d_jax.data import encoded, loader, parallel, records
 from e3d_jax.models import build, latents, stages
 from e3d_jax.training import losses
@@ -219,35 +218,32 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Encodes shard after shard."""
-    try:
-        index, count = map(int, flags.FLAGS.share.split("/"))
-        shards = records.find_shards(flags.FLAGS.records)[index::count]
-        stage = typing.cast(build.Component, flags.FLAGS.stage)
-        config = flags.FLAGS.config.to_dict()
-        if loader.holds_encoded([flags.FLAGS.records], typing.cast(loader.Stage, stage), config["size"]):
-            raise ValueError(f"{flags.FLAGS.records} holds encoded records; give records of pictures")
-        encode = make_encoder(config, stage, flags.FLAGS.weights, flags.FLAGS.seed)
-        sources = {
-            path: array_record_data_source.ArrayRecordDataSource(shard)
-            for shard in shards
-            if not (path := pathlib.Path(flags.FLAGS.out) / pathlib.Path(shard).name).exists()
-        }
-        with (
-            parallel.host_processes(flags.FLAGS.workers) as pool,
-            tqdm.tqdm(total=sum(map(len, sources.values())), unit="object", mininterval=2) as bar,
-        ):
-            packed = (source[i] for source in sources.values() for i in range(len(source)))
-            pictures = parallel.in_order(pool, functools.partial(pictures_of, stage), packed)
-            objects = encode_objects(encode, stage, pictures)
-            for path, source in sources.items():
-                with records.Writer(path) as writer:
-                    for one in itertools.islice(objects, len(source)):
-                        writer.write(encoded.pack(one))
-                        bar.update()
-    except (ValueError, OSError) as error:
-        sys.exit(f"e3d_jax.data.encode: {error}")
+    index, count = map(int, flags.FLAGS.share.split("/"))
+    shards = records.find_shards(flags.FLAGS.records)[index::count]
+    stage = typing.cast(build.Component, flags.FLAGS.stage)
+    config = flags.FLAGS.config.to_dict()
+    if loader.holds_encoded([flags.FLAGS.records], typing.cast(loader.Stage, stage), config["size"]):
+        raise ValueError(f"{flags.FLAGS.records} holds encoded records; give records of pictures")
+    encode = make_encoder(config, stage, flags.FLAGS.weights, flags.FLAGS.seed)
+    sources = {
+        path: array_record_data_source.ArrayRecordDataSource(shard)
+        for shard in shards
+        if not (path := pathlib.Path(flags.FLAGS.out) / pathlib.Path(shard).name).exists()
+    }
+    with (
+        parallel.host_processes(flags.FLAGS.workers) as pool,
+        tqdm.tqdm(total=sum(map(len, sources.values())), unit="object", mininterval=2) as bar,
+    ):
+        packed = (source[i] for source in sources.values() for i in range(len(source)))
+        pictures = parallel.in_order(pool, functools.partial(pictures_of, stage), packed)
+        objects = encode_objects(encode, stage, pictures)
+        for path, source in sources.items():
+            with records.Writer(path) as writer:
+                for one in itertools.islice(objects, len(source)):
+                    writer.write(encoded.pack(one))
+                    bar.update()
 
 
 if __name__ == "__main__":
     define_flags()
-    settings.run(main, "e3d_jax.data.encode", "configs/envision3d.py")
+    commands.run(main, "e3d_jax.data.encode", "configs/envision3d.py")

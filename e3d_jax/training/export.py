@@ -5,12 +5,11 @@
 DIR is WORKDIR/STAGE/checkpoints, or what train.py was given as ``--checkpoints``; the newest step when none is given.
 """
 
-import sys
 import typing
 
 from absl import flags
 
-from e3d_jax import settings
+from e3d_jax import commands
 from e3d_jax.models import build
 from e3d_jax.training import checkpoints, sharding, state, steps
 from e3d_jax.weights import folder
@@ -47,14 +46,11 @@ def define_flags() -> None:
 
 def main(_) -> None:
     """Exports."""
-    try:
-        stage = typing.cast(build.Component, flags.FLAGS.stage)
-        step = export(flags.FLAGS.config.to_dict(), stage, flags.FLAGS.checkpoints, flags.FLAGS.step, flags.FLAGS.out)
-        print(f"{stage}: weights of step {step} are in {flags.FLAGS.out}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"e3d_jax.training.export: {error}")
+    stage = typing.cast(build.Component, flags.FLAGS.stage)
+    step = export(flags.FLAGS.config.to_dict(), stage, flags.FLAGS.checkpoints, flags.FLAGS.step, flags.FLAGS.out)
+    print(f"{stage}: weights of step {step} are in {flags.FLAGS.out}")
 
 
 if __name__ == "__main__":
     define_flags()
-    settings.run(main, "e3d_jax.training.export", "configs/mini.py")
+    commands.run(main, "e3d_jax.training.export", "configs/mini.py")

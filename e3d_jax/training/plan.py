@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import cameras, files, settings
+from e3d_jax import cameras, commands, files
 from e3d_jax.models import build
 from e3d_jax.training import costs, losses, sharding, steps
 from e3d_jax.training import state as state_lib
@@ -176,7 +175,7 @@ def alternatives(config: Mapping[str, Any], stage: str, num_devices: int) -> Ite
     # Widths that divide by 64 divide by less, but not by more.
     fsdp = math.gcd(num_devices // tensor, 64)
     whole, names = {"data": -1, "fsdp": fsdp, "tensor": tensor}, f"mesh.data=-1 mesh.fsdp={fsdp}"
-    options: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    settings: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         (names, whole, {}),
         (f"{stage}.train.remat=full", config["mesh"], {"remat": "full"}),
         (f"{names} {stage}.train.remat=full", whole, {"remat": "full"}),
@@ -184,9 +183,9 @@ def alternatives(config: Mapping[str, Any], stage: str, num_devices: int) -> Ite
     shares, parts = num_devices // tensor, 2
     while config[stage]["train"]["batch_size"] % (shares * parts) == 0:
         changes = {"remat": "full", "accumulate": parts}
-        options.append((f"{names} {stage}.train.remat=full {stage}.train.accumulate={parts}", whole, changes))
+        settings.append((f"{names} {stage}.train.remat=full {stage}.train.accumulate={parts}", whole, changes))
         parts *= 2
-    for name, mesh, changes in options:
+    for name, mesh, changes in settings:
         if (mesh, {**config[stage]["train"], **changes}) != (config["mesh"], config[stage]["train"]):
             changed = copy.deepcopy(dict(config))
             changed["mesh"] = dict(mesh)
@@ -264,28 +263,23 @@ def main(_) -> None:
     sharding.stable_cache_keys()
     if flags.FLAGS.topology:
         jax.config.update("jax_platforms", "cpu")
-    try:
-        if (flags.FLAGS.topology is None) == (flags.FLAGS.devices is None):
-            raise ValueError("give either --topology or --devices")
-        devices = tpu_devices(flags.FLAGS.topology) if flags.FLAGS.topology else jax.devices()[: flags.FLAGS.devices]
-        if flags.FLAGS.devices and len(devices) < flags.FLAGS.devices:
-            raise ValueError(f"this machine has {len(devices)} devices, not {flags.FLAGS.devices}; give what it has")
-        plan = _try(config, stage, devices, flags.FLAGS.inputs)
-        if plan is None or plan.fits is False:
-            for name, changed in alternatives(config, stage, len(devices)):
-                print(f"\nwith {name}:", flush=True)
-                plan = _try(changed, stage, devices, flags.FLAGS.inputs)
-                if plan and plan.fits:
-                    print(f"\nit fits with {' '.join(f'--config.{change}' for change in name.split())}")
-                    break
-        if flags.FLAGS.json and plan:
-            files.write_atomically(
-                pathlib.Path(flags.FLAGS.json), json.dumps(dataclasses.asdict(plan), indent=2).encode()
-            )
-    except (ValueError, OSError) as error:
-        sys.exit(f"e3d_jax.training.plan: {error}")
+    if (flags.FLAGS.topology is None) == (flags.FLAGS.devices is None):
+        raise ValueError("give either --topology or --devices")
+    devices = tpu_devices(flags.FLAGS.topology) if flags.FLAGS.topology else jax.devices()[: flags.FLAGS.devices]
+    if flags.FLAGS.devices and len(devices) < flags.FLAGS.devices:
+        raise ValueError(f"this machine has {len(devices)} devices, not {flags.FLAGS.devices}; give what it has")
+    plan = _try(config, stage, devices, flags.FLAGS.inputs)
+    if plan is None or plan.fits is False:
+        for name, changed in alternatives(config, stage, len(devices)):
+            print(f"\nwith {name}:", flush=True)
+            plan = _try(changed, stage, devices, flags.FLAGS.inputs)
+            if plan and plan.fits:
+                print(f"\nit fits with {' '.join(f'--config.{change}' for change in name.split())}")
+                break
+    if flags.FLAGS.json and plan:
+        files.write_atomically(pathlib.Path(flags.FLAGS.json), json.dumps(dataclasses.asdict(plan), indent=2).encode())
 
 
 if __name__ == "__main__":
     define_flags()
-    settings.run(main, "e3d_jax.training.plan", "configs/envision3d.py")
+    commands.run(main, "e3d_jax.training.plan", "configs/envision3d.py")
