@@ -3,6 +3,7 @@
 A step's checkpoint has the training state, and as JSON where the loader stands and the metrics not yet logged.
 """
 
+import copy
 import os
 from typing import Any
 
@@ -52,6 +53,8 @@ class Checkpoints:
         Raises:
           OSError: it, or the one before, cannot be written.
         """
+        # What is written later must not change with the loop's own lists.
+        progress = copy.deepcopy(progress)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         self._guarded(lambda: self._manager.save(step, args=items))
 
