@@ -1,5 +1,6 @@
 """A run that logs, leaves weights, and continues after whatever stopped it."""
 
+import gc
 import json
 import os
 import pathlib
@@ -7,15 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from configs import mini
 from e3d_jax.models import autoencoder
-from e3d_jax.training import export, loop, losses
+from e3d_jax.training import checkpoints, export, loop, losses
 from e3d_jax.weights import folder
 from tests import tiny
 
@@ -65,6 +68,19 @@ def test_a_run_continues_where_it_stopped(trained, tmp_path):
         loop.train("normals", half, str(tmp_path), {str(records): 1.0})
     loop.train("normals", half, str(tmp_path), {str(records): 1.0})
     assert _metrics(tmp_path)[-1]["loss"] == _metrics(workdir)[-1]["loss"]
+
+
+def test_what_tracing_left_is_no_garbage_while_a_run_lasts(trained, tmp_path, monkeypatch):
+    _, config, records = trained
+    left_out, write = [], loop.watching.Writer.write
+
+    def counting(*row):
+        left_out.append(gc.get_freeze_count())
+        write(*row)
+
+    monkeypatch.setattr(loop.watching.Writer, "write", counting)
+    loop.train("normals", config, str(tmp_path), {str(records): 1.0})
+    assert min(left_out) > 10_000 > gc.get_freeze_count()
 
 
 def test_a_work_folder_of_another_config_is_refused(trained):
@@ -176,6 +192,22 @@ def test_a_damaged_checkpoint_is_skipped_and_another_mesh_continues(long, tmp_pa
     loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0})
     np.testing.assert_allclose(_losses(tmp_path), _losses(workdir), rtol=1e-5)
     assert (tmp_path / "normals" / "checkpoints" / "damaged-5").exists()
+
+
+def test_a_save_is_of_its_moment_however_slow_the_storage(tmp_path, monkeypatch):
+    dumps = json.dumps
+
+    def slowly(*arguments, **settings):
+        time.sleep(0.2)
+        return dumps(*arguments, **settings)
+
+    monkeypatch.setattr(json, "dumps", slowly)
+    kept, state, recent = checkpoints.Checkpoints(str(tmp_path), 1, 0), {"x": jnp.zeros(2)}, [{"loss": 1.0}]
+    kept.save(1, state, {"recent": recent})
+    recent.append({"loss": 2.0})
+    kept.finish()
+    assert kept.restore(state)[1] == {"recent": [{"loss": 1.0}]}
+    kept.close()
 
 
 def test_a_checkpoint_of_another_model_is_refused(long, tmp_path, ball_folder):

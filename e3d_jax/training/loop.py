@@ -6,6 +6,7 @@ that it lacks come, and are copied, from the folder to start from.
 """
 
 import functools
+import gc
 import itertools
 import json
 import pathlib
@@ -77,9 +78,6 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     training = dict(config[stage]["train"])
     _check_same_config(run / "config.json", config[stage])
-    kept = checkpoints_lib.Checkpoints(
-        checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]
-    )
 
     # ---------------------------------------------------------------- devices and data
     mesh = sharding.make_mesh(config["mesh"])
@@ -91,6 +89,10 @@ def train(
     encoded = loader.holds_encoded(records, stage, config["size"])
     if encoded and "image_encoder" not in training["freeze"]:
         raise ValueError(f"{stage} trains its image encoder, but the records are encoded; train from pictures")
+    # Not opened for a run that is refused: its threads would outlive the message.
+    kept = checkpoints_lib.Checkpoints(
+        checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]
+    )
 
     # ---------------------------------------------------------------- modules
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
@@ -153,6 +155,9 @@ def train(
             if step == first:
                 # Compiling is no part of a step's time.
                 jax.block_until_ready(metrics)
+                # What tracing left lives as long as the run; looking through it for garbage takes as long as a step.
+                gc.collect()
+                gc.freeze()
                 timed, waited, since = 0, 0.0, time.perf_counter()
             # Batches of steps that the device has not begun must not fill its memory.
             jax.block_until_ready(recent[-3:-2])
@@ -187,6 +192,7 @@ def train(
                 break
         kept.finish()
     finally:
+        gc.unfreeze()
         # Whatever ends the run, what is being written is written whole.
         kept.close()
         writer.close()
