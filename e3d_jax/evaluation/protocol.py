@@ -1,6 +1,6 @@
 """The project's test: unseen synthetic objects, and optionally real meshes, from one picture each.
 
-    python -m e3d_jax.evaluation.protocol --out=DIR [--weights=mini] [--objects=40] [--real=DIR2]
+    python -m e3d_jax.evaluation.protocol --out=DIR [--weights=mini] [--objects=40] [--nomeshes] [--real=DIR2]
 
 Every object leaves one JSON file in ``--out`` and is skipped when that exists, so several processes may share the work
 by ranges (``--start``), and the last call prints the table of all. Synthetic objects are of the test split, which no
@@ -27,6 +27,7 @@ from e3d_jax.mesh import export
 OUT = flags.DEFINE_string("out", None, "Folder of the scores.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights or a weights folder.")
 OBJECTS = flags.DEFINE_integer("objects", 40, "How many synthetic test objects.", lower_bound=0)
+MESHES = flags.DEFINE_bool("meshes", True, "Whether to make and score meshes, too: most of the time goes there.")
 START = flags.DEFINE_integer("start", 0, "Number of the first one.", lower_bound=0)
 REAL = flags.DEFINE_string("real", None, "Folder of real meshes and front pictures.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the sampled views.", lower_bound=0)
@@ -49,18 +50,35 @@ def true_views(params: synthetic.ObjectParams, size: int) -> structs.ViewSet:
     )
 
 
-def score_object(model: system.System, index: int, seed: int, out: pathlib.Path) -> dict[str, Any]:
+def score_object(model: system.System, index: int, seed: int, out: pathlib.Path, meshes: bool) -> dict[str, Any]:
     """All scores of one synthetic test object, from its front view alone and from its true views.
 
     Angles of normals are means over the true silhouettes, where a missing normal counts as 90 degrees, and over the
-    pixels where there is a normal ("shared").
+    pixels where there is a normal ("shared"). Without ``meshes`` only views are scored, and nothing is written.
     """
     params = synthetic.take(synthetic.sample_batch("test", TEST_SEED, [index]), 0)
     true = true_views(params, model.size)
-    shape = synthetic.ground_truth_mesh(params)
     clock = system.Clock(progress=False)
     picture, encoded = model.prepare(true.rgba[0])
     views = model.generate(picture, encoded, seed, clock)
+    unseen = [report.view_scores(views.rgba[v], true.rgba[v]) for v in cameras.ANCHORS[1:]]
+    silhouettes = true.rgba[cameras.ANCHORS, ..., 3] > 0.5
+    shared = silhouettes & views.normals.any(-1)
+    new = np.setdiff1d(np.arange(cameras.NUM_VIEWS), cameras.ANCHORS)
+    between = model.interpolate(jnp.asarray(true.rgba[cameras.ANCHORS])[None], jax.random.key(seed))[0]
+    psnr = [report.view_scores(view, true.rgba[v])["psnr"] for view, v in zip(between, new, strict=True)]
+    scores = {
+        "family": synthetic.family_of("test", TEST_SEED, index),
+        "anchor_psnr": float(np.mean([s["psnr"] for s in unseen])),
+        "anchor_ssim": float(np.mean([s["ssim"] for s in unseen])),
+        "normal_angle_deg": metrics.normal_angle(views.normals, true.normals, silhouettes),
+        "normal_angle_shared_deg": metrics.normal_angle(views.normals, true.normals, shared) if shared.any() else 90.0,
+        "interpolated_psnr": float(np.mean(psnr)),
+    }
+    if not meshes:
+        return scores
+
+    shape = synthetic.ground_truth_mesh(params)
     try:
         mesh = model.reconstruct(views, seed, clock)
     except ValueError:
@@ -69,21 +87,8 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path)
         from_picture = report.mesh_scores(mesh, shape)
         result = system.Result(picture, encoded, views, mesh, clock.seconds, clock.peak_memory)
         outputs.write_result(out / f"object_{index:03d}", result, seed=seed, config=model.config)
-
-    unseen = [report.view_scores(views.rgba[v], true.rgba[v]) for v in cameras.ANCHORS[1:]]
-    silhouettes = true.rgba[cameras.ANCHORS, ..., 3] > 0.5
-    shared = silhouettes & views.normals.any(-1)
-    new = np.setdiff1d(np.arange(cameras.NUM_VIEWS), cameras.ANCHORS)
-    between = model.interpolate(jnp.asarray(true.rgba[cameras.ANCHORS])[None], jax.random.key(seed))[0]
-    psnr = [report.view_scores(view, true.rgba[v])["psnr"] for view, v in zip(between, new, strict=True)]
     rebuilt = model.reconstruct(true, seed, system.Clock(progress=False))
-    return {
-        "family": synthetic.family_of("test", TEST_SEED, index),
-        "anchor_psnr": float(np.mean([s["psnr"] for s in unseen])),
-        "anchor_ssim": float(np.mean([s["ssim"] for s in unseen])),
-        "normal_angle_deg": metrics.normal_angle(views.normals, true.normals, silhouettes),
-        "normal_angle_shared_deg": metrics.normal_angle(views.normals, true.normals, shared) if shared.any() else 90.0,
-        "interpolated_psnr": float(np.mean(psnr)),
+    return scores | {
         "mesh_iou": float(from_picture["volume_iou"]),
         "mesh_chamfer": from_picture["chamfer"],
         "mesh_normal_consistency": from_picture["normal_consistency"],
@@ -127,7 +132,7 @@ def main(_) -> None:
         model = system.load(WEIGHTS.value)
         for index in range(START.value, START.value + OBJECTS.value):
             if not (file := out / f"object_{index:03d}.json").exists():
-                scores = score_object(model, index, SEED.value, out)
+                scores = score_object(model, index, SEED.value, out, MESHES.value)
                 files.write_atomically(file, json.dumps(scores).encode())
                 print(index, {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}, flush=True)
         if REAL.value:
