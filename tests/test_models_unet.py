@@ -104,6 +104,15 @@ def test_rematerialisation_keeps_the_gradient():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def test_a_recomputed_layer_gives_the_gradients_of_parameters_and_input_together():
+    layers = [blocks.ResBlock(8, 8, norm_groups=4, rngs=nnx.Rngs(i)) for i in range(2)]
+    graph, state = nnx.split(blocks.Stage(layers, remat="full"))
+    total = lambda state, x: nnx.merge(graph, state)(x)[0].sum()  # noqa: E731
+    gradient = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(state, noise(0, 2, 4, 4, 8))
+    ties = [len(eqn.invars) for eqn in gradient.eqns if eqn.primitive.name == "optimization_barrier"]
+    assert ties == [len(jax.tree.leaves(state)) // 2 + 1] * 2
+
+
 @pytest.mark.parametrize("network, inputs", [(anchor_unet, anchor_inputs), (interpolation_unet, interpolation_inputs)])
 def test_bfloat16_agrees_with_float32(network, inputs):
     exact = call(network(), *inputs())

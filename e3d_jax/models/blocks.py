@@ -222,7 +222,22 @@ def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
         return layer(*args)  # type: ignore[operator]
     if remat not in REMAT_POLICIES:
         raise ValueError(f"unknown remat policy {remat!r}; choose one of none, {', '.join(REMAT_POLICIES)}")
-    return nnx.remat(lambda module, *inputs: module(*inputs), policy=REMAT_POLICIES[remat])(layer, *args)
+    graph, state = nnx.split(layer)
+    run = jax.checkpoint(lambda state, args: nnx.merge(graph, state)(*args), policy=REMAT_POLICIES[remat])
+    return run(*_together((state, args)))
+
+
+@jax.custom_vjp
+def _together(inputs):
+    """The same inputs, whose gradients are ready together or not at all.
+
+    XLA would else leave those of parameters to the end of a program for several devices, and keep for them what each
+    layer recomputed.
+    """
+    return inputs
+
+
+_together.defvjp(lambda inputs: (inputs, None), lambda _, gradients: (jax.lax.optimization_barrier(gradients),))
 
 
 class Stage(nnx.Module):
