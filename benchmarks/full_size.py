@@ -70,7 +70,7 @@ def main(_) -> None:
 
     modules: dict[str, nnx.Module] = {}
     for name in build.components_of(config):
-        modules[name] = random_weights.random_module(name, config[name]["model"], jnp.bfloat16)
+        modules[name] = random_weights.random_component(name, config[name]["model"], jnp.bfloat16)
         report("weights", name)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(modules))
     model = system.System(config, modules)

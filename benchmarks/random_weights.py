@@ -8,7 +8,7 @@ writes a weights folder of a whole system, to time what starts from one.
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,13 +30,18 @@ def _kernel(index: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return (values / math.sqrt(math.prod(shape[:-1]))).astype(dtype)
 
 
-def random_module(name: build.Component, arguments: Mapping[str, Any], dtype: Any) -> nnx.Module:
-    """A component whose kernels are random, norms one and biases zero.
+def random_component(name: build.Component, arguments: Mapping[str, Any], dtype: Any) -> nnx.Module:
+    """A component of a system, see :func:`random_module`."""
+    return random_module(functools.partial(build.build, name, arguments), dtype)
+
+
+def random_module(make: Callable[..., nnx.Module], dtype: Any) -> nnx.Module:
+    """A module whose kernels are random, norms one and biases zero, from what makes it of the types and ``rngs``.
 
     Every shape is a program of its own: one program that makes all of a large U-Net's thousand and more parameters
     takes a GPU's compiler many minutes.
     """
-    module = nnx.eval_shape(lambda: build.build(name, arguments, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: make(dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
     for index, (path, parameter) in enumerate(nnx.to_flat_state(nnx.state(module, nnx.Param))):
         if path[-1] in ("scale", "bias"):
             value = jnp.full(parameter.shape, float(path[-1] == "scale"), parameter.dtype)
@@ -50,7 +55,7 @@ def main(_) -> None:
     """Writes one component after another."""
     config = flags.FLAGS.config.to_dict()
     for name in build.components_of(config):
-        folder.save(flags.FLAGS.out, name, random_module(name, config[name]["model"], jnp.bfloat16), config)
+        folder.save(flags.FLAGS.out, name, random_component(name, config[name]["model"], jnp.bfloat16), config)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import serving
 from absl import app, flags
 
 from e3d_jax import cameras
-from e3d_jax.models import build, latents, stages
+from e3d_jax.models import build, image_encoder, latents, stages
 from e3d_jax.training import costs, plan, sharding, steps
 from e3d_jax.training import state as state_lib
 
@@ -45,7 +45,7 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
     latent = (side, side, shape["latent_channels"])
     if case in ("anchor", "interpolation"):
         model = config[case]["model"]
-        unet = random_weights.random_module(case, model, DTYPE).unet
+        unet = random_weights.random_component(case, model, DTYPE).unet
         token = (1, model["unet"]["cross_attention_dim"])
     if case == "anchor":
         labels = jnp.broadcast_to(jnp.asarray(stages.anchor_labels())[:, None], (2, objects, views, 12))
@@ -59,9 +59,10 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
         inputs = (unet, sample, jnp.full(windows, 1.0), random_array(windows, *token), added, labels)
         return apply, inputs
     if case == "image_encoder":
-        encoder = random_weights.random_module("interpolation", config["interpolation"]["model"], DTYPE).image_encoder
+        shape = config["interpolation"]["model"]["image_encoder"]
+        encoder = random_weights.random_module(functools.partial(image_encoder.ImageEncoder, **shape), DTYPE)
         return apply, (encoder, random_array(windows, *(encoder.image_size,) * 2, 3))
-    module = random_weights.random_module(owner, shape, DTYPE)
+    module = random_weights.random_component(owner, shape, DTYPE)
     if case == "encode":
         images = random_array(serving.ENCODED * objects, size, size, shape["in_channels"])
         return latents.encode_in_turns, (module, images)
