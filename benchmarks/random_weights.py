@@ -36,10 +36,14 @@ def random_component(name: build.Component, arguments: Mapping[str, Any], dtype:
 
 
 def random_module(make: Callable[..., nnx.Module], dtype: Any) -> nnx.Module:
-    """A module whose kernels are random, norms one and biases zero, from what makes it of the types and ``rngs``.
+    """A module whose kernels are random, norms one and biases zero.
 
     Every shape is a program of its own: one program that makes all of a large U-Net's thousand and more parameters
     takes a GPU's compiler many minutes.
+
+    Args:
+      make: what returns the module, from ``dtype``, ``param_dtype`` and ``rngs``.
+      dtype: of its computation and parameters.
     """
     module = nnx.eval_shape(lambda: make(dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
     for index, (path, parameter) in enumerate(nnx.to_flat_state(nnx.state(module, nnx.Param))):

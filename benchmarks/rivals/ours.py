@@ -59,8 +59,8 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
         inputs = (unet, sample, jnp.full(windows, 1.0), random_array(windows, *token), added, labels)
         return apply, inputs
     if case == "image_encoder":
-        shape = config["interpolation"]["model"]["image_encoder"]
-        encoder = random_weights.random_module(functools.partial(image_encoder.ImageEncoder, **shape), DTYPE)
+        arguments = config["interpolation"]["model"]["image_encoder"]
+        encoder = random_weights.random_module(functools.partial(image_encoder.ImageEncoder, **arguments), DTYPE)
         return apply, (encoder, random_array(windows, *(encoder.image_size,) * 2, 3))
     module = random_weights.random_component(owner, shape, DTYPE)
     if case == "encode":

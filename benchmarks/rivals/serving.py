@@ -57,10 +57,10 @@ def serve(
       wait: for the end of all runs, given the result of the last.
     """
     run, facts, after = prepare(flags.FLAGS.case)
-    print(json.dumps(facts), flush=True)
     # As in the training loop: what tracing left lives on, and is not looked through for garbage while runs are timed.
     gc.collect()
     gc.freeze()
+    print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
         for _ in range(count := int(line)):

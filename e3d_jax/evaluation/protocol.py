@@ -27,7 +27,7 @@ from e3d_jax.mesh import export
 OUT = flags.DEFINE_string("out", None, "Folder of the scores.", required=True)
 WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights or a weights folder.")
 OBJECTS = flags.DEFINE_integer("objects", 40, "How many synthetic test objects.", lower_bound=0)
-MESHES = flags.DEFINE_bool("meshes", True, "Whether to make and score meshes, too: most of the time goes there.")
+MESHES = flags.DEFINE_bool("meshes", True, "Of synthetic objects, too: most of the time goes there.")
 START = flags.DEFINE_integer("start", 0, "Number of the first one.", lower_bound=0)
 REAL = flags.DEFINE_string("real", None, "Folder of real meshes and front pictures.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the sampled views.", lower_bound=0)
@@ -51,10 +51,11 @@ def true_views(params: synthetic.ObjectParams, size: int) -> structs.ViewSet:
 
 
 def score_object(model: system.System, index: int, seed: int, out: pathlib.Path, meshes: bool) -> dict[str, Any]:
-    """All scores of one synthetic test object, from its front view alone and from its true views.
+    """The scores of one synthetic test object, from its front view alone and from its true views.
 
     Angles of normals are means over the true silhouettes, where a missing normal counts as 90 degrees, and over the
-    pixels where there is a normal ("shared"). Without ``meshes`` only views are scored, and nothing is written.
+    pixels where there is a normal ("shared"). Without ``meshes`` only views are scored, and ``out`` gets no files of
+    the object.
     """
     params = synthetic.take(synthetic.sample_batch("test", TEST_SEED, [index]), 0)
     true = true_views(params, model.size)
@@ -131,7 +132,7 @@ def main(_) -> None:
         out.mkdir(parents=True, exist_ok=True)
         model = system.load(WEIGHTS.value)
         for index in range(START.value, START.value + OBJECTS.value):
-            if not (file := out / f"object_{index:03d}.json").exists():
+            if not (file := out / f"{'object' if MESHES.value else 'views'}_{index:03d}.json").exists():
                 scores = score_object(model, index, SEED.value, out, MESHES.value)
                 files.write_atomically(file, json.dumps(scores).encode())
                 print(index, {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}, flush=True)
@@ -143,7 +144,7 @@ def main(_) -> None:
                     files.write_atomically(file, json.dumps(scores).encode())
     except (ValueError, OSError) as error:
         sys.exit(f"e3d_jax.evaluation.protocol: {error}")
-    for kind in ("object", "real"):
+    for kind in ("object", "views", "real"):
         if rows := [json.loads(file.read_text()) for file in sorted(out.glob(f"{kind}_*.json"))]:
             print(f"\nmean over {len(rows)} ({kind})\n{summary(rows)}")
 

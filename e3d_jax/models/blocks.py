@@ -210,7 +210,7 @@ def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
     """Call ``layer``.
 
     Args:
-      layer: the module.
+      layer: the module; recomputed, it must not change its own variables.
       *args: its arguments.
       remat: what its backward pass recomputes: "none", "full" for all of its inside, "dots" for all but products of
         matrices.
@@ -229,7 +229,7 @@ def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
 
 @jax.custom_vjp
 def _together(inputs):
-    """The same inputs, whose gradients are ready together or not at all.
+    """The same inputs, none of whose gradients is used before all are computed.
 
     XLA would else leave those of parameters to the end of a program for several devices, and keep for them what each
     layer recomputed.

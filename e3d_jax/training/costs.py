@@ -54,7 +54,8 @@ def chip(device_kind: str) -> Chip | None:
 def count(jaxpr: Any) -> float:
     """Operations of matrix products, convolutions and fused attention in a (closed) jaxpr; two for a multiply-add.
 
-    What a rematerialised block computes twice is counted twice.
+    What a rematerialised block computes twice is counted twice; gradients of its parameters count even where nothing
+    asks for them.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:

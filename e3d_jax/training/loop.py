@@ -89,7 +89,7 @@ def train(
     encoded = loader.holds_encoded(records, stage, config["size"])
     if encoded and "image_encoder" not in training["freeze"]:
         raise ValueError(f"{stage} trains its image encoder, but the records are encoded; train from pictures")
-    # Not opened for a run that is refused: its threads would outlive the message.
+    # Not before the records are known to be good: its threads would outlive the message.
     kept = checkpoints_lib.Checkpoints(
         checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]
     )
@@ -155,9 +155,7 @@ def train(
             if step == first:
                 # Compiling is no part of a step's time.
                 jax.block_until_ready(metrics)
-                # What tracing left lives as long as the run; looking through it for garbage takes as long as a step.
-                gc.collect()
-                gc.freeze()
+                _settle()
                 timed, waited, since = 0, 0.0, time.perf_counter()
             # Batches of steps that the device has not begun must not fill its memory.
             jax.block_until_ready(recent[-3:-2])
@@ -184,6 +182,7 @@ def train(
                 writer.write(done, scores)
                 if sheet is not None:
                     writer.image(done, "heldout", sheet)
+                _settle()
                 timed, waited, since = 0, 0.0, time.perf_counter()
             if done % training["checkpoint_every"] == 0 or done == last or stop:
                 recent = _on_host(recent)
@@ -214,6 +213,15 @@ def train(
 def _on_host(recent: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Metrics as plain numbers."""
     return [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(recent)]
+
+
+def _settle() -> None:
+    """Leave out of Python's search for garbage what there is now, until ``gc.unfreeze``.
+
+    What tracing left lives as long as the run, and looking through it takes as long as a step, again and again.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _stop_signal() -> Callable[[int], bool]:
