@@ -38,11 +38,8 @@ def main(arguments: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = flags.FLAGS.config.to_dict()
-    try:
-        outputs.check_writable(OUT.value)
-        model = system.load(WEIGHTS.value, config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"infer.py: {error}")
+    outputs.check_writable(OUT.value)
+    model = system.load(WEIGHTS.value, config)
     failed = 0
     for picture in pictures:
         target = pathlib.Path(OUT.value) / picture.stem

@@ -8,6 +8,18 @@ from absl import app, flags
 from ml_collections import config_flags
 
 
+def told(main: Callable[[list[str]], None], command: str) -> Callable[[list[str]], None]:
+    """A command's ``main`` that ends in a sentence, beginning with its name, where it raises ValueError or OSError."""
+
+    def run_or_exit(arguments):
+        try:
+            main(arguments)
+        except (ValueError, OSError) as error:
+            sys.exit(f"{command}: {error}")
+
+    return run_or_exit
+
+
 def run(main: Callable[[list[str]], None], command: str, path: str) -> None:
     """Runs a command that takes ``--config`` and settings of it (``--config.KEY=VALUE``).
 
@@ -17,17 +29,9 @@ def run(main: Callable[[list[str]], None], command: str, path: str) -> None:
       path: of the config when none is given.
 
     Raises:
-      SystemExit: a flag, the config or a setting cannot be used, or ``main`` raised ValueError or OSError; one
-        sentence says which.
+      SystemExit: a flag, the config or a setting cannot be used, or see :func:`told`; one sentence says which.
     """
-
-    def told(arguments):
-        try:
-            main(arguments)
-        except (ValueError, OSError) as error:
-            sys.exit(f"{command}: {error}")
-
-    app.run(told, flags_parser=functools.partial(parse_flags, command, path))
+    app.run(told(main, command), flags_parser=functools.partial(parse_flags, command, path))
 
 
 def parse_flags(command: str, path: str, arguments: list[str]) -> list[str]:

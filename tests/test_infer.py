@@ -52,7 +52,7 @@ def infer(monkeypatch, tmp_path):
     def run(*arguments):
         line = ["infer.py", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", line)  # Settings of the config are read from there.
-        module.main(commands.parse_flags("infer.py", str(module.SETTINGS), line))
+        commands.told(module.main, "infer.py")(commands.parse_flags("infer.py", str(module.SETTINGS), line))
 
     yield run
     for name in set(flags.FLAGS) - known:

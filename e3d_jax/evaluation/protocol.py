@@ -11,7 +11,6 @@ and the extruded silhouette are scored beside them.
 
 import json
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from e3d_jax import cameras, files, images, outputs, structs, system
+from e3d_jax import cameras, commands, files, images, outputs, structs, system
 from e3d_jax.data import synthetic
 from e3d_jax.evaluation import baselines, metrics, report
 from e3d_jax.mesh import export
@@ -128,26 +127,23 @@ def main(_) -> None:
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", CACHE.value)
     out = pathlib.Path(OUT.value)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        model = system.load(WEIGHTS.value)
-        for index in range(START.value, START.value + OBJECTS.value):
-            if not (file := out / f"{'object' if MESHES.value else 'views'}_{index:03d}.json").exists():
-                scores = score_object(model, index, SEED.value, out, MESHES.value)
+    out.mkdir(parents=True, exist_ok=True)
+    model = system.load(WEIGHTS.value)
+    for index in range(START.value, START.value + OBJECTS.value):
+        if not (file := out / f"{'object' if MESHES.value else 'views'}_{index:03d}.json").exists():
+            scores = score_object(model, index, SEED.value, out, MESHES.value)
+            files.write_atomically(file, json.dumps(scores).encode())
+            print(index, {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}, flush=True)
+    if REAL.value:
+        real = pathlib.Path(REAL.value)
+        for mesh in sorted((real / "meshes").glob("*.glb")):
+            if not (file := out / f"real_{mesh.stem}.json").exists():
+                scores = score_real(model, real, mesh.stem, SEED.value, out)
                 files.write_atomically(file, json.dumps(scores).encode())
-                print(index, {k: round(v, 3) if isinstance(v, float) else v for k, v in scores.items()}, flush=True)
-        if REAL.value:
-            real = pathlib.Path(REAL.value)
-            for mesh in sorted((real / "meshes").glob("*.glb")):
-                if not (file := out / f"real_{mesh.stem}.json").exists():
-                    scores = score_real(model, real, mesh.stem, SEED.value, out)
-                    files.write_atomically(file, json.dumps(scores).encode())
-    except (ValueError, OSError) as error:
-        sys.exit(f"e3d_jax.evaluation.protocol: {error}")
     for kind in ("object", "views", "real"):
         if rows := [json.loads(file.read_text()) for file in sorted(out.glob(f"{kind}_*.json"))]:
             print(f"\nmean over {len(rows)} ({kind})\n{summary(rows)}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(commands.told(main, "e3d_jax.evaluation.protocol"))

@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags
 
-from e3d_jax import cameras
+from e3d_jax import cameras, commands
 from e3d_jax.data import assets
 
 MESHES = flags.DEFINE_string("meshes", None, "Folder of meshes, searched to any depth.", required=True)
@@ -31,14 +31,11 @@ def main(_) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # For the other processes: the accelerator has no part in this.
     folder = pathlib.Path(OUT.value) if FORMAT.value == "folder" else None
     settings = assets.Settings(VIEWS.value, SIZE.value, NORMALS.value, Y_UP.value, folder)
-    try:
-        rendered, kept, skipped = assets.write(MESHES.value, OUT.value, settings, WORKERS.value or os.cpu_count() or 1)
-    except (ValueError, OSError) as error:
-        sys.exit(f"e3d_jax.data.assets: {error}")
+    rendered, kept, skipped = assets.write(MESHES.value, OUT.value, settings, WORKERS.value or os.cpu_count() or 1)
     print(f"{rendered} rendered, {kept} there already, {skipped} skipped; see {OUT.value}")
     if not rendered and not kept:
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(commands.told(main, "e3d_jax.data.assets"))

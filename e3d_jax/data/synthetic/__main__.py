@@ -10,11 +10,11 @@ devices share the work by writing different ranges (``--start``) of one seed int
 import functools
 import itertools
 import pathlib
-import sys
 
 import tqdm
 from absl import app, flags
 
+from e3d_jax import commands
 from e3d_jax.data import parallel, records, synthetic
 from e3d_jax.data.synthetic import recording
 
@@ -39,21 +39,18 @@ def main(_) -> None:
         synthetic.generate, SPLIT.value, SEED.value, size=SIZE.value, num_views=int(VIEWS.value), batch=BATCH.value
     )
     encode = functools.partial(recording.pack, split=SPLIT.value, seed=SEED.value)
-    try:
-        with (
-            parallel.host_processes(WORKERS.value) as pool,
-            tqdm.tqdm(total=OBJECTS.value, unit="object", mininterval=2) as bar,
-        ):
-            bar.update(OBJECTS.value - sum(map(len, missing.values())))
-            drawn = itertools.chain.from_iterable(draw(indices[0], len(indices)) for indices in missing.values())
-            encoded = parallel.in_order(pool, encode, drawn)
-            for path, indices in missing.items():
-                with records.Writer(path) as writer:
-                    for record in itertools.islice(encoded, len(indices)):
-                        writer.write(record)
-                        bar.update()
-    except (ValueError, OSError) as error:
-        sys.exit(f"e3d_jax.data.synthetic: {error}")
+    with (
+        parallel.host_processes(WORKERS.value) as pool,
+        tqdm.tqdm(total=OBJECTS.value, unit="object", mininterval=2) as bar,
+    ):
+        bar.update(OBJECTS.value - sum(map(len, missing.values())))
+        drawn = itertools.chain.from_iterable(draw(indices[0], len(indices)) for indices in missing.values())
+        encoded = parallel.in_order(pool, encode, drawn)
+        for path, indices in missing.items():
+            with records.Writer(path) as writer:
+                for record in itertools.islice(encoded, len(indices)):
+                    writer.write(record)
+                    bar.update()
 
 
 def _path(indices: range) -> pathlib.Path:
@@ -62,4 +59,4 @@ def _path(indices: range) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(commands.told(main, "e3d_jax.data.synthetic"))
