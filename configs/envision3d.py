@@ -99,6 +99,7 @@ def _anchor() -> dict:
             "last_level_share": 0.0,
             "estimated_normals": 0.7,
             "drop_condition": 0.05,
+            "picture_weight": 0.0,
         },
         # As Wonder3D (arXiv 2310.15008), whose training configurations are public, trains the same kind of network.
         "train": _train() | {"batch_size": 512, "steps": 30_000, "faster": {"class_embedding": 10.0}},

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from e3d_jax.diffusion import schedules
+from e3d_jax.evaluation import metrics
 from e3d_jax.models import autoencoder, latents
 from e3d_jax.training import losses
 
@@ -46,6 +48,17 @@ class _Oracle:
         return alpha * noise - sigma * self.clean
 
 
+SETTINGS = {
+    "prediction": "v",
+    "zero_terminal_snr": True,
+    "min_snr_gamma": 0.0,
+    "last_level_share": 0.5,
+    "estimated_normals": 0.5,
+    "drop_condition": 0.5,
+    "picture_weight": 0.0,
+}
+
+
 def test_a_perfect_anchor_network_has_no_loss():
     widths = {"block_out_channels": (32, 32), "layers_per_block": 1, "latent_channels": 2}
     module = autoencoder.Autoencoder(in_channels=4, out_channels=4, **widths, scaling_factor=2.0, rngs=nnx.Rngs(0))
@@ -55,10 +68,49 @@ def test_a_perfect_anchor_network_has_no_loss():
     seen = jnp.stack([target[:, 0] / 255.0, upright], 0)
     clean = 2.0 * latents.encode(module, latents.network_image(seen, 4))
     frozen = {"autoencoder": module, "normals": lambda image: jnp.ones((*image.shape[:3], 3))}
-    settings = {"prediction": "v", "zero_terminal_snr": True, "min_snr_gamma": 0.0, "last_level_share": 0.5}
-    settings |= {"estimated_normals": 0.5, "drop_condition": 0.5}
-    loss, _ = losses.anchor_loss(_Oracle(clean), frozen, batch, jax.random.key(1), **settings)
+    loss, _ = losses.anchor_loss(_Oracle(clean), frozen, batch, jax.random.key(1), **SETTINGS)
     assert loss < 1e-6
+
+
+def test_structural_similarity_is_the_one_that_views_are_scored_with():
+    true = np.random.default_rng(0).random((1, 24, 30, 3)).astype(np.float32)
+    pred = np.clip(true + 0.3 * np.random.default_rng(1).random(true.shape), 0, 1).astype(np.float32)
+    found = losses.structural_similarity(jnp.asarray(pred), jnp.asarray(true))
+    np.testing.assert_allclose(found.mean(), metrics.ssim(pred[0], true[0]), rtol=1e-5)
+
+
+class _Painter:
+    """An autoencoder whose latents are pictures of the network's kind, times two."""
+
+    in_channels, scaling_factor = 4, 2.0
+
+    def decode(self, latents):
+        return latents
+
+
+def _pictures():
+    """Uint8 targets of two objects, and the latents that paint them."""
+    target = jax.random.randint(jax.random.key(0), (2, 2, 8, 12, 12, 4), 0, 256).astype(jnp.uint8)
+    batch = {"target": target, "azimuth": jnp.array([0.0, 1.0])}
+    return batch, 2 * latents.network_image(losses.turned(target / 255.0, batch["azimuth"]), 4)
+
+
+def test_views_that_are_decoded_to_the_true_pictures_have_no_picture_loss():
+    batch, views = _pictures()
+    assert losses.picture_loss(_Painter(), views, batch, jnp.array([3, 5])) < 1e-5
+
+
+def test_the_picture_loss_is_of_the_chosen_view_of_each_object():
+    batch, views = _pictures()
+    gradient = jax.grad(lambda views: losses.picture_loss(_Painter(), views, batch, jnp.array([3, 5])))(views + 0.1)
+    found = jnp.argwhere(jnp.abs(gradient).max((1, 3, 4, 5)) > 0)
+    np.testing.assert_array_equal(found, [[0, 3], [1, 5]])
+
+
+def test_encoded_records_have_no_picture_loss():
+    batch = {"tokens": jnp.zeros((1, 3, 4)), "azimuth": jnp.zeros(1)}
+    with pytest.raises(ValueError, match="but the records are encoded"):
+        losses.anchor_loss(None, {}, batch, jax.random.key(0), **SETTINGS | {"picture_weight": 2.0})
 
 
 def test_the_last_level_gets_its_share():

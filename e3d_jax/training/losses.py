@@ -62,15 +62,25 @@ def anchor_loss(
     last_level_share,
     estimated_normals,
     drop_condition,
+    picture_weight,
 ):
     """Squared error of the U-Net's output on eight noisy views of both domains, see :func:`denoiser.loss_weight`.
 
     ``last_level_share`` is the share of examples at the noisiest level, which sampling in one or two steps depends on;
     the others spread evenly over all levels. ``estimated_normals`` is the share of examples whose condition normal map
     comes from the frozen normal estimator, as at inference, rather than from the renderer; ``drop_condition`` the share
-    whose condition is blank.
+    whose condition is blank. ``picture_weight`` times :func:`picture_loss` is added, of one view of each object in both
+    domains: the latents that are closest to many possible views are not decoded to the picture that is.
+
+    Raises:
+      ValueError: ``picture_weight`` with encoded records, which hold no pictures.
     """
-    key_noise, key_time, key_estimate, key_drop = jax.random.split(key, 4)
+    if picture_weight and "tokens" in batch:
+        raise ValueError(
+            f"anchor.loss.picture_weight is {picture_weight}, but the records are encoded and hold no pictures; train "
+            "from pictures, or set it to 0"
+        )
+    key_noise, key_time, key_estimate, key_drop, key_view = jax.random.split(key, 5)
     size = len(batch["azimuth"])
     use = jax.random.bernoulli(key_estimate, estimated_normals, (size,))
     drop = jax.random.bernoulli(key_drop, drop_condition, (size,))
@@ -81,7 +91,8 @@ def anchor_loss(
     # The batch is the second axis of the sample; the same level for all views of an object.
     spread = jax.tree.map(lambda x: x[None, :, None], level)
     noise = jax.random.normal(key_noise, clean.shape)
-    output = model(denoiser.add_noise(clean, noise, spread), level.time, known)
+    noisy = denoiser.add_noise(clean, noise, spread)
+    output = model(noisy, level.time, known)
     error = (output - denoiser.target(prediction, clean, noise, spread)) ** 2
     weight = denoiser.loss_weight(prediction, level, min_snr_gamma)
     per_object = error.mean((0, 2, 3, 4, 5))
@@ -89,7 +100,55 @@ def anchor_loss(
     for third, name in enumerate(("low_noise", "middle_noise", "high_noise")):
         chosen = time * 3 // schedules.NUM_TRAIN_STEPS == third
         metrics[f"loss_{name}"] = (per_object * chosen).sum() / jnp.maximum(chosen.sum(), 1)
-    return (weight * per_object).mean(), metrics
+    loss = (weight * per_object).mean()
+    if picture_weight:
+        found = denoiser.clean(prediction, output.astype(jnp.float32), noisy, spread)
+        view = jax.random.randint(key_view, (size,), 0, found.shape[2])
+        metrics["loss_picture"] = picture_loss(frozen["autoencoder"], jnp.moveaxis(found, 1, 0), batch, view)
+        loss = loss + picture_weight * metrics["loss_picture"]
+    return loss, metrics
+
+
+def picture_loss(autoencoder, views: Float[Array, "b 2 v hl wl c"], batch, view: Int[Array, " b"]) -> Float[Array, ""]:
+    """How one view of each object differs from the true picture: L1, and one minus structural similarity.
+
+    Of a colour view over white, its normal map, and the silhouettes of both.
+
+    Args:
+      autoencoder: frozen; the gradient passes through its decoder.
+      views: scaled latents.
+      batch: see :func:`e3d_jax.data.loader.anchor_example`.
+      view: which one.
+    """
+    choose = jax.vmap(lambda pair, index: pair[:, index])
+    rgba = turned(_scale(choose(batch["target"], view)), batch["azimuth"])
+    true = latents.network_image(rgba, autoencoder.in_channels)
+    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+    found = autoencoder.decode(flat(choose(views, view)) / autoencoder.scaling_factor)
+    pred, true = found.astype(jnp.float32) / 2 + 0.5, flat(true) / 2 + 0.5
+    return jnp.abs(pred - true).mean() + 1 - structural_similarity(pred, true).mean()
+
+
+def structural_similarity(
+    pred: Float[Array, "b h w c"], true: Float[Array, "b h w c"]
+) -> Float[Array, "b h-10 w-10 c"]:
+    """Structural similarity of pictures in [0, 1] around every pixel that is five or more from the border.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 13(4), 2004, with
+    its Gaussian window of 1.5 pixels; as :func:`e3d_jax.evaluation.metrics.ssim`, but differentiable.
+    """
+    kernel = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    rows, columns = (
+        np.stack([np.convolve(row, kernel / kernel.sum(), "valid") for row in np.eye(size)], 1).astype(np.float32)
+        for size in pred.shape[1:3]
+    )
+    # Variances are small differences of large numbers.
+    mean = lambda x: jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision="highest")  # noqa: E731
+    mean_pred, mean_true = mean(pred), mean(true)
+    variances = mean(pred**2) - mean_pred**2 + mean(true**2) - mean_true**2
+    covariance = mean(pred * true) - mean_pred * mean_true
+    brightness = (2 * mean_pred * mean_true + 0.01**2) / (mean_pred**2 + mean_true**2 + 0.01**2)
+    return brightness * (2 * covariance + 0.03**2) / (variances + 0.03**2)
 
 
 def anchors_of_images(model, frozen, batch, use_estimate, drop):
