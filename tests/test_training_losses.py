@@ -79,13 +79,17 @@ def test_structural_similarity_is_the_one_that_views_are_scored_with():
     np.testing.assert_allclose(found.mean(), metrics.ssim(pred[0], true[0]), rtol=1e-5)
 
 
-class _Painter:
-    """An autoencoder whose latents are pictures of the network's kind, times two."""
+class _Painter(autoencoder.Autoencoder):
+    """Its latents are pictures of the network's kind."""
 
-    in_channels, scaling_factor = 4, 2.0
+    def __init__(self):
+        self.in_channels, self.scaling_factor = 4, 2.0
 
-    def decode(self, latents):
-        return latents
+    def encode(self, x):
+        return x, x
+
+    def decode(self, z, num_frames=1):
+        return z
 
 
 def _pictures():
@@ -107,10 +111,18 @@ def test_the_picture_loss_is_of_the_chosen_view_of_each_object():
     np.testing.assert_array_equal(found, [[0, 3], [1, 5]])
 
 
+def test_a_network_that_finds_the_true_pictures_has_no_loss_of_either_kind():
+    batch, views = _pictures()
+    batch["condition"] = batch["target"][:, :, 0]
+    frozen = {"autoencoder": _Painter(), "normals": lambda image: jnp.ones((*image.shape[:3], 3))}
+    oracle = _Oracle(jnp.moveaxis(views, 1, 0))
+    loss, metrics = losses.anchor_loss(oracle, frozen, batch, jax.random.key(1), **SETTINGS | {"picture_weight": 2.0})
+    assert loss < 1e-5 and "loss_picture" in metrics
+
+
 def test_encoded_records_have_no_picture_loss():
-    batch = {"tokens": jnp.zeros((1, 3, 4)), "azimuth": jnp.zeros(1)}
-    with pytest.raises(ValueError, match="but the records are encoded"):
-        losses.anchor_loss(None, {}, batch, jax.random.key(0), **SETTINGS | {"picture_weight": 2.0})
+    with pytest.raises(ValueError, match="encoded records hold no pictures"):
+        losses.check_encoded({"loss": SETTINGS | {"picture_weight": 2.0}})
 
 
 def test_the_last_level_gets_its_share():

@@ -77,7 +77,6 @@ def train(
     run = pathlib.Path(workdir).resolve() / stage
     run.mkdir(parents=True, exist_ok=True)
     training = dict(config[stage]["train"])
-    _check_same_config(run / "config.json", config[stage])
 
     # ---------------------------------------------------------------- devices and data
     mesh = sharding.make_mesh(config["mesh"])
@@ -89,6 +88,9 @@ def train(
     encoded = loader.holds_encoded(records, stage, config["size"])
     if encoded and "image_encoder" not in training["freeze"]:
         raise ValueError(f"{stage} trains its image encoder, but the records are encoded; train from pictures")
+    if encoded:
+        losses.check_encoded(config[stage])
+    _check_same_config(run / "config.json", config[stage])
     # Not before the records are known to be good: its threads would outlive the message.
     kept = checkpoints_lib.Checkpoints(
         checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]

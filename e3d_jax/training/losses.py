@@ -6,7 +6,8 @@ pictures, or what the frozen components make of them (:mod:`e3d_jax.data.encoded
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,17 +70,10 @@ def anchor_loss(
     ``last_level_share`` is the share of examples at the noisiest level, which sampling in one or two steps depends on;
     the others spread evenly over all levels. ``estimated_normals`` is the share of examples whose condition normal map
     comes from the frozen normal estimator, as at inference, rather than from the renderer; ``drop_condition`` the share
-    whose condition is blank. ``picture_weight`` times :func:`picture_loss` is added, of one view of each object in both
-    domains: the latents that are closest to many possible views are not decoded to the picture that is.
-
-    Raises:
-      ValueError: ``picture_weight`` with encoded records, which hold no pictures.
+    whose condition is blank. The squared error asks for the mean of all latents that are possible, which is not decoded
+    to the mean of the possible pictures; so ``picture_weight`` times :func:`picture_loss` is added, of one random view
+    of each object in both domains.
     """
-    if picture_weight and "tokens" in batch:
-        raise ValueError(
-            f"anchor.loss.picture_weight is {picture_weight}, but the records are encoded and hold no pictures; train "
-            "from pictures, or set it to 0"
-        )
     key_noise, key_time, key_estimate, key_drop, key_view = jax.random.split(key, 5)
     size = len(batch["azimuth"])
     use = jax.random.bernoulli(key_estimate, estimated_normals, (size,))
@@ -109,23 +103,25 @@ def anchor_loss(
     return loss, metrics
 
 
-def picture_loss(autoencoder, views: Float[Array, "b 2 v hl wl c"], batch, view: Int[Array, " b"]) -> Float[Array, ""]:
+def picture_loss(
+    autoencoder, sampled: Float[Array, "b 2 v hl wl c"], batch, index: Int[Array, " b"]
+) -> Float[Array, ""]:
     """How one view of each object differs from the true picture: L1, and one minus structural similarity.
 
-    Of a colour view over white, its normal map, and the silhouettes of both.
+    Compared are a colour view over white and its normal map, with their silhouettes where the autoencoder has them.
 
     Args:
       autoencoder: frozen; the gradient passes through its decoder.
-      views: scaled latents.
+      sampled: scaled latents of all views.
       batch: see :func:`e3d_jax.data.loader.anchor_example`.
-      view: which one.
+      index: which view of each object.
     """
-    choose = jax.vmap(lambda pair, index: pair[:, index])
-    rgba = turned(_scale(choose(batch["target"], view)), batch["azimuth"])
+    choose = jax.vmap(lambda pair, view: pair[:, view])
+    rgba = turned(_scale(choose(batch["target"], index)), batch["azimuth"])
     true = latents.network_image(rgba, autoencoder.in_channels)
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    found = autoencoder.decode(flat(choose(views, view)) / autoencoder.scaling_factor)
-    pred, true = found.astype(jnp.float32) / 2 + 0.5, flat(true) / 2 + 0.5
+    decoded = autoencoder.decode(flat(choose(sampled, index)) / autoencoder.scaling_factor)
+    pred, true = decoded.astype(jnp.float32) / 2 + 0.5, flat(true) / 2 + 0.5
     return jnp.abs(pred - true).mean() + 1 - structural_similarity(pred, true).mean()
 
 
@@ -135,14 +131,15 @@ def structural_similarity(
     """Structural similarity of pictures in [0, 1] around every pixel that is five or more from the border.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 13(4), 2004, with
-    its Gaussian window of 1.5 pixels; as :func:`e3d_jax.evaluation.metrics.ssim`, but differentiable.
+    its Gaussian window (1.5 pixels are one standard deviation); as :func:`e3d_jax.evaluation.metrics.ssim`, but not
+    averaged, and differentiable.
     """
     kernel = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     rows, columns = (
         np.stack([np.convolve(row, kernel / kernel.sum(), "valid") for row in np.eye(size)], 1).astype(np.float32)
         for size in pred.shape[1:3]
     )
-    # Variances are small differences of large numbers.
+    # Variances are small differences of large numbers, hence full precision.
     mean = lambda x: jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision="highest")  # noqa: E731
     mean_pred, mean_true = mean(pred), mean(true)
     variances = mean(pred**2) - mean_pred**2 + mean(true**2) - mean_true**2
@@ -253,6 +250,18 @@ NEEDS: dict[str, tuple[build.Component, ...]] = {
     "anchor": ("autoencoder", "normals"),
     "interpolation": ("autoencoder",),
 }
+
+
+def check_encoded(settings: Mapping[str, Any]) -> None:
+    """Refuse a stage's settings that records of latents cannot serve.
+
+    Raises:
+      ValueError: views are to be compared as pictures.
+    """
+    if weight := settings["loss"].get("picture_weight"):
+        raise ValueError(
+            f"loss.picture_weight is {weight}, but encoded records hold no pictures; train from pictures or set it to 0"
+        )
 
 
 def stratified(key: jax.Array, size: int) -> Float[Array, " {size}"]:

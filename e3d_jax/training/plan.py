@@ -72,7 +72,7 @@ def make_plan(config: Mapping[str, Any], stage: build.Component, devices: Sequen
       inputs: whether records hold "latents" (:mod:`e3d_jax.data.encoded`) or "pictures".
 
     Raises:
-      ValueError: the mesh or the batch does not fit the devices.
+      ValueError: the mesh or the batch does not fit the devices, or the stage cannot train on such inputs.
       TooLargeError: the compiler found no way to keep to the memory.
     """
     mesh = sharding.make_mesh(config["mesh"], devices)
@@ -80,6 +80,8 @@ def make_plan(config: Mapping[str, Any], stage: build.Component, devices: Sequen
     sharding.check_batch(mesh, training["batch_size"], training["accumulate"])
     dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     roles = losses.NEEDS[stage] if inputs == "pictures" else ()
+    if inputs == "latents":
+        losses.check_encoded(config[stage])
     make = lambda name: nnx.eval_shape(lambda: state_lib.build_module(config, name, dtype=dtype))  # noqa: E731
     components = {role: make(build.provider(config, stage, role)) for role in roles}
     assembly = steps.assemble(config, stage, make(stage), components, mesh, dtype)
