@@ -8,7 +8,7 @@ from flax import nnx
 
 from e3d_jax.data import encode, encoded, loader, records
 from e3d_jax.models import build
-from e3d_jax.training import losses
+from e3d_jax.training import loop, losses
 from e3d_jax.weights import folder
 from tests import tiny
 
@@ -86,3 +86,14 @@ def test_a_stage_that_trains_its_image_encoder_has_no_encoded_records(system):
     config = {**config, "anchor": {**config["anchor"], "train": {**config["anchor"]["train"], "freeze": ()}}}
     with pytest.raises(ValueError, match="trains its image encoder"):
         encode.make_encoder(config, "anchor", str(path))
+
+
+def test_training_that_compares_pictures_refuses_encoded_records(system, encoded_ball, tmp_path):
+    config, path, _ = system
+    with records.Writer(tmp_path / "ball.array_record") as writer:
+        writer.write(encoded.pack(encoded_ball["anchor"]))
+    changed = {"loss": config["anchor"]["loss"] | {"picture_weight": 2.0}}
+    config = {**config, "anchor": {**config["anchor"], **changed}}
+    with pytest.raises(ValueError, match="encoded records hold no pictures"):
+        loop.train("anchor", config, str(tmp_path), {str(tmp_path): 1.0}, str(path))
+    assert not (tmp_path / "anchor/config.json").exists()

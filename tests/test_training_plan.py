@@ -65,6 +65,13 @@ def test_latents_are_planned_where_they_exist():
         plan.example_shapes(tiny.config(), "normals", "latents")
 
 
+def test_latents_are_not_planned_where_pictures_are_compared():
+    config = tiny.config()
+    config["anchor"]["loss"]["picture_weight"] = 2.0
+    with pytest.raises(ValueError, match="encoded records hold no pictures"):
+        plan.make_plan(config, "anchor", jax.devices()[:1], "latents")
+
+
 def test_products_and_convolutions_are_counted():
     def compute(x, kernel):
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
