@@ -68,11 +68,17 @@ def test_windows_are_what_the_step_makes_of_pictures(system, ball, encoded_ball)
     assert 0 < jnp.abs(noisy.latents - known.latents).mean() < 10 * noisy.noise[0]
 
 
-def test_encoded_records_make_batches(encoded_ball, tmp_path):
+@pytest.fixture
+def encoded_folder(encoded_ball, tmp_path):
+    """A folder of records with the ball, encoded for the anchor stage."""
     with records.Writer(tmp_path / "ball.array_record") as writer:
         writer.write(encoded.pack(encoded_ball["anchor"]))
-    assert loader.holds_encoded([str(tmp_path)], "anchor", 32)
-    batch = next(loader.make_loader({str(tmp_path): 1.0}, "anchor", batch_size=1, seed=0))
+    return str(tmp_path)
+
+
+def test_encoded_records_make_batches(encoded_folder):
+    assert loader.holds_encoded([encoded_folder], "anchor", 32)
+    batch = next(loader.make_loader({encoded_folder: 1.0}, "anchor", batch_size=1, seed=0))
     assert batch["target"].shape == (1, 2, 8, 16, 16, 2) and batch["id"] == ["ball-0"]
 
 
@@ -88,12 +94,10 @@ def test_a_stage_that_trains_its_image_encoder_has_no_encoded_records(system):
         encode.make_encoder(config, "anchor", str(path))
 
 
-def test_training_that_compares_pictures_refuses_encoded_records(system, encoded_ball, tmp_path):
+def test_training_that_compares_pictures_refuses_encoded_records(system, encoded_folder, tmp_path):
     config, path, _ = system
-    with records.Writer(tmp_path / "ball.array_record") as writer:
-        writer.write(encoded.pack(encoded_ball["anchor"]))
-    changed = {"loss": config["anchor"]["loss"] | {"picture_weight": 2.0}}
-    config = {**config, "anchor": {**config["anchor"], **changed}}
+    loss = config["anchor"]["loss"] | {"picture_weight": 2.0}
+    config = {**config, "anchor": {**config["anchor"], "loss": loss}}
     with pytest.raises(ValueError, match="encoded records hold no pictures"):
-        loop.train("anchor", config, str(tmp_path), {str(tmp_path): 1.0}, str(path))
+        loop.train("anchor", config, str(tmp_path), {encoded_folder: 1.0}, str(path))
     assert not (tmp_path / "anchor/config.json").exists()

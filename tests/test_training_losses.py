@@ -116,8 +116,8 @@ def test_a_network_that_finds_the_true_pictures_has_no_loss_of_either_kind():
     batch["condition"] = batch["target"][:, :, 0]
     frozen = {"autoencoder": _Painter(), "normals": lambda image: jnp.ones((*image.shape[:3], 3))}
     oracle = _Oracle(jnp.moveaxis(views, 1, 0))
-    loss, metrics = losses.anchor_loss(oracle, frozen, batch, jax.random.key(1), **SETTINGS | {"picture_weight": 2.0})
-    assert loss < 1e-5 and "loss_picture" in metrics
+    loss, parts = losses.anchor_loss(oracle, frozen, batch, jax.random.key(1), **SETTINGS | {"picture_weight": 2.0})
+    assert loss < 1e-5 and "loss_picture" in parts
 
 
 def test_encoded_records_have_no_picture_loss():

@@ -97,8 +97,8 @@ def anchor_loss(
     loss = (weight * per_object).mean()
     if picture_weight:
         found = denoiser.clean(prediction, output.astype(jnp.float32), noisy, spread)
-        view = jax.random.randint(key_view, (size,), 0, found.shape[2])
-        metrics["loss_picture"] = picture_loss(frozen["autoencoder"], jnp.moveaxis(found, 1, 0), batch, view)
+        index = jax.random.randint(key_view, (size,), 0, found.shape[2])
+        metrics["loss_picture"] = picture_loss(frozen["autoencoder"], jnp.moveaxis(found, 1, 0), batch, index)
         loss = loss + picture_weight * metrics["loss_picture"]
     return loss, metrics
 
