@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from e3d_jax.diffusion import schedules
@@ -118,11 +117,6 @@ def test_a_network_that_finds_the_true_pictures_has_no_loss_of_either_kind():
     oracle = _Oracle(jnp.moveaxis(views, 1, 0))
     loss, parts = losses.anchor_loss(oracle, frozen, batch, jax.random.key(1), **SETTINGS | {"picture_weight": 2.0})
     assert loss < 1e-5 and "loss_picture" in parts
-
-
-def test_encoded_records_have_no_picture_loss():
-    with pytest.raises(ValueError, match="encoded records hold no pictures"):
-        losses.check_encoded({"loss": SETTINGS | {"picture_weight": 2.0}})
 
 
 def test_the_last_level_gets_its_share():

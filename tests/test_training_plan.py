@@ -60,16 +60,20 @@ def test_planned_examples_are_those_of_the_loader(ball_folder, stage):
     assert {name: x.shape[1:] for name, x in batch.items() if name != "id"} == {k: v[0] for k, v in planned.items()}
 
 
-def test_latents_are_planned_where_they_exist():
-    with pytest.raises(ValueError, match="the normals stage trains on pictures"):
-        plan.example_shapes(tiny.config(), "normals", "latents")
-
-
-def test_latents_are_not_planned_where_pictures_are_compared():
+@pytest.mark.parametrize(
+    ("stage", "freeze", "reason"),
+    [
+        ("normals", (), "the normals stage trains on pictures"),
+        ("anchor", (), "trains its image encoder"),
+        ("anchor", ("image_encoder",), "encoded records hold no pictures"),
+    ],
+)
+def test_latents_are_planned_where_they_can_be_trained_on(stage, freeze, reason):
     config = tiny.config()
+    config["anchor"]["train"]["freeze"] = freeze
     config["anchor"]["loss"]["picture_weight"] = 2.0
-    with pytest.raises(ValueError, match="encoded records hold no pictures"):
-        plan.make_plan(config, "anchor", jax.devices()[:1], "latents")
+    with pytest.raises(ValueError, match=reason):
+        plan.make_plan(config, stage, jax.devices()[:1], "latents")
 
 
 def test_products_and_convolutions_are_counted():

@@ -132,14 +132,10 @@ def make_encoder(
       seed: of the noise in the anchors of windows.
 
     Raises:
-      FileNotFoundError, ValueError: weights are missing, or of another architecture; or the stage trains its image
-        encoder, whose tokens therefore cannot be kept.
+      FileNotFoundError, ValueError: weights are missing, or of another architecture; or the stage is not to be trained
+        on encodings.
     """
-    if "image_encoder" not in config[stage]["train"]["freeze"]:
-        raise ValueError(
-            f"the {stage} stage trains its image encoder, so its tokens cannot be kept; freeze it with "
-            f"--config.{stage}.train.freeze=\"('image_encoder',)\", or train from pictures"
-        )
+    losses.check_encoded(stage, config[stage])
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
     modules = []
     roles: tuple[build.Component, ...] = (stage, *losses.NEEDS[stage])

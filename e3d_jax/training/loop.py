@@ -86,10 +86,8 @@ def train(
     if training["freeze"] and not init:
         raise ValueError(f"{stage} does not train its {', '.join(training['freeze'])}; say with --init where they are")
     encoded = loader.holds_encoded(records, stage, config["size"])
-    if encoded and "image_encoder" not in training["freeze"]:
-        raise ValueError(f"{stage} trains its image encoder, but the records are encoded; train from pictures")
     if encoded:
-        losses.check_encoded(config[stage])
+        losses.check_encoded(stage, config[stage])
     _check_same_config(run / "config.json", config[stage])
     # Not before the records are known to be good: its threads would outlive the message.
     kept = checkpoints_lib.Checkpoints(

@@ -252,15 +252,23 @@ NEEDS: dict[str, tuple[build.Component, ...]] = {
 }
 
 
-def check_encoded(settings: Mapping[str, Any]) -> None:
-    """Refuse a stage's settings that records of latents cannot serve.
+def check_encoded(stage: build.Component, settings: Mapping[str, Any]) -> None:
+    """Refuse a stage's settings that records of latents and image tokens cannot serve.
 
     Raises:
-      ValueError: views are to be compared as pictures.
+      ValueError: the stage trains on pictures alone, trains its image encoder, or compares decoded views with pictures.
     """
+    pictures = "take records of pictures (--inputs=pictures for a plan)"
+    if "image_encoder" not in settings["model"]:
+        raise ValueError(f"the {stage} stage trains on pictures, which encoded records do not hold; {pictures}")
+    if "image_encoder" not in settings["train"]["freeze"]:
+        raise ValueError(
+            f"the {stage} stage trains its image encoder, whose tokens encoded records hold already; {pictures}, or "
+            f"freeze it with --config.{stage}.train.freeze=\"('image_encoder',)\""
+        )
     if weight := settings["loss"].get("picture_weight"):
         raise ValueError(
-            f"loss.picture_weight is {weight}, but encoded records hold no pictures; train from pictures or set it to 0"
+            f"{stage}.loss.picture_weight is {weight}, but encoded records hold no pictures; {pictures}, or set it to 0"
         )
 
 

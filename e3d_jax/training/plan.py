@@ -81,7 +81,7 @@ def make_plan(config: Mapping[str, Any], stage: build.Component, devices: Sequen
     dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     roles = losses.NEEDS[stage] if inputs == "pictures" else ()
     if inputs == "latents":
-        losses.check_encoded(config[stage])
+        losses.check_encoded(stage, config[stage])
     make = lambda name: nnx.eval_shape(lambda: state_lib.build_module(config, name, dtype=dtype))  # noqa: E731
     components = {role: make(build.provider(config, stage, role)) for role in roles}
     assembly = steps.assemble(config, stage, make(stage), components, mesh, dtype)
@@ -142,11 +142,7 @@ def _summary(compiled, operations, devices, state, frozen, batch, assembly) -> P
 def example_shapes(
     config: Mapping[str, Any], stage: build.Component, inputs: str
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shapes and types of a stage's examples, as :mod:`e3d_jax.data.loader` and ``encoded`` make them.
-
-    Raises:
-      ValueError: the stage has no encoded records.
-    """
+    """Shapes and types of a stage's examples, as :mod:`e3d_jax.data.loader` and ``encoded`` make them."""
     size, views, frames = config["size"], cameras.NUM_ANCHORS, cameras.WINDOW_FRAMES
     picture, byte, number = (size, size, 4), jnp.uint8, ((), jnp.float32)
     if inputs == "pictures":
@@ -157,8 +153,6 @@ def example_shapes(
             "interpolation": {"window": ((frames, *picture), byte)},
         }
         return pictures[stage]
-    if stage not in ("anchor", "interpolation"):
-        raise ValueError(f"the {stage} stage trains on pictures; use --inputs=pictures")
     model = config[build.provider(config, stage, "autoencoder")]["model"]
     side = size // 2 ** (len(model["block_out_channels"]) - 1)
     latent, half = (side, side, model["latent_channels"]), jnp.float16
