@@ -13,7 +13,7 @@ import typing
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from e3d_jax import commands
 from e3d_jax.data import loader
@@ -26,7 +26,7 @@ INIT = flags.DEFINE_string("init", None, "Weights folder to start from, as `pyth
 RECORDS = flags.DEFINE_multi_string("records", None, "Folder of record shards, as FOLDER or FOLDER@SHARE; repeatable.")
 UNSEEN = flags.DEFINE_string("unseen", None, "Folder of records to evaluate on, which are never trained on.")
 CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs://.")
-PROFILE = flags.DEFINE_list("profile", None, "FIRST,LAST: write a trace of these steps.")
+PROFILE = flags.DEFINE_list("profile", None, "FIRST,LAST: write a trace of these steps, counted from 1.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; a pod or SLURM says which.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing else says so.")
 PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.")
@@ -44,15 +44,28 @@ def _profiled() -> tuple[int, int] | None:
     return first, last
 
 
+def _join() -> None:
+    """Finds the other processes, if there are any."""
+    given = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if given != (None, None, None):
+        if None in given:
+            raise ValueError("--coordinator, --processes and --process belong together; give all three")
+        jax.distributed.initialize(*given)
+    elif DISTRIBUTED.value or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"nothing here says which processes belong together ({error}); give --coordinator, --processes and "
+                "--process"
+            ) from error
+
+
 def main(_) -> None:
     """Reads the flags and trains."""
-    logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_threefry_partitionable", True)
     sharding.stable_cache_keys()
-    if COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    elif DISTRIBUTED.value or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        jax.distributed.initialize()
+    _join()
     loop.train(
         typing.cast(loader.Stage, STAGE.value),
         flags.FLAGS.config.to_dict(),

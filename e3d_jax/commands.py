@@ -4,7 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 
@@ -12,6 +12,7 @@ def told(main: Callable[[list[str]], None], command: str) -> Callable[[list[str]
     """A command's ``main`` that ends in a sentence, beginning with its name, where it raises ValueError or OSError."""
 
     def run_or_exit(arguments):
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes.
         try:
             main(arguments)
         except (ValueError, OSError) as error:

@@ -1,8 +1,28 @@
 """Files that are never seen half-written."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, errors: type[Exception] = OSError) -> Iterator[None]:
+    """Says in one sentence what it means when what is done inside fails.
+
+    Args:
+      path: that is written to.
+      errors: what failing to write raises.
+
+    Raises:
+      OSError: it failed.
+    """
+    try:
+        yield
+    except errors as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot write {path} ({reason}); check the space and the permissions there") from error
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -12,7 +32,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
       OSError: the folder does not exist or cannot be written to.
     """
     path = pathlib.Path(path)
-    try:
+    with writing(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -22,6 +42,3 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         except BaseException:
             pathlib.Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot write {path} ({reason}); check the folder and its permissions") from error

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from e3d_jax.diffusion import samplers, schedules
-from e3d_jax.models import build
+from e3d_jax.models import blocks, build
 from e3d_jax.reconstruction import fit, pipeline
 from e3d_jax.sampling import anchors
 
@@ -20,13 +20,9 @@ def check(config: Mapping[str, Any]) -> None:
       ValueError: names the first such setting and what is expected.
     """
 
-    def expect(valid: bool, name: str, value, expected: str) -> None:
-        if not valid:
-            raise ValueError(f"the config's {name} is {value!r}; expected {expected}")
-
     parts = ("size", *build.COMPONENTS, "reconstruction")
     missing = [part for part in parts if part not in config]
-    expect(not missing, "parts", sorted(config), f"{', '.join(missing)} too")
+    _expect(not missing, "parts", sorted(config), f"{', '.join(missing)} too")
     for stage in ("anchor", "interpolation"):
         for name, value in config[stage]["sampling"].items():
             if name == "sampler":
@@ -38,23 +34,44 @@ def check(config: Mapping[str, Any]) -> None:
             else:
                 known = name in ("anchor_noise", "told_noise")
                 valid, expected = known and 0 <= value < math.inf, "no such setting, or 0 and more"
-            expect(valid, f"{stage}.sampling.{name}", value, expected)
+            _expect(valid, f"{stage}.sampling.{name}", value, expected)
     loss = config["anchor"]["loss"]
-    expect(
+    _expect(
         not (loss["zero_terminal_snr"] and loss["prediction"] == "epsilon"),
         "anchor.loss.prediction",
         "epsilon",
         "v with zero_terminal_snr: at pure noise, epsilon says nothing of the views",
     )
     share = loss["last_level_share"]
-    expect(0 <= share < 1, "anchor.loss.last_level_share", share, "0 or more, below 1")
+    _expect(0 <= share < 1, "anchor.loss.last_level_share", share, "0 or more, below 1")
     levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
     levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
     multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)
     size = config["size"]
-    expect(32 <= size <= 2048 and size % multiple == 0, "size", size, f"a multiple of {multiple} from 32 to 2048 px")
+    _expect(32 <= size <= 2048 and size % multiple == 0, "size", size, f"a multiple of {multiple} from 32 to 2048 px")
     fit_config(config)
     surface_config(config)
+
+
+def check_training(stage: str, training: Mapping[str, Any]) -> None:
+    """Refuses settings of a stage's training that nothing can be trained with.
+
+    Raises:
+      ValueError: names the first such setting and what is expected.
+    """
+    least = dict.fromkeys(("batch_size", "accumulate", "steps", "max_skipped", "keep_last"), 1)
+    least |= dict.fromkeys(("log_every", "checkpoint_every", "evaluate_every"), 1)
+    least |= dict.fromkeys(("learning_rate", "warmup", "workers", "keep_every"), 0)
+    for name, bound in least.items():
+        _expect(training[name] >= bound, f"{stage}.train.{name}", training[name], f"{bound} or more")
+    _expect(0 <= training["ema"] < 1, f"{stage}.train.ema", training["ema"], "0 or more, below 1")
+    policies = ("none", *blocks.REMAT_POLICIES)
+    _expect(training["remat"] in policies, f"{stage}.train.remat", training["remat"], f"one of {', '.join(policies)}")
+
+
+def _expect(valid: bool, name: str, value: Any, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"the config's {name} is {value!r}; expected {expected}")
 
 
 def fit_config(config: Mapping[str, Any]) -> fit.FitConfig:
@@ -91,9 +108,20 @@ def surface_config(config: Mapping[str, Any]) -> pipeline.SurfaceConfig:
 
 def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """How a config differs from that of trained weights where both must agree; one clause each."""
-    there, here = _identity(trained), _identity(given)
+    return unlike(_identity(trained), _identity(given))
+
+
+def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """How what was kept of a config differs from what is given now; one clause each."""
+    there, here = _named(there), _named(here)
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     return [f"{name} is {there.get(name)} there and {here.get(name)} in the given config" for name in names]
+
+
+def _named(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Settings by dotted name, the same for tuples and for JSON's lists."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +129,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     models = {component: {"model": config.get(component, {}).get("model")} for component in build.components_of(config)}
     loss = config.get("anchor", {}).get("loss", {})
     models["anchor"]["loss"] = {name: loss.get(name) for name in anchors.TRAINED}
-    leaves = jax.tree_util.tree_leaves_with_path(models)  # the same for tuples and for JSON's lists
-    named = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
+    named = _named(models)
     named.setdefault("anchor.model.injection", True)  # As modules have it by default.
     # Recomputing layers in training changes no result.
     return {name: value for name, value in named.items() if not name.endswith(".remat")}

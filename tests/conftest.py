@@ -1,6 +1,7 @@
 """Shapes and types of every public function are checked while the tests run."""
 
 import os
+import resource
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Sharding is tested on four simulated devices.
@@ -54,6 +55,15 @@ def ball_folder(tmp_path_factory):
             for index in range(4):
                 writer.write(records.pack(ball_record(4 * shard + index)))
     return folder
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond a kilobyte, which writers are told as they are of a full disk."""
+    _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Encoded records give a network what pictures would have given it."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,9 +72,10 @@ def test_windows_are_what_the_step_makes_of_pictures(system, ball, encoded_ball)
 
 @pytest.fixture
 def encoded_folder(encoded_ball, tmp_path):
-    """A folder of records with the ball, encoded for the anchor stage."""
+    """A folder of records with the ball, encoded for the anchor stage, four times."""
     with records.Writer(tmp_path / "ball.array_record") as writer:
-        writer.write(encoded.pack(encoded_ball["anchor"]))
+        for _ in range(4):
+            writer.write(encoded.pack(encoded_ball["anchor"]))
     return str(tmp_path)
 
 
@@ -101,3 +104,12 @@ def test_training_that_compares_pictures_refuses_encoded_records(system, encoded
     with pytest.raises(ValueError, match="encoded records hold no pictures"):
         loop.train("anchor", config, str(tmp_path), {encoded_folder: 1.0}, str(path))
     assert not (tmp_path / "anchor/config.json").exists()
+
+
+def test_training_from_encoded_records_shows_pictures_of_unseen_objects(system, encoded_folder, ball_folder, tmp_path):
+    config, path, _ = system
+    training = config["anchor"]["train"] | {"steps": 1, "batch_size": 4, "freeze": ("image_encoder",)}
+    config = {**config, "anchor": {**config["anchor"], "train": training}, "size": 32}
+    loop.train("anchor", config, str(tmp_path), {encoded_folder: 1.0}, str(path), unseen=str(ball_folder))
+    rows = [json.loads(row) for row in (tmp_path / "anchor/metrics.jsonl").read_text().splitlines()]
+    assert "heldout/psnr" in rows[-1]

@@ -119,12 +119,17 @@ def test_record_sets_are_mixed_by_their_shares(ball_folder, tmp_path):
 def test_records_of_another_schema_are_refused(tmp_path):
     with records.Writer(tmp_path / "old.array_record") as writer:
         writer.write(msgpack.packb({"schema": 0}))
-    with pytest.raises(ValueError, match="schema version 0"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: a record has schema version 0"):
         loader.make_loader({str(tmp_path): 1.0}, "normals", batch_size=1, seed=0)
 
 
 def test_shares_of_record_sets_are_read():
     assert loader.parse_shares(["a@b/c", "d@0.5"]) == {"a@b/c": 1.0, "d": 0.5}
+
+
+def test_a_share_is_a_positive_number(ball_folder):
+    with pytest.raises(ValueError, match="give positive numbers"):
+        loader.make_loader({str(ball_folder): float("nan")}, "anchor", batch_size=1, seed=0)
 
 
 def test_fewer_records_than_a_batch_is_refused(ball_folder):

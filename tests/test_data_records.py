@@ -29,6 +29,12 @@ def test_another_schema_is_refused(ball):
         records.unpack(msgpack.packb({**fields, "schema": 99}))
 
 
+def test_a_record_with_other_fields_is_refused(ball):
+    fields = msgpack.unpackb(records.pack(ball))
+    with pytest.raises(ValueError, match="lacks fields, or has others"):
+        records.unpack(msgpack.packb({**fields, "depth": 0}))
+
+
 @pytest.mark.parametrize("data", [b"", b"no record", msgpack.packb([1, 2])])
 def test_other_bytes_are_refused(data):
     with pytest.raises(ValueError, match="no record"):
@@ -39,6 +45,13 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path, ball):
     with pytest.raises(RuntimeError), records.Writer(tmp_path / "a.array_record") as writer:
         writer.write(records.pack(ball))
         raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, ball, full_disk):
+    told = pytest.raises(OSError, match=r"cannot write .*a\.array_record .*check the space")
+    with told, records.Writer(tmp_path / "a.array_record") as writer:
+        writer.write(records.pack(ball))
     assert not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from configs import mini
 from e3d_jax.models import autoencoder
-from e3d_jax.training import checkpoints, export, loop, losses
+from e3d_jax.training import checkpoints, export, loop, losses, watching
 from e3d_jax.weights import folder
 from tests import tiny
 
@@ -89,8 +89,34 @@ def test_a_work_folder_of_another_config_is_refused(trained):
     workdir, config, records = trained
     other = json.loads(json.dumps(config))
     other["normals"]["train"]["learning_rate"] = 1.0
-    with pytest.raises(ValueError, match="another config"):
+    with pytest.raises(ValueError, match=r"another config: train\.learning_rate is .* there and 1\.0 in the given"):
         loop.train("normals", other, str(workdir), {str(records): 1.0})
+
+
+def test_a_work_folder_of_another_seed_is_refused(trained):
+    workdir, config, records = trained
+    with pytest.raises(ValueError, match="another config: seed is 0 there and 9"):
+        loop.train("normals", config | {"seed": 9}, str(workdir), {str(records): 1.0})
+
+
+def test_a_start_that_fails_leaves_the_work_folder_to_others(tmp_path, ball_folder):
+    for name in ("sgd", "SGD"):
+        with pytest.raises(ValueError, match=f"'{name}'; expected adamw or muon"):
+            loop.train("normals", tiny.config(optimizer=name), str(tmp_path), {str(ball_folder): 1.0})
+
+
+@pytest.mark.parametrize(
+    "setting", [{"accumulate": 0}, {"log_every": 0}, {"steps": 0}, {"learning_rate": float("nan")}, {"remat": "most"}]
+)
+def test_settings_that_cannot_be_trained_with_are_refused(setting, tmp_path, ball_folder):
+    with pytest.raises(ValueError, match=rf"normals\.train\.{next(iter(setting))} is .*; expected"):
+        loop.train("normals", tiny.config(**setting), str(tmp_path), {str(ball_folder): 1.0})
+
+
+@pytest.mark.parametrize("profile", [(0, 1), (3, 2), (4, 5)])
+def test_steps_that_are_not_taken_cannot_be_traced(profile, tmp_path, ball_folder):
+    with pytest.raises(ValueError, match="expected some of 1 to 4"):
+        loop.train("normals", tiny.config(), str(tmp_path), {str(ball_folder): 1.0}, profile=profile)
 
 
 def test_a_stage_names_what_must_be_trained_first(tmp_path, ball_folder):
@@ -184,6 +210,30 @@ def test_sigterm_saves_the_step_and_the_run_continues_bit_for_bit(long, tmp_path
 
 
 @pytest.mark.slow
+def test_sigterm_to_workers_too_saves_the_step_and_ends_them(tmp_path, ball_folder):
+    root = pathlib.Path(__file__).parents[1]
+    settings = {"workers": 2, "batch_size": 4, "steps": 10**6, "checkpoint_every": 10**6, "log_every": 1}
+    command = [sys.executable, "train.py", "--config=configs/mini.py:smoke", "--config.size=32", "--stage=normals"]
+    command += [f"--workdir={tmp_path}", f"--records={ball_folder}"]
+    command += [f"--config.normals.train.{name}={value}" for name, value in settings.items()]
+    run = subprocess.Popen(command, cwd=root, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    rows = tmp_path / "normals" / "metrics.jsonl"
+    while run.poll() is None and not (rows.exists() and rows.read_text()):
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGTERM)
+    try:
+        printed, _ = run.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)
+        raise
+    assert run.returncode == 0 and "which is saved" in printed
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.killpg(run.pid, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped_and_another_mesh_continues(long, tmp_path, ball_folder):
     workdir, config = long
     config = {**config, "mesh": {"data": 1, "fsdp": 2, "tensor": 2}}
@@ -212,6 +262,27 @@ def test_a_save_is_of_its_moment_however_slow_the_storage(tmp_path, monkeypatch)
     kept.close()
 
 
+def test_checkpoints_that_are_all_damaged_stop_the_run_and_stay(tmp_path):
+    kept, state = checkpoints.Checkpoints(str(tmp_path), 2, 0), {"x": jnp.zeros(2)}
+    for step in (1, 2):
+        kept.save(step, state, {})
+        kept.finish()
+        for file in (tmp_path / str(step) / "state").rglob("*"):
+            if file.is_file():
+                os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"no checkpoint can be read \(step 2: .*; step 1: .*begin anew"):
+        kept.restore(state)
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    kept.close()
+
+
+def test_metrics_on_a_full_disk_end_the_run(tmp_path, full_disk):
+    writer = watching.Writer(tmp_path, 0)
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path} .*check the space"):
+        for step in range(100):
+            writer.write(step, {"loss": 0.0})
+
+
 def test_a_checkpoint_of_another_model_is_refused(long, tmp_path, ball_folder):
     workdir, config = long
     config = json.loads(json.dumps(config))
@@ -229,7 +300,7 @@ def test_a_checkpoint_of_another_model_is_refused(long, tmp_path, ball_folder):
 
 def test_losses_that_stay_infinite_end_the_run(tmp_path, ball_folder):
     config = tiny.config(learning_rate=float("inf"), max_skipped=2, checkpoint_every=1, warmup=0)
-    with pytest.raises(ValueError, match=r"3 times in a row, from step 2 on, with .* ball-\d.* checkpoint, step \d"):
+    with pytest.raises(ValueError, match=r"3 times in a row, from step 2 on, with .* ball-\d.* checkpoint is step \d"):
         loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0})
 
 
@@ -295,6 +366,23 @@ def test_two_processes_give_the_losses_of_one(tmp_path, ball_folder):
 def test_what_is_not_trained_must_come_from_somewhere(tmp_path, ball_folder):
     with pytest.raises(ValueError, match=r"does not train its conv_in; say with --init"):
         loop.train("normals", tiny.config(freeze=["conv_in"]), str(tmp_path), {str(ball_folder): 1.0})
+
+
+def test_exported_weights_have_what_was_not_trained(long, tmp_path, ball_folder):
+    workdir, _ = long
+    config, init = tiny.config(freeze=["conv_in"], steps=1), str(workdir / "weights")
+    loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0}, init)
+    export.export(config, "normals", str(tmp_path / "normals/checkpoints"), None, str(tmp_path / "out"), init)
+    there, here = (folder.read(tmp_path / path, "normals") for path in ("weights", "out"))
+    assert all(np.array_equal(there[name].read(), here[name].read()) for name in there)
+
+
+def test_exporting_asks_for_what_was_not_trained(long, tmp_path):
+    workdir, _ = long
+    with pytest.raises(ValueError, match="lack its conv_in, which it does not train; say with --init"):
+        export.export(
+            tiny.config(freeze=["conv_in"]), "normals", str(workdir / "normals/checkpoints"), 6, str(tmp_path)
+        )
 
 
 @pytest.mark.slow

@@ -76,6 +76,11 @@ def test_latents_are_planned_where_they_can_be_trained_on(stage, freeze, reason)
         plan.make_plan(config, stage, jax.devices()[:1], "latents")
 
 
+def test_a_slice_has_at_least_one_chip_a_side():
+    with pytest.raises(ValueError, match=r"no topology 'v5e:0x4' .*give one like v5e:16x16"):
+        plan.tpu_devices("v5e:0x4")
+
+
 def test_products_and_convolutions_are_counted():
     def compute(x, kernel):
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -6,7 +6,9 @@ the number of workers or processes.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import grain
@@ -121,8 +123,10 @@ def make_loader(
     workers: int = 0,
     rows: Sequence[int] | None = None,
     start: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> grain.DatasetIterator:
     """An endless iterator of this process's rows of the batches; each has the records' ids as ``id``.
+
+    Close it to end its workers.
 
     Args:
       folders: where the record shards are, each with the share of examples that is drawn from it. Either all hold
@@ -138,7 +142,7 @@ def make_loader(
       FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`; fewer records than a batch, a record
         of another schema or stage, or a share that is not positive.
     """
-    if min(folders.values()) <= 0:
+    if not all(0 < share < math.inf for share in folders.values()):
         raise ValueError(f"the shares of the record sets are {dict(folders)}; give positive numbers")
     sources = {folder: grain.sources.ArrayRecordDataSource(records.find_shards(folder)) for folder in folders}
     if (total := sum(map(len, sources.values()))) < batch_size:
@@ -146,7 +150,7 @@ def make_loader(
             f"{', '.join(folders)} holds {total} records, fewer than one batch of {batch_size}; "
             "make more records or lower the batch size"
         )
-    decoders = [_decoder(source[0], stage) for source in sources.values()]
+    decoders = [_decoder(folder, source[0], stage) for folder, source in sources.items()]
     sets = [
         # Random choices follow an example's place in the global order.
         grain.MapDataset.source(source).seed(seed + i).shuffle().repeat().random_map(decoder)
@@ -160,7 +164,8 @@ def make_loader(
     ready = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     if workers:
         parallel.one_core_each()
-        ready = ready.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        ready = ready.mp_prefetch(options, worker_init_fn=_outlive_signals)
     return iter(ready)
 
 
@@ -192,7 +197,7 @@ def holds_encoded(folders: Iterable[str], stage: Stage, size: int) -> bool:
     kinds = set()
     for folder in folders:
         first = grain.sources.ArrayRecordDataSource(records.find_shards(folder))[0]
-        _decoder(first, stage)
+        _decoder(folder, first, stage)
         kinds.add(encoded.is_encoded(first))
         if encoded.is_encoded(first):
             continue
@@ -209,13 +214,27 @@ def holds_encoded(folders: Iterable[str], stage: Stage, size: int) -> bool:
     return kinds.pop()
 
 
-def _decoder(data: bytes, stage: Stage) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
-    """Makes examples of records like this one."""
-    if encoded.is_encoded(data):
-        encoded.unpack(data, stage)
-        return functools.partial(_encoded_example, stage)
-    records.unpack(data)
-    return functools.partial(_picture_example, stage)
+def _decoder(folder: str, data: bytes, stage: Stage) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
+    """Makes examples of records like this one of a folder."""
+    try:
+        if encoded.is_encoded(data):
+            encoded.unpack(data, stage)
+            return functools.partial(_encoded_example, stage)
+        records.unpack(data)
+        return functools.partial(_picture_example, stage)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def _outlive_signals(worker: int, workers: int) -> None:
+    """Leave it to the process that started a worker to end it.
+
+    Ctrl-C and SLURM's notice go to all processes of a run, and a worker that dies within a message has whoever reads
+    that wait for ever.
+    """
+    del worker, workers
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _picture_example(stage: Stage, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:

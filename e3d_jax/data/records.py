@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 from jaxtyping import UInt8
 from PIL import Image
 
-from e3d_jax import cameras, structs
+from e3d_jax import cameras, files, structs
 
 SCHEMA = 1
 # A record holds the ring or, which is enough for all stages but the interpolation, its anchors.
@@ -101,13 +101,22 @@ def unpack(data: bytes) -> Record:
     if schema != SCHEMA:
         raise ValueError(f"a record has schema version {schema}, this code reads version {SCHEMA}; write it again")
     shapes = {"world_from_cam": (-1, 4, 4), "focal": (-1, 2), "center": (-1, 2)}
-    poses = {k: np.frombuffer(fields["cameras"][k], np.float32).reshape(shape) for k, shape in shapes.items()}
-    fields["cameras"] = structs.Cameras(**poses, width=fields["size"], height=fields["size"])
-    return Record(**fields)
+    try:
+        poses = {k: np.frombuffer(fields["cameras"][k], np.float32).reshape(shape) for k, shape in shapes.items()}
+        fields["cameras"] = structs.Cameras(**poses, width=fields["size"], height=fields["size"])
+        return Record(**fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"a record lacks fields, or has others than version {SCHEMA} ({error}); write it again"
+        ) from error
 
 
 class Writer:
-    """Writes one shard; the file gets its final name only when the ``with`` block ends well."""
+    """Writes one shard; the file gets its final name only when the ``with`` block ends well.
+
+    Raises:
+      OSError: the folder cannot be written to.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self._path = pathlib.Path(path)
@@ -118,16 +127,19 @@ class Writer:
 
     def write(self, record: bytes) -> None:
         """Append a packed record."""
-        self._writer.write(record)
+        with files.writing(self._path, RuntimeError):
+            self._writer.write(record)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        self._writer.close()
-        if error_type is None:
-            os.replace(self._temporary, self._path)
-        else:
+        try:
+            with files.writing(self._path, RuntimeError):
+                self._writer.close()
+            if error_type is None:
+                os.replace(self._temporary, self._path)
+        finally:
             self._temporary.unlink(missing_ok=True)
 
 

@@ -5,6 +5,7 @@ A step's checkpoint has the training state, and as JSON where the loader stands 
 
 import copy
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -67,20 +68,22 @@ class Checkpoints:
         self._guarded(self._manager.wait_until_finished)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """The newest state that can be read and its progress; None if there is none.
+        """The newest state that can be read and its progress; None if there are no checkpoints.
 
-        A damaged step is set aside with a warning, and the one before it is taken.
+        Damaged steps that are newer are set aside, with a warning.
 
         Args:
           like: shapes, types and shardings of the state; any mesh will do.
           step: take this one instead of the newest.
 
         Raises:
-          ValueError: the checkpoint is of another model, or there is no such step.
+          ValueError: the checkpoint is of another model, there is no such step, or none can be read; all is left as it
+            is then.
         """
-        if step is not None and step not in self.steps:
-            raise ValueError(f"{self._folder} has no checkpoint of step {step}; it has {self.steps}")
-        for candidate in reversed(self.steps) if step is None else [step]:
+        steps, failures = self.steps, dict[int, Exception | None]()
+        if step is not None and step not in steps:
+            raise ValueError(f"{self._folder} has no checkpoint of step {step}; it has {steps}")
+        for candidate in reversed(steps) if step is None else [step]:
             try:
                 self._check_same_model(candidate, like)
                 items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
@@ -91,8 +94,15 @@ class Checkpoints:
                 # What a library raises on damaged bytes is not in its contract; interrupts are no Exception.
                 failure = error
             if _all_agree(failure is None):
+                self._set_aside(failures)
                 return restored["state"], restored["progress"]
-            self._set_aside(candidate, failure)
+            failures[candidate] = failure
+        if failures:
+            reasons = "; ".join(f"step {candidate}: {_reason(failure)}" for candidate, failure in failures.items())
+            other = "delete the folder to begin anew" if step is None else f"choose another of {steps}"
+            raise ValueError(
+                f"{self._folder}: no checkpoint can be read ({reasons}); restore them from a copy, or {other}"
+            )
         return None
 
     def close(self) -> None:
@@ -117,17 +127,19 @@ class Checkpoints:
                 f"first {name}, {stored.get(name)} there and {wanted.get(name)} here; choose another --workdir"
             )
 
-    def _set_aside(self, step: int, failure: Exception | None) -> None:
-        """Move a damaged step out of the way of the step that will be saved anew."""
-        reason = str(failure or "another process cannot read it").splitlines()[0][:200]
-        logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, reason)
-        if jax.process_index() == 0 and not self._read_only:
-            aside = self._folder / f"damaged-{step}"
-            if aside.exists():
-                aside.rmtree()
-            (self._folder / str(step)).rename(aside)
+    def _set_aside(self, failures: Mapping[int, Exception | None]) -> None:
+        """Move damaged steps out of the way of those that will be saved anew."""
+        if not failures:
+            return
+        for step, failure in failures.items():
+            logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, _reason(failure))
+            if jax.process_index() == 0 and not self._read_only:
+                aside = self._folder / f"damaged-{step}"
+                if aside.exists():
+                    aside.rmtree()
+                (self._folder / str(step)).rename(aside)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged-{step}")
+            multihost_utils.sync_global_devices("damaged checkpoints")
         self._manager.reload()
 
     def _guarded(self, write) -> None:
@@ -138,7 +150,7 @@ class Checkpoints:
             # Orbax passes on whatever its storage layer raised in another thread.
             good = f"the last good one is step {self.steps[-1]}" if self.steps else "there is no earlier one"
             full = "No space left" in str(error)
-            reason = "no space left" if full else str(error).splitlines()[0][:200]
+            reason = "no space left" if full else _reason(error)
             raise OSError(
                 f"cannot write a checkpoint to {self._folder} ({reason}); {good}; make space there and run again"
             ) from error
@@ -146,6 +158,11 @@ class Checkpoints:
 
 class OtherModelError(ValueError):
     """A checkpoint holds other arrays than the run wants."""
+
+
+def _reason(failure: Exception | None) -> str:
+    """Why a checkpoint cannot be read, in a line."""
+    return (str(failure or "another process cannot read it").splitlines() or [repr(failure)])[0][:200]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,10 @@
 """Write the averaged weights of any checkpoint of a run to a weights folder.
 
     python -m e3d_jax.training.export --config=configs/mini.py --stage=anchor --checkpoints=DIR --out=DIR2 [--step=N]
+        [--init=WEIGHTS]
 
 DIR is WORKDIR/STAGE/checkpoints, or what train.py was given as ``--checkpoints``; the newest step when none is given.
+Checkpoints lack what the run did not train (``train.freeze``), which comes from where the run took it.
 """
 
 import typing
@@ -15,15 +17,37 @@ from e3d_jax.training import checkpoints, sharding, state, steps
 from e3d_jax.weights import folder
 
 
-def export(config: dict[str, typing.Any], stage: build.Component, source: str, step: int | None, out: str) -> int:
+def export(
+    config: dict[str, typing.Any],
+    stage: build.Component,
+    source: str,
+    step: int | None,
+    out: str,
+    init: str | None = None,
+) -> int:
     """Add a checkpoint's averaged weights to a weights folder; returns its step.
+
+    Args:
+      config: a whole system's.
+      stage: the one that was trained.
+      source: folder of the checkpoints.
+      step: the newest when not given.
+      out: the folder to add to.
+      init: weights folder that the run started from; needed for what it did not train.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: there is none of that step, or it is of another model.
+      ValueError: there is none of that step, it is damaged, or of another model; or what was not trained is missing.
       OSError: the folder cannot be written.
     """
+    if (frozen := config[stage]["train"]["freeze"]) and not init:
+        raise ValueError(
+            f"checkpoints of the {stage} lack its {', '.join(frozen)}, which it does not train; say with --init which "
+            "weights the run started from"
+        )
     model = state.build_module(config, stage, dtype="float32", seed=config["seed"])
+    if init:
+        state.load(folder.resolve(init), stage, config, model)
     mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
     assembly = steps.assemble(config, stage, model, {}, mesh, "float32")
     stored = checkpoints.Checkpoints(source, 1, 0, read_only=True)
@@ -41,14 +65,15 @@ def define_flags() -> None:
     flags.DEFINE_enum("stage", None, build.COMPONENTS, "The stage that is trained.", required=True)
     flags.DEFINE_string("checkpoints", None, "Folder of the run's checkpoints; may be gs://.", required=True)
     flags.DEFINE_integer("step", None, "Which of them.", lower_bound=1)
+    flags.DEFINE_string("init", None, "Weights folder that the run started from, for what it did not train.")
     flags.DEFINE_string("out", None, "Weights folder to add the stage to.", required=True)
 
 
 def main(_) -> None:
     """Exports."""
-    stage = typing.cast(build.Component, flags.FLAGS.stage)
-    step = export(flags.FLAGS.config.to_dict(), stage, flags.FLAGS.checkpoints, flags.FLAGS.step, flags.FLAGS.out)
-    print(f"{stage}: weights of step {step} are in {flags.FLAGS.out}")
+    given, stage = flags.FLAGS, typing.cast(build.Component, flags.FLAGS.stage)
+    step = export(given.config.to_dict(), stage, given.checkpoints, given.step, given.out, given.init)
+    print(f"{stage}: weights of step {step} are in {given.out}")
 
 
 if __name__ == "__main__":

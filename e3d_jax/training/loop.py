@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import logging
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -62,21 +61,27 @@ def train(
       init: weights folder (or bundled weights) to start from, of the same architecture.
       unseen: folder of records to evaluate on every ``evaluate_every`` steps.
       checkpoints: where checkpoints go, local or ``gs://``; ``<workdir>/<stage>/checkpoints`` when not given.
-      profile: first and last of the steps whose trace is written to ``<stage>/profile``.
+      profile: first and last of the steps, counted from 1, whose trace is written to ``<stage>/profile``.
 
     Raises:
-      ValueError: the batch does not divide over the devices; the run or the folder to start from belongs to another
-        config; many losses in a row are not finite.
+      ValueError: a setting cannot be trained with; the batch does not divide over the devices; the run or the folder to
+        start from belongs to another config; no checkpoint can be read; many losses in a row are not finite.
       FileNotFoundError: no records, or a stage that must be trained first, or the one to start from, is missing.
-      OSError: a checkpoint cannot be written.
+      OSError: a checkpoint, metrics or the weights cannot be written.
     """
     # ---------------------------------------------------------------- run folder
     if "train" not in config[stage]:
         raise ValueError(f"the config does not say how to train the {stage}; import it, or take it from --init")
+    training = dict(config[stage]["train"])
+    settings.check_training(stage, training)
+    if profile and not 1 <= profile[0] <= profile[1] <= training["steps"]:
+        raise ValueError(
+            f"the steps to trace are {profile[0]} to {profile[1]}; expected some of 1 to {training['steps']}"
+        )
     weights = pathlib.Path(workdir).resolve() / "weights"
     run = pathlib.Path(workdir).resolve() / stage
     run.mkdir(parents=True, exist_ok=True)
-    training = dict(config[stage]["train"])
+    identity = _check_same_run(run / "config.json", config, stage)
 
     # ---------------------------------------------------------------- devices and data
     mesh = sharding.make_mesh(config["mesh"])
@@ -88,7 +93,8 @@ def train(
     encoded = loader.holds_encoded(records, stage, config["size"])
     if encoded:
         losses.check_encoded(stage, config[stage])
-    _check_same_config(run / "config.json", config[stage])
+    # Pictures of unseen objects are for the components that records of latents spare.
+    pictured = not encoded or (unseen and not loader.holds_encoded([unseen], stage, config["size"]))
     # Not before the records are known to be good: its threads would outlive the message.
     kept = checkpoints_lib.Checkpoints(
         checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]
@@ -98,15 +104,15 @@ def train(
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
     with state_lib.on_host():
         components, sources = {}, {}
-        for role in () if encoded else losses.NEEDS[stage]:
+        for role in losses.NEEDS[stage] if pictured else ():
             name = build.provider(config, stage, role)
             components[role] = state_lib.build_module(config, name, dtype=dtype)
             sources[name] = folder.resolve(init if init and not folder.has(weights, name) else weights)
-            _load(sources[name], name, config, components[role])
+            state_lib.load(sources[name], name, config, components[role])
         model = state_lib.build_module(config, stage, dtype=dtype, seed=config["seed"])
         # Checkpoints lack what is not trained, so that it is read anew by a run that continues.
         if init and (training["freeze"] or not kept.steps):
-            _load(folder.resolve(init), stage, config, model)
+            state_lib.load(folder.resolve(init), stage, config, model)
     assembly = steps.assemble(config, stage, model, components, mesh, dtype)
     train_step, rate = assembly.train_step, state_lib.learning_rate(training)
     frozen = state_lib.place(assembly.frozen, assembly.frozen_stored)
@@ -127,6 +133,8 @@ def train(
     if unseen:
         fixed = itertools.islice(load({unseen: 1.0}), HELDOUT_BATCHES)
         evaluate = heldout.Heldout(config, stage, assembly, mesh, fixed)
+    if jax.process_index() == 0:
+        files.write_atomically(run / "config.json", identity)
     writer = watching.Writer(run, first)
     stopping = _stop_signal()
     bar = tqdm.tqdm(total=last, initial=first, desc=stage, unit="step", disable=True if jax.process_index() else None)
@@ -136,12 +144,14 @@ def train(
     rates = np.asarray(jax.vmap(rate)(jnp.arange(last)))
     recent, seen, operations = progress["recent"], [], None
     # A run that continues may have passed some of the steps to trace.
-    traced = range(max(profile[0], first), min(profile[1] + 1, last)) if profile else range(0)
+    traced = range(max(profile[0] - 1, first), profile[1]) if profile else range(0)
+    tracing = False
     timed, waited, since = 0, 0.0, time.perf_counter()
     try:
         for step in range(first, last):
             if traced and step == traced[0]:
                 jax.profiler.start_trace(str(run / "profile"))
+                tracing = True
             before = time.perf_counter()
             rows_read = next(batches)
             seen.append(rows_read.pop("id"))
@@ -162,6 +172,7 @@ def train(
             if traced and step == traced[-1]:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
+                tracing = False
 
             done = step + 1
             stop = stopping(done)
@@ -194,6 +205,9 @@ def train(
         gc.unfreeze()
         # Whatever ends the run, what is being written is written whole.
         kept.close()
+        if tracing:
+            jax.profiler.stop_trace()
+        batches.close()
         writer.close()
         bar.close()
     if int(state.step) < last:
@@ -243,30 +257,21 @@ def _check_finite(stage, step, recent, seen, limit, kept: checkpoints_lib.Checkp
         return
     begin = step - len(recent) + last + 2 - longest
     ids = seen[max(0, last + 1 - longest - len(recent) + len(seen))]
-    # Updates that were left out changed nothing.
-    good = f"the newest checkpoint, step {kept.steps[-1]}, is from before" if kept.steps else "there is no checkpoint"
+    # Updates that were left out changed nothing, so that all checkpoints are good.
+    good = f"the last good checkpoint is step {kept.steps[-1]}" if kept.steps else "there is no checkpoint"
     raise ValueError(
         f"{stage}: loss or gradient were not finite {longest} times in a row, from step {begin} on, with the records "
         f"{', '.join(map(str, ids[:8]))}; {good}; look at these records or lower the learning rate"
     )
 
 
-def _load(source: pathlib.Path, component: build.Component, config: Mapping[str, Any], module: nnx.Module) -> None:
-    """Fill a module from a weights folder in which the component is of the same architecture."""
-    folder.read(source, component)  # A folder that lacks it is no other architecture.
-    there, here = ({str(component): {"model": c[component]["model"]}} for c in (folder.read_config(source), config))
-    if different := settings.differences(there, here):
+def _check_same_run(path: pathlib.Path, config: Mapping[str, Any], stage: loader.Stage) -> bytes:
+    """What a run's results depend on, as JSON to be kept with it; a run that continues must have the same."""
+    training = {name: value for name, value in config[stage]["train"].items() if name not in FREE}
+    here = {"seed": config["seed"], "size": config["size"], **config[stage], "train": training}
+    if path.exists() and (different := settings.unlike(json.loads(path.read_text()), here)):
         raise ValueError(
-            f"the {component} in {source} is of another architecture: {different[0]}; choose the folder or the config "
-            "to match"
+            f"{path.parent} holds a run of another config: {different[0]}; give that, choose another --workdir, or "
+            "delete that folder"
         )
-    folder.load(source, component, module)
-
-
-def _check_same_config(path: pathlib.Path, section: Mapping[str, Any]) -> None:
-    """Save what results depend on of this stage's section with the run, or compare it with what the run began with."""
-    kept = {**section, "train": {name: value for name, value in section["train"].items() if name not in FREE}}
-    text = json.dumps(kept, indent=2, sort_keys=True)
-    if path.exists() and path.read_text() != text:
-        raise ValueError(f"{path.parent} holds a run of another config; choose another --workdir or delete that folder")
-    files.write_atomically(path, text.encode())
+    return json.dumps(here, indent=2, sort_keys=True).encode()

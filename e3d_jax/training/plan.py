@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import cameras, commands, files
+from e3d_jax import cameras, commands, files, settings
 from e3d_jax.models import build
 from e3d_jax.training import costs, losses, sharding, steps
 from e3d_jax.training import state as state_lib
@@ -75,8 +76,9 @@ def make_plan(config: Mapping[str, Any], stage: build.Component, devices: Sequen
       ValueError: the mesh or the batch does not fit the devices, or the stage cannot train on such inputs.
       TooLargeError: the compiler found no way to keep to the memory.
     """
-    mesh = sharding.make_mesh(config["mesh"], devices)
     training = config[stage]["train"]
+    settings.check_training(stage, training)
+    mesh = sharding.make_mesh(config["mesh"], devices)
     sharding.check_batch(mesh, training["batch_size"], training["accumulate"])
     dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     roles = losses.NEEDS[stage] if inputs == "pictures" else ()
@@ -171,7 +173,7 @@ def alternatives(config: Mapping[str, Any], stage: str, num_devices: int) -> Ite
     # Widths that divide by 64 divide by less, but not by more.
     fsdp = math.gcd(num_devices // tensor, 64)
     whole, names = {"data": -1, "fsdp": fsdp, "tensor": tensor}, f"mesh.data=-1 mesh.fsdp={fsdp}"
-    settings: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    tries: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         (names, whole, {}),
         (f"{stage}.train.remat=full", config["mesh"], {"remat": "full"}),
         (f"{names} {stage}.train.remat=full", whole, {"remat": "full"}),
@@ -179,9 +181,9 @@ def alternatives(config: Mapping[str, Any], stage: str, num_devices: int) -> Ite
     shares, parts = num_devices // tensor, 2
     while config[stage]["train"]["batch_size"] % (shares * parts) == 0:
         changes = {"remat": "full", "accumulate": parts}
-        settings.append((f"{names} {stage}.train.remat=full {stage}.train.accumulate={parts}", whole, changes))
+        tries.append((f"{names} {stage}.train.remat=full {stage}.train.accumulate={parts}", whole, changes))
         parts *= 2
-    for name, mesh, changes in settings:
+    for name, mesh, changes in tries:
         if (mesh, {**config[stage]["train"], **changes}) != (config["mesh"], config[stage]["train"]):
             changed = copy.deepcopy(dict(config))
             changed["mesh"] = dict(mesh)
@@ -217,6 +219,8 @@ def tpu_devices(topology: str) -> list[Any]:
     if topology.endswith(":1x1"):
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
+        if not re.fullmatch(r"\w+:[1-9]\d*(x[1-9]\d*)*", topology):  # libtpu dies of a zero.
+            raise ValueError("not KIND:SIZExSIZE")
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -249,7 +253,7 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", None, "A TPU slice, such as v5e:16x16, v5p:4x4x4 or v6e:16x16.")
     flags.DEFINE_integer("devices", None, "So many devices of this machine instead.", lower_bound=1)
     flags.DEFINE_enum("inputs", "latents", ["latents", "pictures"], "What the records hold.")
-    flags.DEFINE_string("json", None, "File to write the plan to, too.")
+    flags.DEFINE_string("json", None, "File to write the last plan to, too, with the settings that it changes.")
 
 
 def main(_) -> None:
@@ -264,16 +268,20 @@ def main(_) -> None:
     devices = tpu_devices(flags.FLAGS.topology) if flags.FLAGS.topology else jax.devices()[: flags.FLAGS.devices]
     if flags.FLAGS.devices and len(devices) < flags.FLAGS.devices:
         raise ValueError(f"this machine has {len(devices)} devices, not {flags.FLAGS.devices}; give what it has")
-    plan = _try(config, stage, devices, flags.FLAGS.inputs)
+    plan, changes = _try(config, stage, devices, flags.FLAGS.inputs), list[str]()
     if plan is None or plan.fits is False:
         for name, changed in alternatives(config, stage, len(devices)):
             print(f"\nwith {name}:", flush=True)
             plan = _try(changed, stage, devices, flags.FLAGS.inputs)
+            changes = [f"--config.{change}" for change in name.split()]
             if plan and plan.fits:
-                print(f"\nit fits with {' '.join(f'--config.{change}' for change in name.split())}")
+                print(f"\nit fits with {' '.join(changes)}")
                 break
+        else:
+            print("\nnothing tried makes it fit; take more devices, or a smaller batch")
     if flags.FLAGS.json and plan:
-        files.write_atomically(pathlib.Path(flags.FLAGS.json), json.dumps(dataclasses.asdict(plan), indent=2).encode())
+        kept = {"settings": changes, **dataclasses.asdict(plan)}
+        files.write_atomically(pathlib.Path(flags.FLAGS.json), json.dumps(kept, indent=2).encode())
 
 
 if __name__ == "__main__":

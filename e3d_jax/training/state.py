@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+from e3d_jax import settings as settings_lib
 from e3d_jax.models import build
 from e3d_jax.training import muon
+from e3d_jax.weights import folder
 
 
 @jax.tree_util.register_dataclass
@@ -89,6 +92,23 @@ def build_module(config: Mapping[str, Any], component: build.Component, *, dtype
         arguments["unet"] = {**arguments["unet"], "remat": remat}
     with on_host():
         return build.build(component, arguments, dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def load(source: pathlib.Path, component: build.Component, config: Mapping[str, Any], module: nnx.Module) -> None:
+    """Fill a module from a weights folder in which the component is of the same architecture.
+
+    Raises:
+      FileNotFoundError: the folder lacks the component.
+      ValueError: it is of another architecture there.
+    """
+    folder.read(source, component)  # A folder that lacks it is no other architecture.
+    there, here = ({str(component): {"model": c[component]["model"]}} for c in (folder.read_config(source), config))
+    if different := settings_lib.differences(there, here):
+        raise ValueError(
+            f"the {component} in {source} is of another architecture: {different[0]}; choose the folder or the config "
+            "to match"
+        )
+    folder.load(source, component, module)
 
 
 def on_host() -> contextlib.AbstractContextManager:

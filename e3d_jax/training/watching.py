@@ -3,16 +3,21 @@
 import json
 import math
 import pathlib
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from jaxtyping import Float
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from e3d_jax import files
 from e3d_jax.training import costs
+
+# Seconds between syncs of TensorBoard's file, which a mounted bucket uploads whole.
+SYNC_EVERY = 60
 
 
 class Writer:
@@ -21,10 +26,13 @@ class Writer:
     Args:
       folder: of the run.
       first: the step after which the run continues; rows of later steps, from before it was stopped, go.
+
+    Raises:
+      OSError: as all its methods do, where the folder cannot be written to.
     """
 
     def __init__(self, folder: pathlib.Path, first: int):
-        self._active = jax.process_index() == 0
+        self._active, self._folder = jax.process_index() == 0, folder
         if not self._active:
             return
         path = folder / "metrics.jsonl"
@@ -32,28 +40,42 @@ class Writer:
         # A last line without its end was cut off when the run was killed.
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= first]
         files.write_atomically(path, "".join(kept).encode())
-        self._rows = open(path, "a")  # noqa: SIM115
-        self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+        with files.writing(self._folder):
+            (folder / "tensorboard").mkdir(exist_ok=True)
+            self._rows = open(path, "a")  # noqa: SIM115
+            # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and what hands it events waits for ever.
+            self._events = event_file_writer.EventsWriter(str(folder / "tensorboard" / "events"))
+            self._synced = 0.0
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._event(first + 1, session_log=start)  # Viewers drop what there is of later steps.
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row."""
         if self._active:
-            self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
-            self._rows.flush()
-            for name, value in metrics.items():
-                if math.isfinite(value):
-                    self._board.add_scalar(name, value, step)
+            with files.writing(self._folder):
+                self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
+                self._rows.flush()
+                scalars = [summary.scalar(name, value) for name, value in metrics.items() if math.isfinite(value)]
+                self._event(step, summary=summary_pb2.Summary(value=[x for one in scalars for x in one.value]))
 
     def image(self, step: int, name: str, picture: Float[np.ndarray, "h w 3"]) -> None:
         """Show a picture in [0, 1]."""
         if self._active:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            with files.writing(self._folder):
+                self._event(step, summary=summary.image(name, picture, dataformats="HWC"))
 
     def close(self) -> None:
         """Write what is left."""
         if self._active:
-            self._rows.close()
-            self._board.close()
+            with files.writing(self._folder):
+                self._rows.close()
+                self._events.close()
+
+    def _event(self, step: int, **what: Any) -> None:
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
+        if time.monotonic() > self._synced + SYNC_EVERY:
+            self._events.flush()
+            self._synced = time.monotonic()
 
 
 def mean(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -13,6 +13,8 @@ import numpy as np
 import safetensors
 from flax import nnx
 
+from e3d_jax import files
+
 FLOATS = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
@@ -132,13 +134,16 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(path.name + ".incomplete")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(len(text).to_bytes(8, "little") + text)
-            for name, tensor in order:
-                array = np.ascontiguousarray(tensor.read(), tensor.dtype)
-                if not np.isfinite(array).all():
-                    raise ValueError(f"{name} holds values that are not finite in {tensor.dtype}; use other weights")
-                stream.write(array.tobytes())
-        os.replace(temporary, path)
+        with files.writing(path):
+            with open(temporary, "wb") as stream:
+                stream.write(len(text).to_bytes(8, "little") + text)
+                for name, tensor in order:
+                    array = np.ascontiguousarray(tensor.read(), tensor.dtype)
+                    if not np.isfinite(array).all():
+                        raise ValueError(
+                            f"{name} holds values that are not finite in {tensor.dtype}; use other weights"
+                        )
+                    stream.write(array.tobytes())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
