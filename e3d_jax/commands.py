@@ -12,7 +12,8 @@ def told(main: Callable[[list[str]], None], command: str) -> Callable[[list[str]
     """A command's ``main`` that ends in a sentence, beginning with its name, where it raises ValueError or OSError."""
 
     def run_or_exit(arguments):
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes.
         try:
             main(arguments)
         except (ValueError, OSError) as error:

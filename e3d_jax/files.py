@@ -8,21 +8,17 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike, errors: type[Exception] = OSError) -> Iterator[None]:
-    """Says in one sentence what it means when what is done inside fails.
-
-    Args:
-      path: that is written to.
-      errors: what failing to write raises.
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Says in one sentence what it means when what is done inside, writing to a path, fails.
 
     Raises:
       OSError: it failed.
     """
     try:
         yield
-    except errors as error:
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter.
         reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot write {path} ({reason}); check the space and the permissions there") from error
+        raise OSError(f"cannot write {path} ({reason}); check the folder, its space and its permissions") from error
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:

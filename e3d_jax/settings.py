@@ -19,7 +19,6 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
       ValueError: names the first such setting and what is expected.
     """
-
     parts = ("size", *build.COMPONENTS, "reconstruction")
     missing = [part for part in parts if part not in config]
     _expect(not missing, "parts", sorted(config), f"{', '.join(missing)} too")
@@ -59,14 +58,20 @@ def check_training(stage: str, training: Mapping[str, Any]) -> None:
     Raises:
       ValueError: names the first such setting and what is expected.
     """
-    least = dict.fromkeys(("batch_size", "accumulate", "steps", "max_skipped", "keep_last"), 1)
-    least |= dict.fromkeys(("log_every", "checkpoint_every", "evaluate_every"), 1)
-    least |= dict.fromkeys(("learning_rate", "warmup", "workers", "keep_every"), 0)
+    counts = ("batch_size", "accumulate", "steps", "log_every", "checkpoint_every", "evaluate_every")
+    least = dict.fromkeys((*counts, "keep_last", "max_skipped"), 1)
+    least |= dict.fromkeys(("learning_rate", "clip", "warmup", "workers", "keep_every"), 0)
     for name, bound in least.items():
         _expect(training[name] >= bound, f"{stage}.train.{name}", training[name], f"{bound} or more")
-    _expect(0 <= training["ema"] < 1, f"{stage}.train.ema", training["ema"], "0 or more, below 1")
-    policies = ("none", *blocks.REMAT_POLICIES)
-    _expect(training["remat"] in policies, f"{stage}.train.remat", training["remat"], f"one of {', '.join(policies)}")
+    for name in ("ema", "beta2"):
+        _expect(0 <= training[name] < 1, f"{stage}.train.{name}", training[name], "0 or more, below 1")
+    choices = {
+        "optimizer": ("adamw", "muon"),
+        "decay": ("cosine", "constant"),
+        "remat": ("none", *blocks.REMAT_POLICIES),
+    }
+    for name, known in choices.items():
+        _expect(training[name] in known, f"{stage}.train.{name}", training[name], f"one of {', '.join(known)}")
 
 
 def _expect(valid: bool, name: str, value: Any, expected: str) -> None:

@@ -106,10 +106,14 @@ def test_training_that_compares_pictures_refuses_encoded_records(system, encoded
     assert not (tmp_path / "anchor/config.json").exists()
 
 
-def test_training_from_encoded_records_shows_pictures_of_unseen_objects(system, encoded_folder, ball_folder, tmp_path):
+@pytest.mark.parametrize("pictures", [True, False])
+def test_training_from_either_kind_of_records_evaluates_the_other(
+    system, encoded_folder, ball_folder, tmp_path, pictures
+):
     config, path, _ = system
-    training = config["anchor"]["train"] | {"steps": 1, "batch_size": 4, "freeze": ("image_encoder",)}
+    training = config["anchor"]["train"] | {"steps": 1, "batch_size": 4}
     config = {**config, "anchor": {**config["anchor"], "train": training}, "size": 32}
-    loop.train("anchor", config, str(tmp_path), {encoded_folder: 1.0}, str(path), unseen=str(ball_folder))
+    seen, unseen = (encoded_folder, ball_folder) if pictures else (ball_folder, encoded_folder)
+    loop.train("anchor", config, str(tmp_path), {str(seen): 1.0}, str(path), unseen=str(unseen))
     rows = [json.loads(row) for row in (tmp_path / "anchor/metrics.jsonl").read_text().splitlines()]
-    assert "heldout/psnr" in rows[-1]
+    assert "heldout/loss" in rows[-1] and ("heldout/psnr" in rows[-1]) == pictures

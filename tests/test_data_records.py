@@ -49,7 +49,7 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path, ball):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, ball, full_disk):
-    told = pytest.raises(OSError, match=r"cannot write .*a\.array_record .*check the space")
+    told = pytest.raises(OSError, match=r"cannot write .*a\.array_record .*check the folder, its space")
     with told, records.Writer(tmp_path / "a.array_record") as writer:
         writer.write(records.pack(ball))
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ def test_a_sheet_has_true_views_above_sampled_ones(ball_folder):
     model = state.build_module(config, stage, dtype="float32")
     assembly = steps.assemble(config, stage, model, components, mesh, "float32")
     batches = loader.make_loader({str(ball_folder): 1.0}, stage, batch_size=4, seed=0)
-    evaluate = heldout.Heldout(config, stage, assembly, mesh, itertools.islice(batches, 1))
+    evaluate = heldout.Heldout(config, stage, assembly, mesh, itertools.islice(batches, 1), pictured=True)
     params = state.place(assembly.params, assembly.stored.params)
     scores, sheet = evaluate(params, state.place(assembly.frozen, assembly.frozen_stored))
     assert np.isfinite(scores["heldout/loss"]) and np.isfinite(scores["heldout/psnr"])

@@ -1,5 +1,6 @@
 """A run that logs, leaves weights, and continues after whatever stopped it."""
 
+import contextlib
 import gc
 import json
 import os
@@ -99,14 +100,24 @@ def test_a_work_folder_of_another_seed_is_refused(trained):
         loop.train("normals", config | {"seed": 9}, str(workdir), {str(records): 1.0})
 
 
-def test_a_start_that_fails_leaves_the_work_folder_to_others(tmp_path, ball_folder):
-    for name in ("sgd", "SGD"):
-        with pytest.raises(ValueError, match=f"'{name}'; expected adamw or muon"):
-            loop.train("normals", tiny.config(optimizer=name), str(tmp_path), {str(ball_folder): 1.0})
+def test_a_start_that_fails_leaves_the_work_folder_to_others(trained, tmp_path, ball_folder):
+    init = str(trained[0] / "weights")
+    for name in ("conv_on", "conv_im"):
+        with pytest.raises(ValueError, match=f"freeze names {name}, which"):
+            loop.train("normals", tiny.config(freeze=[name]), str(tmp_path), {str(ball_folder): 1.0}, init)
 
 
 @pytest.mark.parametrize(
-    "setting", [{"accumulate": 0}, {"log_every": 0}, {"steps": 0}, {"learning_rate": float("nan")}, {"remat": "most"}]
+    "setting",
+    [
+        {"accumulate": 0},
+        {"log_every": 0},
+        {"steps": 0},
+        {"learning_rate": float("nan")},
+        {"remat": "most"},
+        {"decay": "slow"},
+        {"optimizer": "sgd"},
+    ],
 )
 def test_settings_that_cannot_be_trained_with_are_refused(setting, tmp_path, ball_folder):
     with pytest.raises(ValueError, match=rf"normals\.train\.{next(iter(setting))} is .*; expected"):
@@ -209,8 +220,19 @@ def test_sigterm_saves_the_step_and_the_run_continues_bit_for_bit(long, tmp_path
     assert all(np.array_equal(there[name].read(), here[name].read()) for name in there)
 
 
-@pytest.mark.slow
-def test_sigterm_to_workers_too_saves_the_step_and_ends_them(tmp_path, ball_folder):
+def _processes_of(group):
+    """Whether there are any, for ten seconds at most."""
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(100):
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        return True
+    return False
+
+
+@pytest.fixture
+def busy(tmp_path, ball_folder):
+    """A process that trains for long, with workers, in a group of its own."""
     root = pathlib.Path(__file__).parents[1]
     settings = {"workers": 2, "batch_size": 4, "steps": 10**6, "checkpoint_every": 10**6, "log_every": 1}
     command = [sys.executable, "train.py", "--config=configs/mini.py:smoke", "--config.size=32", "--stage=normals"]
@@ -220,17 +242,24 @@ def test_sigterm_to_workers_too_saves_the_step_and_ends_them(tmp_path, ball_fold
     rows = tmp_path / "normals" / "metrics.jsonl"
     while run.poll() is None and not (rows.exists() and rows.read_text()):
         time.sleep(0.1)
-    os.killpg(run.pid, signal.SIGTERM)
-    try:
-        printed, _ = run.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
+    yield run
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(run.pid, signal.SIGKILL)
-        raise
-    assert run.returncode == 0 and "which is saved" in printed
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.killpg(run.pid, 0)
-            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_sigterm_to_workers_too_saves_the_step_and_ends_them(busy):
+    os.killpg(busy.pid, signal.SIGTERM)
+    printed, _ = busy.communicate(timeout=60)
+    assert busy.returncode == 0 and "which is saved" in printed
+    assert not _processes_of(busy.pid)
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(busy):
+    busy.kill()
+    busy.wait()
+    assert not _processes_of(busy.pid)
 
 
 @pytest.mark.slow
@@ -270,7 +299,7 @@ def test_checkpoints_that_are_all_damaged_stop_the_run_and_stay(tmp_path):
         for file in (tmp_path / str(step) / "state").rglob("*"):
             if file.is_file():
                 os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"no checkpoint can be read \(step 2: .*; step 1: .*begin anew"):
+    with pytest.raises(ValueError, match=r"no checkpoint can be read \(step 2: .*; step 1: .*choose another folder"):
         kept.restore(state)
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
     kept.close()
@@ -278,7 +307,7 @@ def test_checkpoints_that_are_all_damaged_stop_the_run_and_stay(tmp_path):
 
 def test_metrics_on_a_full_disk_end_the_run(tmp_path, full_disk):
     writer = watching.Writer(tmp_path, 0)
-    with pytest.raises(OSError, match=rf"cannot write {tmp_path} .*check the space"):
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path} .*check the folder, its space"):
         for step in range(100):
             writer.write(step, {"loss": 0.0})
 

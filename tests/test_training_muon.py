@@ -62,8 +62,3 @@ def test_momentum_outlasts_a_gradient():
     first, state = optimizer.update(kernel, optimizer.init(kernel))
     second, _ = optimizer.update(jnp.zeros_like(kernel), state)
     np.testing.assert_allclose(second, first, atol=1e-4)
-
-
-def test_another_optimizer_is_refused():
-    with pytest.raises(ValueError, match="optimizer is 'sgd'; expected adamw or muon"):
-        state_lib.make_optimizer(mini.get_config().anchor.train.to_dict() | {"optimizer": "sgd"})

@@ -7,7 +7,10 @@ the number of workers or processes.
 
 import functools
 import math
+import multiprocessing.process
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -165,7 +168,7 @@ def make_loader(
     if workers:
         parallel.one_core_each()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        ready = ready.mp_prefetch(options, worker_init_fn=_outlive_signals)
+        ready = ready.mp_prefetch(options, worker_init_fn=_live_with_parent)
     return iter(ready)
 
 
@@ -226,8 +229,8 @@ def _decoder(folder: str, data: bytes, stage: Stage) -> Callable[[bytes, np.rand
         raise ValueError(f"{folder}: {error}") from error
 
 
-def _outlive_signals(worker: int, workers: int) -> None:
-    """Leave it to the process that started a worker to end it.
+def _live_with_parent(worker: int, workers: int) -> None:
+    """A worker ends when the process that started it says so, or ends itself, and for nothing else.
 
     Ctrl-C and SLURM's notice go to all processes of a run, and a worker that dies within a message has whoever reads
     that wait for ever.
@@ -235,6 +238,12 @@ def _outlive_signals(worker: int, workers: int) -> None:
     del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _picture_example(stage: Stage, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:

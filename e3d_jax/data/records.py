@@ -91,7 +91,7 @@ def unpack(data: bytes) -> Record:
     """Inverse of :func:`pack`.
 
     Raises:
-      ValueError: the bytes are no record, or one of another schema version.
+      ValueError: the bytes are no record, one of another schema version, or without the fields of this one.
     """
     try:
         fields = msgpack.unpackb(data)
@@ -105,7 +105,7 @@ def unpack(data: bytes) -> Record:
         poses = {k: np.frombuffer(fields["cameras"][k], np.float32).reshape(shape) for k, shape in shapes.items()}
         fields["cameras"] = structs.Cameras(**poses, width=fields["size"], height=fields["size"])
         return Record(**fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"a record lacks fields, or has others than version {SCHEMA} ({error}); write it again"
         ) from error
@@ -120,14 +120,15 @@ class Writer:
 
     def __init__(self, path: str | os.PathLike):
         self._path = pathlib.Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = self._path.with_name(self._path.name + ".incomplete")
-        # Groups of one record keep random access cheap: a reader never decodes a neighbour.
-        self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), "group_size:1")
+        with files.writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Groups of one record keep random access cheap: a reader never decodes a neighbour.
+            self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), "group_size:1")
 
     def write(self, record: bytes) -> None:
         """Append a packed record."""
-        with files.writing(self._path, RuntimeError):
+        with files.writing(self._path):
             self._writer.write(record)
 
     def __enter__(self) -> "Writer":
@@ -135,10 +136,10 @@ class Writer:
 
     def __exit__(self, error_type, error, traceback) -> None:
         try:
-            with files.writing(self._path, RuntimeError):
+            with files.writing(self._path):
                 self._writer.close()
-            if error_type is None:
-                os.replace(self._temporary, self._path)
+                if error_type is None:
+                    os.replace(self._temporary, self._path)
         finally:
             self._temporary.unlink(missing_ok=True)
 

@@ -79,6 +79,7 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint is of another model, there is no such step, or none can be read; all is left as it
             is then.
+          OSError: a damaged step cannot be set aside.
         """
         steps, failures = self.steps, dict[int, Exception | None]()
         if step is not None and step not in steps:
@@ -99,10 +100,9 @@ class Checkpoints:
             failures[candidate] = failure
         if failures:
             reasons = "; ".join(f"step {candidate}: {_reason(failure)}" for candidate, failure in failures.items())
-            other = "delete the folder to begin anew" if step is None else f"choose another of {steps}"
-            raise ValueError(
-                f"{self._folder}: no checkpoint can be read ({reasons}); restore them from a copy, or {other}"
-            )
+            others = [other for other in steps if other not in failures]
+            choice = f"take another step, of {others}" if others else "choose another folder"
+            raise ValueError(f"{self._folder}: no checkpoint can be read ({reasons}); make them readable, or {choice}")
         return None
 
     def close(self) -> None:
@@ -132,7 +132,8 @@ class Checkpoints:
         if not failures:
             return
         for step, failure in failures.items():
-            logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, _reason(failure))
+            if jax.process_index() == 0:
+                logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, _reason(failure))
             if jax.process_index() == 0 and not self._read_only:
                 aside = self._folder / f"damaged-{step}"
                 if aside.exists():
@@ -161,7 +162,7 @@ class OtherModelError(ValueError):
 
 
 def _reason(failure: Exception | None) -> str:
-    """Why a checkpoint cannot be read, in a line."""
+    """What went wrong, in a line."""
     return (str(failure or "another process cannot read it").splitlines() or [repr(failure)])[0][:200]
 
 

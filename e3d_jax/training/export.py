@@ -36,14 +36,14 @@ def export(
       init: weights folder that the run started from; needed for what it did not train.
 
     Raises:
-      FileNotFoundError: there is no checkpoint.
-      ValueError: there is none of that step, it is damaged, or of another model; or what was not trained is missing.
+      FileNotFoundError: there is no checkpoint, or ``init`` lacks the stage.
+      ValueError: there is none of that step, it is damaged, or of another model; or ``init`` is, or is needed.
       OSError: the folder cannot be written.
     """
-    if (frozen := config[stage]["train"]["freeze"]) and not init:
+    if (untrained := config[stage]["train"]["freeze"]) and not init:
         raise ValueError(
-            f"checkpoints of the {stage} lack its {', '.join(frozen)}, which it does not train; say with --init which "
-            "weights the run started from"
+            f"checkpoints of the {stage} lack its {', '.join(untrained)}, which it does not train; say with --init "
+            "which weights the run started from"
         )
     model = state.build_module(config, stage, dtype="float32", seed=config["seed"])
     if init:

@@ -30,6 +30,7 @@ class Heldout:
       assembly: see :func:`e3d_jax.training.steps.assemble`.
       mesh: that it lives on.
       batches: of the loader.
+      pictured: whether they hold pictures, to compare samples with, rather than latents.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class Heldout:
         assembly: steps.Assembly,
         mesh: Mesh,
         batches: Iterable[Mapping[str, np.ndarray]],
+        *,
+        pictured: bool,
     ):
         copied = NamedSharding(mesh, PartitionSpec())
         split = NamedSharding(mesh, sharding.BATCH)
@@ -48,8 +51,7 @@ class Heldout:
             for batch in batches
         ]
         self._loss = jax.jit(assembly.objective, in_shardings=places, out_shardings=copied)
-        # Encoded records have no pictures to compare with.
-        self._shows = stage in SHOWS and "autoencoder" in assembly.frozen_graphs
+        self._shows = stage in SHOWS and pictured
         if self._shows:
             show = functools.partial(_merged, SHOWS[stage], config[stage], assembly)
             self._show = jax.jit(show, in_shardings=places, out_shardings=copied)

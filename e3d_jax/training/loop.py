@@ -5,6 +5,7 @@ components come from the weights folder of the same work directory, to which the
 that it lacks come, and are copied, from the folder to start from.
 """
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -20,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -91,10 +91,9 @@ def train(
     if training["freeze"] and not init:
         raise ValueError(f"{stage} does not train its {', '.join(training['freeze'])}; say with --init where they are")
     encoded = loader.holds_encoded(records, stage, config["size"])
-    if encoded:
+    pictured = unseen is not None and not loader.holds_encoded([unseen], stage, config["size"])
+    if encoded or (unseen is not None and not pictured):
         losses.check_encoded(stage, config[stage])
-    # Pictures of unseen objects are for the components that records of latents spare.
-    pictured = not encoded or (unseen and not loader.holds_encoded([unseen], stage, config["size"]))
     # Not before the records are known to be good: its threads would outlive the message.
     kept = checkpoints_lib.Checkpoints(
         checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]
@@ -104,7 +103,8 @@ def train(
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
     with state_lib.on_host():
         components, sources = {}, {}
-        for role in losses.NEEDS[stage] if pictured else ():
+        # Pictures of unseen objects need what records of latents do without.
+        for role in losses.NEEDS[stage] if pictured or not encoded else ():
             name = build.provider(config, stage, role)
             components[role] = state_lib.build_module(config, name, dtype=dtype)
             sources[name] = folder.resolve(init if init and not folder.has(weights, name) else weights)
@@ -120,7 +120,8 @@ def train(
     # ---------------------------------------------------------------- state
     if restored := kept.restore(state_lib.like(assembly.params, assembly.optimizer, assembly.stored)):
         state, progress = restored
-        logging.info("%s: continuing from step %d", stage, int(state.step))
+        if jax.process_index() == 0:
+            print(f"{stage}: continuing after step {int(state.step)}")
     else:
         state = state_lib.create(assembly.params, assembly.optimizer, assembly.stored)
         progress = {"batches": 0, "recent": []}
@@ -132,9 +133,7 @@ def train(
     evaluate = None
     if unseen:
         fixed = itertools.islice(load({unseen: 1.0}), HELDOUT_BATCHES)
-        evaluate = heldout.Heldout(config, stage, assembly, mesh, fixed)
-    if jax.process_index() == 0:
-        files.write_atomically(run / "config.json", identity)
+        evaluate = heldout.Heldout(config, stage, assembly, mesh, fixed, pictured=pictured)
     writer = watching.Writer(run, first)
     stopping = _stop_signal()
     bar = tqdm.tqdm(total=last, initial=first, desc=stage, unit="step", disable=True if jax.process_index() else None)
@@ -145,13 +144,15 @@ def train(
     recent, seen, operations = progress["recent"], [], None
     # A run that continues may have passed some of the steps to trace.
     traced = range(max(profile[0] - 1, first), profile[1]) if profile else range(0)
-    tracing = False
     timed, waited, since = 0, 0.0, time.perf_counter()
-    try:
+    with contextlib.ExitStack() as closing:
+        # Whatever ends the run, what is being written is written whole; the last is closed first.
+        for close in (bar.close, writer.close, batches.close, kept.close, gc.unfreeze):
+            closing.callback(close)
+        trace = closing.enter_context(contextlib.ExitStack())
         for step in range(first, last):
             if traced and step == traced[0]:
-                jax.profiler.start_trace(str(run / "profile"))
-                tracing = True
+                trace.enter_context(jax.profiler.trace(str(run / "profile")))
             before = time.perf_counter()
             rows_read = next(batches)
             seen.append(rows_read.pop("id"))
@@ -165,14 +166,15 @@ def train(
             if step == first:
                 # Compiling is no part of a step's time.
                 jax.block_until_ready(metrics)
+                if jax.process_index() == 0:  # Not before: a start that failed leaves the folder to other settings.
+                    files.write_atomically(run / "config.json", identity)
                 _settle()
                 timed, waited, since = 0, 0.0, time.perf_counter()
             # Batches of steps that the device has not begun must not fill its memory.
             jax.block_until_ready(recent[-3:-2])
             if traced and step == traced[-1]:
                 jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
-                tracing = False
+                trace.close()
 
             done = step + 1
             stop = stopping(done)
@@ -201,15 +203,6 @@ def train(
             if stop:
                 break
         kept.finish()
-    finally:
-        gc.unfreeze()
-        # Whatever ends the run, what is being written is written whole.
-        kept.close()
-        if tracing:
-            jax.profiler.stop_trace()
-        batches.close()
-        writer.close()
-        bar.close()
     if int(state.step) < last:
         print(f"{stage}: stopped after step {int(state.step)} of {last}, which is saved; run again to continue")
         return

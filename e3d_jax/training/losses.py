@@ -258,17 +258,17 @@ def check_encoded(stage: build.Component, settings: Mapping[str, Any]) -> None:
     Raises:
       ValueError: the stage trains on pictures alone, trains its image encoder, or compares decoded views with pictures.
     """
-    pictures = "take records of pictures (--inputs=pictures for a plan)"
     if "image_encoder" not in settings["model"]:
-        raise ValueError(f"the {stage} stage trains on pictures, which encoded records do not hold; {pictures}")
+        raise ValueError(f"the {stage} stage trains on pictures, which encoded records do not hold")
     if "image_encoder" not in settings["train"]["freeze"]:
         raise ValueError(
-            f"the {stage} stage trains its image encoder, whose tokens encoded records hold already; {pictures}, or "
-            f"freeze it with --config.{stage}.train.freeze=\"('image_encoder',)\""
+            f"the {stage} stage trains its image encoder, whose tokens encoded records hold already; freeze it with "
+            f"--config.{stage}.train.freeze=\"('image_encoder',)\", or train from pictures"
         )
     if weight := settings["loss"].get("picture_weight"):
         raise ValueError(
-            f"{stage}.loss.picture_weight is {weight}, but encoded records hold no pictures; {pictures}, or set it to 0"
+            f"{stage}.loss.picture_weight is {weight}, but encoded records hold no pictures; set it to 0, or train "
+            "from pictures"
         )
 
 

@@ -83,7 +83,10 @@ def make_plan(config: Mapping[str, Any], stage: build.Component, devices: Sequen
     dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     roles = losses.NEEDS[stage] if inputs == "pictures" else ()
     if inputs == "latents":
-        losses.check_encoded(stage, config[stage])
+        try:
+            losses.check_encoded(stage, config[stage])
+        except ValueError as error:
+            raise ValueError(f"{error} (--inputs=pictures)") from error
     make = lambda name: nnx.eval_shape(lambda: state_lib.build_module(config, name, dtype=dtype))  # noqa: E731
     components = {role: make(build.provider(config, stage, role)) for role in roles}
     assembly = steps.assemble(config, stage, make(stage), components, mesh, dtype)

@@ -62,8 +62,13 @@ def assemble(
       components: the frozen components by role (:data:`e3d_jax.training.losses.NEEDS`).
       mesh: see :func:`e3d_jax.training.sharding.make_mesh`.
       dtype: type of the computation.
+
+    Raises:
+      ValueError: what is not to be trained does not exist.
     """
     training = config[stage]["train"]
+    if unknown := [name for name in training["freeze"] if not hasattr(model, name)]:
+        raise ValueError(f"{stage}.train.freeze names {', '.join(unknown)}, which the {stage} does not have")
     graph, *states = nnx.split(model, state_lib.in_training(training["freeze"]), ...)
     params, rest = states
     frozen, frozen_graphs = {"rest": rest}, {}

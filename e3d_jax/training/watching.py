@@ -1,5 +1,6 @@
 """What a run reports: rows of numbers to a file and to TensorBoard, and how fast it is."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -67,9 +68,8 @@ class Writer:
     def close(self) -> None:
         """Write what is left."""
         if self._active:
-            with files.writing(self._folder):
-                self._rows.close()
-                self._events.close()
+            with files.writing(self._folder), contextlib.closing(self._events), self._rows:
+                pass
 
     def _event(self, step: int, **what: Any) -> None:
         self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))

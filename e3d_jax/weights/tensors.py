@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def fill(variable: nnx.Variable, tensor: Tensor) -> None:
     variable.set_value(filled.block_until_ready())
 
 
-def read_files(files: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
+def read_files(paths: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
     """Every tensor of some safetensors files, but those that are ``ignored``, by name.
 
     Raises:
@@ -73,7 +73,7 @@ def read_files(files: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, 
       ValueError: a file is damaged, or a tensor is of an unknown type.
     """
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in paths:
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
                 names = set(opened.keys()).difference(ignored)
@@ -133,17 +133,24 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(path.name + ".incomplete")
+
+    def parts() -> Iterator[bytes]:
+        yield len(text).to_bytes(8, "little") + text
+        for name, tensor in order:
+            array = np.ascontiguousarray(tensor.read(), tensor.dtype)
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds values that are not finite in {tensor.dtype}; use other weights")
+            yield array.tobytes()
+
     try:
         with files.writing(path):
-            with open(temporary, "wb") as stream:
-                stream.write(len(text).to_bytes(8, "little") + text)
-                for name, tensor in order:
-                    array = np.ascontiguousarray(tensor.read(), tensor.dtype)
-                    if not np.isfinite(array).all():
-                        raise ValueError(
-                            f"{name} holds values that are not finite in {tensor.dtype}; use other weights"
-                        )
-                    stream.write(array.tobytes())
+            stream = open(temporary, "wb")  # noqa: SIM115
+        with stream:
+            for part in parts():  # What fails to be read is not told as what fails to be written.
+                with files.writing(path):
+                    stream.write(part)
+                    stream.flush()
+        with files.writing(path):
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
