@@ -29,13 +29,16 @@ def main(arguments: list[str]) -> None:
     pictures = [pathlib.Path(argument) for argument in arguments[1:]]
     if not pictures:
         sys.exit("infer.py: no image given; usage: python infer.py IMAGE [IMAGE ...] --out=DIR")
+    if not OUT.value:
+        sys.exit("infer.py: --out is empty; give a folder for the results")
     if NORMAL.value and len(pictures) > 1:
         sys.exit(f"infer.py: --normal goes with one image, {len(pictures)} are given")
     names = [picture.stem for picture in pictures]
     if twice := {name for name in names if names.count(name) > 1}:
         sys.exit(f"infer.py: several images are named {sorted(twice)}, which name their result folders; rename them")
     # Compiling takes longer than running a small system, so it is done once a machine.
-    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = flags.FLAGS.config.to_dict()
     outputs.check_writable(OUT.value)

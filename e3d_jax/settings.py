@@ -130,11 +130,11 @@ def _named(tree: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights and config must agree in, by dotted name: the models, and what the anchor stage was trained for."""
+    """What weights and config must agree in, by dotted name: the models, and what they were trained for."""
     models = {component: {"model": config.get(component, {}).get("model")} for component in build.components_of(config)}
     loss = config.get("anchor", {}).get("loss", {})
     models["anchor"]["loss"] = {name: loss.get(name) for name in anchors.TRAINED}
-    named = _named(models)
+    named = _named({**models, "size": config.get("size")})
     named.setdefault("anchor.model.injection", True)  # As modules have it by default.
     # Recomputing layers in training changes no result.
     return {name: value for name, value in named.items() if not name.endswith(".remat")}

@@ -124,6 +124,11 @@ def test_weights_of_another_config(weights):
         system.load(weights, other)
 
 
+def test_weights_of_pictures_of_another_size(weights):
+    with pytest.raises(ValueError, match=r"another config: size is \d+ there and 256"):
+        system.load(weights, smoke_config() | {"size": 256})
+
+
 def test_weights_of_another_prediction(weights):
     other = smoke_config()
     other["anchor"]["loss"] |= {"prediction": "epsilon", "zero_terminal_snr": False}

@@ -130,6 +130,16 @@ def test_steps_that_are_not_taken_cannot_be_traced(profile, tmp_path, ball_folde
         loop.train("normals", tiny.config(), str(tmp_path), {str(ball_folder): 1.0}, profile=profile)
 
 
+def test_a_shard_that_is_damaged_inside_is_told(tmp_path, ball_folder):
+    data = bytearray((ball_folder / "balls-0.array_record").read_bytes())
+    records = tmp_path / "records"
+    records.mkdir()
+    data[len(data) // 4 : len(data) // 4 + 64] = bytes(64)  # Inside the third record.
+    (records / "balls.array_record").write_bytes(data)
+    with pytest.raises(ValueError, match=f"{records}: a record cannot be read .*write that shard anew"):
+        loop.train("normals", tiny.config(), str(tmp_path / "run"), {str(records): 1.0})
+
+
 def test_a_stage_names_what_must_be_trained_first(tmp_path, ball_folder):
     with pytest.raises(FileNotFoundError, match=r"train\.py"):
         loop.train("anchor", mini.get_config("smoke").to_dict() | {"size": 32}, str(tmp_path), {str(ball_folder): 1.0})

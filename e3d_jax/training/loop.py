@@ -14,7 +14,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -80,7 +80,8 @@ def train(
         )
     weights = pathlib.Path(workdir).resolve() / "weights"
     run = pathlib.Path(workdir).resolve() / stage
-    run.mkdir(parents=True, exist_ok=True)
+    with files.writing(run):
+        run.mkdir(parents=True, exist_ok=True)
     identity = _check_same_run(run / "config.json", config, stage)
 
     # ---------------------------------------------------------------- devices and data
@@ -154,7 +155,7 @@ def train(
             if traced and step == traced[0]:
                 trace.enter_context(jax.profiler.trace(str(run / "profile")))
             before = time.perf_counter()
-            rows_read = next(batches)
+            rows_read = _next(batches, records)
             seen.append(rows_read.pop("id"))
             batch = sharding.global_batch(rows_read, mesh)
             waited += time.perf_counter() - before
@@ -215,6 +216,16 @@ def train(
                 folder.write(weights, name, folder.read(source, name), config, folder.SHARD_BYTES)
         folder.save(weights, stage, module, config)
         print(f"{stage}: trained {last} steps; weights are in {weights}")
+
+
+def _next(batches: Iterator[dict[str, Any]], records: Mapping[str, float]) -> dict[str, Any]:
+    """The next batch."""
+    try:
+        return next(batches)
+    except RuntimeError as error:  # As ArrayRecord and Grain have it.
+        raise ValueError(
+            f"{', '.join(records)}: a record cannot be read ({str(error).splitlines()[0]}); write that shard anew"
+        ) from error
 
 
 def _on_host(recent: list[dict[str, Any]]) -> list[dict[str, float]]:
