@@ -108,20 +108,20 @@ def test_a_start_that_fails_leaves_the_work_folder_to_others(trained, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "setting",
+    ("name", "value", "expected"),
     [
-        {"accumulate": 0},
-        {"log_every": 0},
-        {"steps": 0},
-        {"learning_rate": float("nan")},
-        {"remat": "most"},
-        {"decay": "slow"},
-        {"optimizer": "sgd"},
+        ("accumulate", 0, "1 or more"),
+        ("log_every", 0, "1 or more"),
+        ("steps", 0, "1 or more"),
+        ("learning_rate", float("nan"), "0 or more"),
+        ("remat", "most", "one of none, full, dots"),
+        ("decay", "slow", "one of cosine, constant"),
+        ("optimizer", "sgd", "one of adamw, muon"),
     ],
 )
-def test_settings_that_cannot_be_trained_with_are_refused(setting, tmp_path, ball_folder):
-    with pytest.raises(ValueError, match=rf"normals\.train\.{next(iter(setting))} is .*; expected"):
-        loop.train("normals", tiny.config(**setting), str(tmp_path), {str(ball_folder): 1.0})
+def test_settings_that_cannot_be_trained_with_are_refused(name, value, expected, tmp_path, ball_folder):
+    with pytest.raises(ValueError, match=rf"normals\.train\.{name} is {value!r}; expected {expected}"):
+        loop.train("normals", tiny.config(**{name: value}), str(tmp_path), {str(ball_folder): 1.0})
 
 
 @pytest.mark.parametrize("profile", [(0, 1), (3, 2), (4, 5)])

@@ -7,10 +7,6 @@ the number of workers or processes.
 
 import functools
 import math
-import multiprocessing.process
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -168,7 +164,7 @@ def make_loader(
     if workers:
         parallel.one_core_each()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        ready = ready.mp_prefetch(options, worker_init_fn=_live_with_parent)
+        ready = ready.mp_prefetch(options, worker_init_fn=parallel.live_with_parent)
     return iter(ready)
 
 
@@ -227,23 +223,6 @@ def _decoder(folder: str, data: bytes, stage: Stage) -> Callable[[bytes, np.rand
         return functools.partial(_picture_example, stage)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-
-
-def _live_with_parent(worker: int, workers: int) -> None:
-    """A worker ends when the process that started it says so, or ends itself, and for nothing else.
-
-    Ctrl-C and SLURM's notice go to all processes of a run, and a worker that dies within a message has whoever reads
-    that wait for ever.
-    """
-    del worker, workers
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_with(process: multiprocessing.process.BaseProcess) -> None:
-    process.join()
-    os._exit(1)
 
 
 def _picture_example(stage: Stage, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -4,6 +4,8 @@ import collections
 import concurrent.futures
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +18,23 @@ def one_core_each() -> None:
     """
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
+def live_with_parent(worker: int, workers: int) -> None:
+    """What Grain calls in a worker: it ends when the process that started it says so, or ends, and for nothing else.
+
+    Ctrl-C and SLURM's notice go to all processes of a run, and a worker that dies within a message has whoever reads
+    that wait for ever.
+    """
+    del worker, workers
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(process: Any) -> None:
+    process.join()
+    os._exit(1)
 
 
 def host_processes(count: int | None) -> concurrent.futures.ProcessPoolExecutor:

@@ -131,10 +131,9 @@ class Checkpoints:
         """Move damaged steps out of the way of those that will be saved anew."""
         if not failures:
             return
-        for step, failure in failures.items():
-            if jax.process_index() == 0:
-                logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, _reason(failure))
-            if jax.process_index() == 0 and not self._read_only:
+        for step, failure in failures.items() if jax.process_index() == 0 else ():
+            logging.warning("checkpoint %d in %s is damaged (%s); skipped", step, self._folder, _reason(failure))
+            if not self._read_only:
                 aside = self._folder / f"damaged-{step}"
                 if aside.exists():
                     aside.rmtree()

@@ -11,7 +11,7 @@ import typing
 
 from absl import flags
 
-from e3d_jax import commands
+from e3d_jax import commands, settings
 from e3d_jax.models import build
 from e3d_jax.training import checkpoints, sharding, state, steps
 from e3d_jax.weights import folder
@@ -37,9 +37,11 @@ def export(
 
     Raises:
       FileNotFoundError: there is no checkpoint, or ``init`` lacks the stage.
-      ValueError: there is none of that step, it is damaged, or of another model; or ``init`` is, or is needed.
+      ValueError: there is none of that step, it is damaged, or of another model; or ``init`` is, or is needed; or a
+        setting cannot be trained with.
       OSError: the folder cannot be written.
     """
+    settings.check_training(stage, config[stage]["train"])
     if (untrained := config[stage]["train"]["freeze"]) and not init:
         raise ValueError(
             f"checkpoints of the {stage} lack its {', '.join(untrained)}, which it does not train; say with --init "

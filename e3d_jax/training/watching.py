@@ -56,8 +56,9 @@ class Writer:
             with files.writing(self._folder):
                 self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
                 self._rows.flush()
-                scalars = [summary.scalar(name, value) for name, value in metrics.items() if math.isfinite(value)]
-                self._event(step, summary=summary_pb2.Summary(value=[x for one in scalars for x in one.value]))
+                finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+                scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
+                self._event(step, summary=summary_pb2.Summary(value=scalars))
 
     def image(self, step: int, name: str, picture: Float[np.ndarray, "h w 3"]) -> None:
         """Show a picture in [0, 1]."""
