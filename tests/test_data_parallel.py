@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -31,3 +34,24 @@ def test_a_failure_is_passed_on():
         assert next(results) == 1
         with pytest.raises(ValueError, match="invalid literal"):
             next(results)
+
+
+def test_what_has_not_begun_at_the_end_is_left_undone():
+    with parallel.host_processes(1) as pool:
+        waiting = [pool.submit(time.sleep, 0.1) for _ in range(50)]
+    assert waiting[-1].cancelled()
+
+
+def test_processes_end_with_the_one_that_started_them():
+    code = """
+import os, time
+from e3d_jax.data import parallel
+with parallel.host_processes(1) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(100)
+"""
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    assert int(run.stdout.readline()) != run.pid
+    run.kill()
+    run.communicate(timeout=30)  # Until every process that writes to the pipe has ended.

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -20,13 +21,12 @@ def one_core_each() -> None:
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
-def live_with_parent(worker: int, workers: int) -> None:
-    """What Grain calls in a worker: it ends when the process that started it says so, or ends, and for nothing else.
+def live_with_parent(*_: int) -> None:
+    """Called in a worker: it ends when the process that started it says so, or ends, and for nothing else.
 
     Ctrl-C and SLURM's notice go to all processes of a run, and a worker that dies within a message has whoever reads
-    that wait for ever.
+    that wait for ever. Grain says which of how many workers it is, which makes no difference.
     """
-    del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
@@ -37,11 +37,21 @@ def _end_with(process: Any) -> None:
     os._exit(1)
 
 
-def host_processes(count: int | None) -> concurrent.futures.ProcessPoolExecutor:
-    """Processes, as many as there are cores when not given, that leave the accelerator to this one."""
+@contextlib.contextmanager
+def host_processes(count: int | None) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Processes, as many as there are cores when not given, that leave the accelerator to this one.
+
+    Work that has not begun at the end is left undone: results that are wanted have been asked for by then.
+    """
     one_core_each()
     os.environ["JAX_PLATFORMS"] = "cpu"  # This process has read it already, when it imported JAX.
-    return concurrent.futures.ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    pool = concurrent.futures.ProcessPoolExecutor(
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=live_with_parent
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def in_order(
