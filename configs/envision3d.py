@@ -1,18 +1,19 @@
 """The full-size system: 256 px views, the sizes of the released weights (Envision3D, arXiv 2403.08902).
 
     python -m e3d_jax.weights import --anchor=S1 --interpolation=S2 --normals=OMNIDATA.ckpt --out=runs/envision3d
-    python infer.py picture.png --out=out --config=configs/envision3d.py --weights=runs/envision3d
+    python infer.py picture.png --out=out --config=configs/envision3d.py:released --weights=runs/envision3d
 
 3.5 billion parameters: made for an accelerator. The views are over white, as the released autoencoders know no alpha.
-``configs/envision3d.py:smoke`` is the same topology at toy width, for a CPU.
+``configs/envision3d.py:released`` is for the views of released weights: they are reconstructed with cameras at 1.3 from
+the origin, not at 1.5 as in our records. ``configs/envision3d.py:smoke`` is the same topology at toy width, for a CPU.
 """
 
 import ml_collections
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    if variant not in ("", "smoke"):
-        raise ValueError(f"configs/envision3d.py has no variant {variant!r}; there is only 'smoke'")
+    if variant not in ("", "released", "smoke"):
+        raise ValueError(f"configs/envision3d.py has no variant {variant!r}; there are 'released' and 'smoke'")
     config = ml_collections.ConfigDict()
     config.size = 256
     config.seed = 0
@@ -30,8 +31,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.normals = {"model": _normals()}
     config.anchor = _anchor()
     config.interpolation = _interpolation()
-    # The release reconstructs with cameras nearer than those that it renders with.
-    config.reconstruction = {"resolution": 192, "radius": 1.3, "fit": {}}
+    config.reconstruction = {"resolution": 192, "fit": {}}
+    if variant == "released":
+        config.reconstruction.radius = 1.3
     if variant == "smoke":
         _shrink(config)
     return config.lock()
@@ -101,7 +103,8 @@ def _anchor() -> dict:
             "drop_condition": 0.05,
             "picture_weight": 0.0,
         },
-        # As Wonder3D (arXiv 2310.15008), whose training configurations are public, trains the same kind of network.
+        # As Wonder3D (arXiv 2310.15008), whose training configurations are public, trains the same kind of network, but
+        # in one phase: cross-domain attention starts at zero, which makes a phase without it needless.
         "train": _train() | {"batch_size": 512, "steps": 30_000, "faster": {"class_embedding": 10.0}},
     }
 

@@ -1,5 +1,6 @@
 """Meshes of any format as pictures and records."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import trimesh
 from array_record.python import array_record_module
 from PIL import Image
+from scipy import spatial
 
 from e3d_jax import cameras, views_io
 from e3d_jax.data import assets, loader, records
@@ -178,6 +180,26 @@ def test_records_resume_and_feed_training(mesh_folder, tmp_path):
     assert record.id == "box" and record.provenance["file"] == "box.glb"
     example = loader.anchor_example(record, np.random.default_rng(0))
     assert example["target"].shape == (2, 8, 16, 16, 4)
+
+
+def test_further_poses_are_turned_at_random(tmp_path):
+    (tmp_path / "meshes").mkdir()
+    textured_box().export(tmp_path / "meshes" / "box.glb")
+    one, three = (assets.Settings(num_views=8, size=16, poses=poses, folder=tmp_path / "out") for poses in (1, 3))
+    assert assets.write(tmp_path / "meshes", tmp_path / "out", one) == (1, 0, 0)
+    assert assets.write(tmp_path / "meshes", tmp_path / "out", three) == (2, 1, 0)
+    views = [views_io.read_views(tmp_path / "out" / f"box{pose}").rgba for pose in ("", "@1", "@2")]
+    asset = reading.read_asset(tmp_path / "meshes" / "box.glb")
+    as_in_the_file = assets.render(asset, cameras.ring(16, 8), np.arange(0)).views.rgba
+    np.testing.assert_allclose(views[0][..., 3], as_in_the_file[..., 3], atol=1 / 255)
+    assert min(np.abs(a - b).mean() for a, b in itertools.combinations(views, 2)) > 0.05
+
+
+def test_a_turned_mesh_is_normalised_and_a_rotation_of_the_file(tmp_path):
+    trimesh.creation.box((1, 2, 3)).export(tmp_path / "box.ply")
+    quarter = spatial.transform.Rotation.from_euler("x", 90, degrees=True)
+    vertices = reading.read_asset(tmp_path / "box.ply", rotation=quarter).vertices
+    np.testing.assert_allclose(np.ptp(vertices, axis=0), np.array([1, 3, 2]) / np.sqrt(14), atol=1e-6)
 
 
 def test_records_need_the_ring_or_its_anchors(mesh_folder, tmp_path):

@@ -66,6 +66,7 @@ def test_windows_are_what_the_step_makes_of_pictures(system, ball, encoded_ball)
     )
     given, noisy = losses.encoded_window(None, {}, stored, jax.random.key(0))
     np.testing.assert_allclose(given, expected, atol=2e-2, rtol=1e-2)
+    np.testing.assert_allclose(noisy.token, known.token, atol=2e-2, rtol=1e-2)  # Of the picture without noise.
     assert 0.005 < noisy.noise[0] < 0.5
     assert 0 < jnp.abs(noisy.latents - known.latents).mean() < 10 * noisy.noise[0]
 

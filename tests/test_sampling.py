@@ -56,22 +56,32 @@ def test_anchor_pictures(anchor_latents):
 
 
 @pytest.fixture(scope="module")
-def window(load):
-    """The interpolation stage, and its condition for a window of anchors 0, 1 and 2."""
+def ring(load):
+    """What the condition of windows is made of: the stage, its autoencoder and the anchors 0, 1 and 2."""
     stage = stages.InterpolationStage(load("interpolation_unet"), load("interpolation_image_encoder"))
     # The ring's first window runs from anchor 7 over 0 to 1.
     pictures = (
         jnp.zeros((1, 8, 64, 64, 4)).at[0, jnp.array([7, 0, 1])].set(opaque(channels_last("anchor_images_4steps")))
     )
-    condition = interpolation.make_condition(
-        stage, load("temporal_autoencoder"), pictures, jax.random.key(0), 0.0, 0.02
-    )
-    return stage, jax.tree.map(lambda x: x[:1], condition)
+    return stage, load("temporal_autoencoder"), pictures
+
+
+@pytest.fixture(scope="module")
+def window(ring):
+    """The interpolation stage, and its condition for the first window."""
+    condition = interpolation.make_condition(*ring, jax.random.key(0), 0.0, 0.02)
+    return ring[0], jax.tree.map(lambda x: x[:1], condition)
 
 
 def test_image_token_of_a_window(window):
     _, condition = window
     assert relative_error(condition.token, ARRAYS["interp_clip_embed"]) < 1e-4
+
+
+def test_noise_is_added_to_the_latents_of_anchors_alone(ring, window):
+    noisy = interpolation.make_condition(*ring, jax.random.key(0), 0.5, 0.02)
+    np.testing.assert_allclose(noisy.token[:1], window[1].token, atol=1e-5)
+    assert jnp.abs(noisy.latents[:1] - window[1].latents).mean() > 0.01
 
 
 def test_window_latents(window):

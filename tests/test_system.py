@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import e3d_jax
+from configs import envision3d
 from e3d_jax import cameras, images, settings, system
 from e3d_jax.models import build
 from e3d_jax.weights import folder
@@ -251,3 +252,14 @@ def test_assembled_ring(toy):
     np.testing.assert_allclose(views.rgba[[1, 2, 3, 5, 31], 0, 0, 0], [0, 0.01, 0.02, 0.03, 0.23])
     np.testing.assert_allclose(views.normals[:, 16:], np.broadcast_to([1, 0, 0], (8, 16, 32, 3)), atol=1e-6)
     assert not views.normals[:, :16].any(), "unknown where the map is transparent"
+
+
+@pytest.mark.parametrize(("variant", "radius"), [("", 1.5), ("released", 1.3)])
+def test_views_of_released_weights_are_of_nearer_cameras(toy, variant, radius):
+    reconstruction = envision3d.get_config(variant).to_dict()["reconstruction"]
+    model = system.System(
+        toy.config | {"reconstruction": reconstruction}, dict.fromkeys(build.COMPONENTS, nnx.Module())
+    )
+    blank = np.zeros((cameras.NUM_VIEWS, 8, 8, 4), np.float32)
+    views = model.assemble(blank[:8], blank[:8], blank[8:])
+    np.testing.assert_allclose(np.linalg.norm(views.cameras.world_from_cam[:, :3, 3], axis=-1), radius, rtol=1e-6)

@@ -74,9 +74,9 @@ def make_condition(
 ) -> stages.WindowCondition:
     """What the stage knows of the four windows between anchors; noise of deviation ``strength`` is added to them."""
     image = latents.network_image(anchors, module.in_channels)
-    image = image + strength * jax.random.normal(key, image.shape)
-    first = image[:, WINDOWS[:, 0], ..., :3]
-    encoded = latents.encode_in_turns(module, image)[:, WINDOWS]
+    first = image[:, WINDOWS[:, 0], ..., :3]  # Without the noise, as in training.
+    noisy = image + strength * jax.random.normal(key, image.shape)
+    encoded = latents.encode_in_turns(module, noisy)[:, WINDOWS]
     flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
     return stage.condition(flat(first), flat(encoded), jnp.full(encoded.shape[0] * len(WINDOWS), told))
 

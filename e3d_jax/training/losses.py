@@ -203,8 +203,9 @@ def estimate_normals(estimator, pair: Float[Array, "b 2 h w 4"]) -> Float[Array,
 def interpolation_loss(model, frozen, batch, key, *, log_noise_mean, log_noise_std, log_augmentation_mean):
     """Stable Video Diffusion's objective (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
 
-    The anchors that condition the window get Gaussian noise of a log-normal standard deviation, of which the network
-    is told: generated anchors are not clean either.
+    The latents of the anchors that condition the window are of pictures with Gaussian noise of a log-normal standard
+    deviation, of which the network is told: generated anchors are not clean either. The image token is of the clean
+    first anchor, as there.
     """
     key_noise, key_level, key_anchors = jax.random.split(key, 3)
     make = encoded_window if "token" in batch else functools.partial(window_of_images, mean=log_augmentation_mean)
@@ -225,9 +226,9 @@ def window_of_images(model, frozen, batch, key, *, mean):
     window = latents.network_image(_scale(batch["window"]), autoencoder.in_channels)
     strength = jnp.exp(mean + 0.5 * jax.random.normal(key_strength, (len(window),)))
     anchors = window[:, [0, 4, 8]]
-    anchors = anchors + denoiser.expand(strength, anchors) * jax.random.normal(key_augment, anchors.shape)
+    noisy = anchors + denoiser.expand(strength, anchors) * jax.random.normal(key_augment, anchors.shape)
     clean = latents.encode(autoencoder, window) * autoencoder.scaling_factor
-    return clean, model.condition(anchors[:, 0, ..., :3], latents.encode(autoencoder, anchors), strength)
+    return clean, model.condition(anchors[:, 0, ..., :3], latents.encode(autoencoder, noisy), strength)
 
 
 def encoded_window(model, frozen, batch, key):

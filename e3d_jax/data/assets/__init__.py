@@ -10,12 +10,14 @@ import itertools
 import os
 import pathlib
 import sys
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import tqdm
 from array_record.python import array_record_module
 from jaxtyping import Float, Int
+from scipy import spatial
 
 from e3d_jax import cameras, images, raycast, structs, views_io
 from e3d_jax.data import parallel, records
@@ -112,6 +114,7 @@ class Settings:
       size: width and height of the pictures in pixels.
       normals: whether the anchors get normal maps.
       y_up: see :func:`reading.read_asset`.
+      poses: of every mesh: the first as in its file, the others turned at random, uniformly over all rotations.
       folder: where folders of views go; records are made instead if there is none.
     """
 
@@ -119,14 +122,17 @@ class Settings:
     size: int = 256
     normals: bool = True
     y_up: bool = False
+    poses: int = 1
     folder: pathlib.Path | None = None
 
 
-def process(settings: Settings, job: tuple[str, pathlib.Path]) -> bytes | str | None:
-    """One mesh, by name and file: its record, None if it was written to a folder, or why it cannot be read."""
-    name, path = job
+def process(settings: Settings, job: tuple[str, tuple[pathlib.Path, int]]) -> bytes | str | None:
+    """One mesh, by name, file and pose: its record, None if it was written to a folder, or why it cannot be read."""
+    name, (path, pose) = job
+    rng = np.random.default_rng(zlib.crc32(name.encode()))  # The pose is the same whatever else is drawn.
+    rotation = spatial.transform.Rotation.from_quat(rng.normal(size=4)) if pose else None
     try:
-        asset = reading.read_asset(path, y_up=settings.y_up)
+        asset = reading.read_asset(path, y_up=settings.y_up, rotation=rotation)
     except (OSError, ValueError) as error:
         return str(error).replace("\n", " ")
     ring, anchors = cameras.ring(settings.size, settings.num_views), cameras.anchors_of(settings.num_views)
@@ -140,7 +146,7 @@ def process(settings: Settings, job: tuple[str, pathlib.Path]) -> bytes | str | 
 def write(
     meshes: str | os.PathLike, out: str | os.PathLike, settings: Settings, workers: int = 1
 ) -> tuple[int, int, int]:
-    """Render all meshes of a folder that are not in ``out`` yet.
+    """Render all meshes of a folder that are not in ``out`` yet, further poses as NAME@1, NAME@2, ...
 
     Returns:
       How many were rendered, were there already, and were skipped because they cannot be read.
@@ -150,7 +156,12 @@ def write(
       ValueError: records of other than the ring or its anchors.
       OSError: ``out`` cannot be written.
     """
-    out, jobs, skipped = pathlib.Path(out), find_meshes(meshes), 0
+    out, skipped = pathlib.Path(out), 0
+    jobs = {
+        f"{name}@{pose}" if pose else name: (path, pose)
+        for name, path in find_meshes(meshes).items()
+        for pose in range(settings.poses)
+    }
     if settings.folder is None and settings.num_views not in records.NUM_VIEWS:
         raise ValueError(
             f"records hold the ring of {cameras.NUM_VIEWS} views or its {cameras.NUM_ANCHORS} anchors, not "
@@ -159,7 +170,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     found = len(jobs)
     done = _recorded(out) if settings.folder is None else {n for n in jobs if (out / n / views_io.TRANSFORMS).is_file()}
-    jobs = {name: path for name, path in jobs.items() if name not in done}
+    jobs = {name: job for name, job in jobs.items() if name not in done}
 
     def records_of(results) -> Iterator[bytes]:
         nonlocal skipped

@@ -1,10 +1,12 @@
 """Render meshes (GLB, glTF, OBJ, PLY, STL) into training records or folders of views.
 
     python -m e3d_jax.data.assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=256] [--nonormals]
+        [--poses=1]
 
 ``--format=records`` writes the records of :mod:`e3d_jax.data.records`, as the synthetic objects have;
-``--format=folder`` one folder of views an object, with depths. Files that cannot be read are skipped with a line each.
-What is already in ``--out`` is kept, so the same call continues an interrupted one and adds new meshes.
+``--format=folder`` one folder of views an object, with depths. ``--poses=N`` draws every mesh N times: as in its file,
+then turned at random. Files that cannot be read are skipped with a line each. What is already in ``--out`` is kept, so
+the same call continues an interrupted one and adds new meshes and poses.
 """
 
 import os
@@ -23,6 +25,7 @@ VIEWS = flags.DEFINE_integer("views", cameras.NUM_VIEWS, "Cameras on the ring; 3
 SIZE = flags.DEFINE_integer("size", 256, "Width and height of the pictures in pixels.", lower_bound=16)
 NORMALS = flags.DEFINE_bool("normals", True, "Normal maps of the anchors (of every view if 8 does not divide --views).")
 Y_UP = flags.DEFINE_bool("y_up", False, "OBJ, PLY and STL files are y up, front +z, as glTF files always are.")
+POSES = flags.DEFINE_integer("poses", 1, "Of every mesh; the first is the file's, others are random.", lower_bound=1)
 WORKERS = flags.DEFINE_integer("workers", None, "Processes; one a core when not given.", lower_bound=1)
 
 
@@ -30,7 +33,7 @@ def main(_) -> None:
     """Renders, then sums up."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # For the other processes: the accelerator has no part in this.
     folder = pathlib.Path(OUT.value) if FORMAT.value == "folder" else None
-    settings = assets.Settings(VIEWS.value, SIZE.value, NORMALS.value, Y_UP.value, folder)
+    settings = assets.Settings(VIEWS.value, SIZE.value, NORMALS.value, Y_UP.value, POSES.value, folder)
     rendered, kept, skipped = assets.write(MESHES.value, OUT.value, settings, WORKERS.value or os.cpu_count() or 1)
     print(f"{rendered} rendered, {kept} there already, {skipped} skipped; see {OUT.value}")
     if not rendered and not kept:

@@ -9,7 +9,7 @@ import numpy as np
 import trimesh
 from jaxtyping import Float, Int
 from PIL import Image
-from scipy import sparse
+from scipy import sparse, spatial
 from scipy.sparse import csgraph
 
 from e3d_jax import cameras, raycast
@@ -61,8 +61,10 @@ class Asset:
         return np.where(behind, -1, 1) * normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
 
 
-def read_asset(path: str | os.PathLike, *, y_up: bool = False) -> Asset:
-    """Read a mesh file with all its parts, textures and vertex colours, and normalise it.
+def read_asset(
+    path: str | os.PathLike, *, y_up: bool = False, rotation: spatial.transform.Rotation | None = None
+) -> Asset:
+    """Read a mesh file with all its parts, textures and vertex colours, turn it in the world frame, and normalise it.
 
     glTF files have axes of their own (y up, front +z); other formats are taken as they stand (z up, front +x), or like
     glTF if ``y_up``. Vertex colours are taken as display-encoded, as nearly all tools write them.
@@ -90,6 +92,8 @@ def read_asset(path: str | os.PathLike, *, y_up: bool = False) -> Asset:
         triangles = cameras.world_from_gltf(triangles.reshape(-1, 3)).reshape(-1, 3, 3)
     vertices, faces = np.unique(triangles.reshape(-1, 3), axis=0, return_inverse=True)
     faces = faces.reshape(-1, 3)
+    if rotation is not None:
+        vertices = rotation.apply(vertices)
     vertices = vertices - (vertices.min(0) + vertices.max(0)) / 2
     vertices = vertices * (0.5 / np.linalg.norm(vertices, axis=-1).max())
     return Asset(vertices, faces, crease_normals(vertices, faces), colors, uv, texture, textures)
