@@ -45,7 +45,7 @@ def _profiled() -> tuple[int, int] | None:
 
 
 def _join() -> None:
-    """Finds the other processes, if there are any."""
+    """Finds the other processes, if there are any; each computes on all the GPUs that it can see."""
     given = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
     if given != (None, None, None):
         if None in given:
@@ -59,10 +59,17 @@ def _join() -> None:
                 f"nothing here says which processes belong together ({error}); give --coordinator, --processes and "
                 "--process"
             ) from error
+    # Under SLURM, JAX would leave a process the one GPU whose number is that of the process on its node.
+    if "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
 
 
 def main(_) -> None:
     """Reads the flags and trains."""
+    for folder in (WORKDIR.value, INIT.value, UNSEEN.value, *(RECORDS.value or ())):
+        if folder and "://" in folder:
+            raise ValueError(f"{folder} is no local folder; mount the bucket: only --checkpoints may be elsewhere")
     jax.config.update("jax_threefry_partitionable", True)
     sharding.stable_cache_keys()
     _join()

@@ -43,14 +43,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def _train(**changes) -> ml_collections.ConfigDict:
-    """Settings of the loop, see e3d_jax/training/loop.py."""
+    """Settings of the loop (e3d_jax/training/loop.py)."""
     settings = ml_collections.ConfigDict(
         {
+            # Examples of an update, over all devices; in so many parts, one after another.
             "batch_size": 64,
             "accumulate": 1,
             "steps": 7650,
             # adamw, or muon (e3d_jax/training/muon.py).
             "optimizer": "adamw",
+            # It rises for ``warmup`` steps, and then falls to zero (cosine) or stays (constant).
             "learning_rate": 5e-4,
             "warmup": 200,
             "decay": "cosine",
@@ -60,17 +62,22 @@ def _train(**changes) -> ml_collections.ConfigDict:
             "freeze": (),
             "beta2": 0.99,
             "weight_decay": 0.01,
+            # Largest norm of a gradient.
             "clip": 1.0,
+            # The average of the parameters, which is what becomes of the run, keeps this share of itself each step.
             "ema": 0.999,
             # What the backward pass recomputes: none, full or dots (e3d_jax/models/blocks.py).
             "remat": "none",
             # So many updates in a row that are not finite end the run.
             "max_skipped": 20,
+            # Processes of the loader; 0 for none.
             "workers": 12,
+            # In steps. Of checkpoints the last few stay, and those of every so many steps; 0 for no others.
             "log_every": 50,
             "checkpoint_every": 2000,
             "keep_last": 2,
             "keep_every": 0,
+            # Where there are --unseen records.
             "evaluate_every": 2000,
         }
     )

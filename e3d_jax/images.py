@@ -254,13 +254,6 @@ def crop(
     return values.clip(0, 1)
 
 
-def crop_to_object(
-    rgba: Float[structs.ArrayLike, "h w 4"], size: int, fill: float = FILL
-) -> Float[np.ndarray, "{size} {size} 4"]:
-    """The square crop that models see: the object centred, its longer side ``fill`` of the picture."""
-    return crop(rgba, object_box(rgba[..., 3], fill), size)
-
-
 def _resampling_weights(length: int, start: float, extent: float, size: int) -> Float[np.ndarray, "{size} {length}"]:
     """Weights that resample ``[start, start + extent)`` of a line of ``length`` samples to ``size`` samples."""
     scale = extent / size

@@ -41,6 +41,15 @@ def check(config: Mapping[str, Any]) -> None:
         "epsilon",
         "v with zero_terminal_snr: at pure noise, epsilon says nothing of the views",
     )
+    for stage in ("anchor", "interpolation"):
+        unet, tokens = (config[stage]["model"][part] for part in ("unet", "image_encoder"))
+        channels = config[build.provider(config, stage, "autoencoder")]["model"]["latent_channels"]
+        # Latents come in with those of the condition.
+        for name, value in {"in_channels": 2 * channels, "out_channels": channels}.items():
+            expected = f"{value}, as the autoencoder has {channels} latent_channels"
+            _expect(unet[name] == value, f"{stage}.model.unet.{name}", unet[name], expected)
+        width, expected = unet["cross_attention_dim"], f"{tokens['projection_dim']}, the image_encoder's projection_dim"
+        _expect(width == tokens["projection_dim"], f"{stage}.model.unet.cross_attention_dim", width, expected)
     share = loss["last_level_share"]
     _expect(0 <= share < 1, "anchor.loss.last_level_share", share, "0 or more, below 1")
     levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
@@ -72,6 +81,12 @@ def check_training(stage: str, training: Mapping[str, Any]) -> None:
     }
     for name, known in choices.items():
         _expect(training[name] in known, f"{stage}.train.{name}", training[name], f"one of {', '.join(known)}")
+
+
+def latent_size(config: Mapping[str, Any], stage: str) -> int:
+    """Width and height of a stage's latents."""
+    model = config[build.provider(config, stage, "autoencoder")]["model"]
+    return config["size"] // 2 ** (len(model["block_out_channels"]) - 1)
 
 
 def _expect(valid: bool, name: str, value: Any, expected: str) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from e3d_jax import cameras, images, settings, structs
 from e3d_jax.models import build, latents
@@ -22,6 +22,7 @@ from e3d_jax.sampling import anchors as anchor_sampling
 from e3d_jax.sampling import interpolation as interpolation_sampling
 from e3d_jax.weights import folder
 
+Progress = Callable[[int], object]  # Told of every part of a sampling how many steps it took.
 MAX_SEED = 2**32 - 1  # larger ones would wrap around
 
 
@@ -120,8 +121,8 @@ class System:
                 surface=settings.surface_config(self.config),
             )
 
-    def prepare(self, image, normal=None) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "h w 4"]]:
-        """The picture, cut out and framed as in training, and its encoded normal map."""
+    def prepare(self, image: Any, normal: Any = None) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "h w 4"]]:
+        """The picture, cut out and framed as in training, and its encoded normal map; arguments of a call."""
         picture = images.matte(_picture(image))
         box = images.object_box(picture[..., 3])
         cropped = images.crop(picture, box, self.size)
@@ -139,7 +140,9 @@ class System:
             rgb = images.crop(given, box, self.size)[..., :3]
         return cropped, np.concatenate([rgb, alpha], -1).astype(np.float32)
 
-    def anchors(self, pair, key: jax.Array, progress=lambda steps: None) -> Float[np.ndarray, "b 2 8 h w 4"]:
+    def anchors(
+        self, pair: Float[Array, "b 2 h w 4"], key: jax.Array, progress: Progress = lambda steps: None
+    ) -> Float[np.ndarray, "b 2 8 h w 4"]:
         """Stage 1 (:func:`e3d_jax.sampling.anchors.sample`) with this system's settings."""
         sampling = self.config["anchor"]["sampling"]
         trained = {name: self.config["anchor"]["loss"][name] for name in anchor_sampling.TRAINED}
@@ -148,7 +151,9 @@ class System:
         )
         return _with_alpha(sampled)
 
-    def interpolate(self, anchors, key: jax.Array, progress=lambda steps: None) -> Float[np.ndarray, "b 24 h w 4"]:
+    def interpolate(
+        self, anchors: Float[Array, "b 8 h w 4"], key: jax.Array, progress: Progress = lambda steps: None
+    ) -> Float[np.ndarray, "b 24 h w 4"]:
         """Stage 2 (:func:`e3d_jax.sampling.interpolation.sample`) with this system's settings."""
         sampling = self.config["interpolation"]["sampling"]
         sampled = interpolation_sampling.sample(

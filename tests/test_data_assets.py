@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -193,6 +194,19 @@ def test_further_poses_are_turned_at_random(tmp_path):
     as_in_the_file = assets.render(asset, cameras.ring(16, 8), np.arange(0)).views.rgba
     np.testing.assert_allclose(views[0][..., 3], as_in_the_file[..., 3], atol=1 / 255)
     assert min(np.abs(a - b).mean() for a, b in itertools.combinations(views, 2)) > 0.05
+
+
+def test_shares_make_all_meshes_once(tmp_path):
+    (tmp_path / "meshes").mkdir()
+    for name in "abc":
+        trimesh.creation.icosphere(1).export(tmp_path / "meshes" / f"{name}.ply")
+    settings = assets.Settings(num_views=8, size=16, normals=False)
+    done = [assets.write(tmp_path / "meshes", tmp_path, settings, share=(index, 2)) for index in (0, 1)]
+    assert done == [(2, 0, 0), (1, 0, 0)]
+    assert assets._recorded(tmp_path) == set("abc")
+    # Both may run at once: neither takes a name of the other's.
+    shards = [pathlib.Path(shard).name for shard in records.find_shards(tmp_path)]
+    assert shards == ["assets-0000-000000.array_record", "assets-0001-000000.array_record"]
 
 
 def test_a_turned_mesh_is_normalised_and_a_rotation_of_the_file(tmp_path):

@@ -81,7 +81,7 @@ def encoded_folder(encoded_ball, tmp_path):
 
 
 def test_encoded_records_make_batches(encoded_folder):
-    assert loader.holds_encoded([encoded_folder], "anchor", 32)
+    assert loader.holds_encoded([encoded_folder], "anchor", size=32, latent_size=16)
     batch = next(loader.make_loader({encoded_folder: 1.0}, "anchor", batch_size=1, seed=0))
     assert batch["target"].shape == (1, 2, 8, 16, 16, 2) and batch["id"] == ["ball-0"]
 
@@ -101,7 +101,7 @@ def test_a_stage_that_trains_its_image_encoder_has_no_encoded_records(system):
 def test_training_that_compares_pictures_refuses_encoded_records(system, encoded_folder, tmp_path):
     config, path, _ = system
     loss = config["anchor"]["loss"] | {"picture_weight": 2.0}
-    config = {**config, "anchor": {**config["anchor"], "loss": loss}}
+    config = {**config, "anchor": {**config["anchor"], "loss": loss}, "size": 32}
     with pytest.raises(ValueError, match="encoded records hold no pictures"):
         loop.train("anchor", config, str(tmp_path), {encoded_folder: 1.0}, str(path))
     assert not (tmp_path / "anchor/config.json").exists()
@@ -118,3 +118,16 @@ def test_training_from_either_kind_of_records_evaluates_the_other(
     loop.train("anchor", config, str(tmp_path), {str(seen): 1.0}, str(path), unseen=str(unseen))
     rows = [json.loads(row) for row in (tmp_path / "anchor/metrics.jsonl").read_text().splitlines()]
     assert "heldout/loss" in rows[-1] and ("heldout/psnr" in rows[-1]) == pictures
+
+
+def test_latents_of_another_size_are_refused(encoded_folder):
+    with pytest.raises(ValueError, match="latents of 16 x 16, the config wants 32 x 32; encode pictures of 64 px"):
+        loader.holds_encoded([encoded_folder], "anchor", size=64, latent_size=32)
+
+
+def test_a_run_on_latents_brings_what_it_did_without_along(system, encoded_folder, tmp_path):
+    config, path, _ = system
+    training = config["anchor"]["train"] | {"steps": 1, "batch_size": 4}
+    config = {**config, "anchor": {**config["anchor"], "train": training}, "size": 32}
+    loop.train("anchor", config, str(tmp_path), {encoded_folder: 1.0}, str(path))
+    assert all(folder.has(tmp_path / "weights", name) for name in ("anchor", "autoencoder", "normals"))

@@ -152,11 +152,19 @@ def test_anchors_alone_make_the_same_examples(ball):
 def test_interpolation_wants_the_views_between_anchors(tmp_path, ball):
     with records.Writer(tmp_path / "few.array_record") as writer:
         writer.write(records.pack(anchors_alone(ball)))
-    assert not loader.holds_encoded([str(tmp_path)], "anchor", 32)
+    assert not loader.holds_encoded([str(tmp_path)], "anchor", size=32, latent_size=8)
     with pytest.raises(ValueError, match="8 views an object, the interpolation learns from 32; draw them with"):
-        loader.holds_encoded([str(tmp_path)], "interpolation", 32)
+        loader.holds_encoded([str(tmp_path)], "interpolation", size=32, latent_size=8)
 
 
 def test_pictures_of_another_size_are_refused(ball_folder):
     with pytest.raises(ValueError, match="pictures of 32 px, the config wants 128"):
-        loader.holds_encoded([str(ball_folder)], "anchor", 128)
+        loader.holds_encoded([str(ball_folder)], "anchor", size=128, latent_size=16)
+
+
+def test_only_the_interpolation_does_without_normal_maps(tmp_path, ball):
+    with records.Writer(tmp_path / "bare.array_record") as writer:
+        writer.write(records.pack(dataclasses.replace(ball, normal_views=[], normals=[])))
+    assert not loader.holds_encoded([str(tmp_path)], "interpolation", size=32, latent_size=8)
+    with pytest.raises(ValueError, match="no normal maps of the anchors, from which the autoencoder learns"):
+        loader.holds_encoded([str(tmp_path)], "autoencoder", size=32, latent_size=8)

@@ -14,7 +14,7 @@ from e3d_jax.data import parallel
 def test_processes_keep_to_one_core_and_off_the_accelerator(monkeypatch):
     for library in ("OMP", "OPENBLAS", "MKL"):
         monkeypatch.delenv(f"{library}_NUM_THREADS", raising=False)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with parallel.host_processes(1) as pool:
         found = parallel.in_order(pool, os.getenv, ["OPENBLAS_NUM_THREADS", "JAX_PLATFORMS"])
         assert list(found) == ["1", "cpu"]
@@ -55,3 +55,14 @@ with parallel.host_processes(1) as pool:
     assert int(run.stdout.readline()) != run.pid
     run.kill()
     run.communicate(timeout=30)  # Until every process that writes to the pipe has ended.
+
+
+def test_a_process_that_is_ended_from_outside_is_told():
+    with parallel.host_processes(1) as pool, pytest.raises(OSError, match="was ended, mostly for want of memory"):
+        list(parallel.in_order(pool, os._exit, [1]))
+
+
+@pytest.mark.parametrize("share", ["8/8", "-1/8", "1/0", "abc", "1"])
+def test_shares_that_are_none(share):
+    with pytest.raises(ValueError, match=f"--share is '{share}'; expected I/N with I from 0 to N - 1"):
+        parallel.parse_share(share)

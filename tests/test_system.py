@@ -83,6 +83,13 @@ def test_own_configs_are_accepted(variant):
         ("interpolation.sampling.anchor_noise", -0.1, "anchor_noise is -0.1"),
         ("anchor.sampling.guidance", 3.0, "guidance is 3.0; expected no such setting"),
         ("anchor.loss.last_level_share", 1.0, "last_level_share is 1.0; expected 0 or more, below 1"),
+        (
+            "anchor.model.unet.in_channels",
+            6,
+            "anchor.model.unet.in_channels is 6; expected 16, as the autoencoder has 8",
+        ),
+        ("interpolation.model.unet.out_channels", 4, "out_channels is 4; expected 8, as the autoencoder has 8"),
+        ("anchor.model.image_encoder.projection_dim", 5, "cross_attention_dim is .*; expected 5, the image_encoder's"),
         ("size", 100, "size is 100; expected a multiple of 16"),
         ("size", 0, "size is 0"),
         ("reconstruction.resolution", 4, "resolution is 4; expected 8 to 1024"),

@@ -107,6 +107,55 @@ def test_a_start_that_fails_leaves_the_work_folder_to_others(trained, tmp_path, 
             loop.train("normals", tiny.config(freeze=[name]), str(tmp_path), {str(ball_folder): 1.0}, init)
 
 
+def test_what_is_to_learn_faster_must_exist(tmp_path, ball_folder):
+    with pytest.raises(ValueError, match="faster names conv_im, of which the normals trains nothing"):
+        loop.train("normals", tiny.config(faster={"conv_im": 2.0}), str(tmp_path), {str(ball_folder): 1.0})
+
+
+def test_a_config_that_no_system_can_have_is_not_trained(tmp_path, ball_folder):
+    config = tiny.config()
+    config["anchor"]["sampling"]["sampler"] = "ddpm"
+    with pytest.raises(ValueError, match="sampler is 'ddpm'; expected one of"):
+        loop.train("normals", config, str(tmp_path), {str(ball_folder): 1.0})
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+def test_a_run_is_made_longer_where_its_rate_does_not_depend_on_that(tmp_path, ball_folder, decay):
+    train = lambda steps: loop.train(  # noqa: E731
+        "normals", tiny.config(decay=decay, steps=steps), str(tmp_path), {str(ball_folder): 1.0}
+    )
+    train(2)
+    with contextlib.nullcontext() if decay == "constant" else pytest.raises(ValueError, match=r"steps is 2 there"):
+        train(4)
+    assert _metrics(tmp_path)[-1]["step"] == (4 if decay == "constant" else 2)
+
+
+def _said(*command, **environment):
+    """The output of a Python program in the repository, and the last line of its errors."""
+    root, environment = pathlib.Path(__file__).parents[1], os.environ | environment
+    run = subprocess.run([sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True)
+    return run.stdout.strip(), run.stderr.strip().splitlines()[-1:]
+
+
+@pytest.mark.parametrize("local", ["0", "3"])
+def test_a_process_under_slurm_has_the_gpus_that_slurm_shows_it(local):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    slurm = {"JOB_ID": "1", "NTASKS": "1", "PROCID": "0", "LOCALID": local, "STEP_NODELIST": "localhost"}
+    slurm = {f"SLURM_{name}": value for name, value in slurm.items()} | {"JAX_COORDINATOR_ADDRESS": address}
+    code = "import jax, train; train.flags.FLAGS(['', '--stage=normals', '--workdir=run', '--distributed']); "
+    code += "train._join(); print(jax.config.values['jax_cuda_visible_devices'])"
+    assert _said("-c", code, **slurm)[0] == "all"
+
+
+def test_a_bucket_is_no_work_folder():
+    command = ("train.py", "--config=configs/mini.py:smoke", "--stage=normals", "--workdir=gs://bucket/run")
+    assert _said(*command)[1] == [
+        "train.py: gs://bucket/run is no local folder; mount the bucket: only --checkpoints may be elsewhere"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [

@@ -7,7 +7,7 @@ from flax import nnx
 
 from e3d_jax.diffusion import schedules
 from e3d_jax.evaluation import metrics
-from e3d_jax.models import autoencoder, latents
+from e3d_jax.models import autoencoder, latents, stages
 from e3d_jax.training import losses
 
 
@@ -36,8 +36,8 @@ class _Oracle:
     def __init__(self, clean):
         self.clean = clean
 
-    def condition(self, *arguments):
-        return arguments
+    def condition(self, images, latents):
+        return stages.AnchorCondition(latents=latents, tokens=images[..., :1, 0, :])
 
     def __call__(self, noisy, time, condition):
         del condition
@@ -69,6 +69,68 @@ def test_a_perfect_anchor_network_has_no_loss():
     frozen = {"autoencoder": module, "normals": lambda image: jnp.ones((*image.shape[:3], 3))}
     loss, _ = losses.anchor_loss(_Oracle(clean), frozen, batch, jax.random.key(1), **SETTINGS)
     assert loss < 1e-6
+
+
+class _Copier:
+    """An autoencoder whose latents have a given mean and unit variance, and whose pictures are off by something."""
+
+    in_channels = 4
+
+    def __init__(self, mean=0.0, off=0.0):
+        self.mean, self.off = mean, off
+
+    def encode(self, images):
+        self.images = images
+        return jnp.full((len(images), 2, 2, 1), self.mean), jnp.zeros((len(images), 2, 2, 1))
+
+    def decode(self, latent):
+        return self.images + self.off
+
+
+def test_the_loss_of_an_autoencoder_is_what_pictures_are_off_by_and_its_divergence():
+    batch = {"image": jax.random.randint(jax.random.key(0), (1, 2, 8, 8, 4), 0, 256).astype(jnp.uint8)}
+    stripes = jnp.array([0.0, 0.5] * 4)[:, None, None]  # Off by 0.25, and their differences down by 0.5.
+    cases = {0.0: _Copier(), 0.25: _Copier(off=0.25), 0.75: _Copier(off=stripes), 0.1 * 2.0: _Copier(mean=2.0)}
+    for expected, model in cases.items():
+        loss, _ = losses.autoencoder_loss(model, {}, batch, jax.random.key(1), kl_weight=0.1)
+        np.testing.assert_allclose(loss, expected, atol=1e-6)
+
+
+def test_the_loss_of_normals_is_one_minus_the_cosine_inside_the_silhouette():
+    image = jax.random.randint(jax.random.key(0), (2, 8, 8, 4), 0, 256).astype(jnp.uint8)
+    image = image.at[..., 3].set(255 * (image[..., 3] > 127))
+    target = image[..., :3] / 127.5 - 1
+    target = target / jnp.linalg.norm(target, axis=-1, keepdims=True)
+    inside = image[..., 3:] > 127
+    batch = {"image": image, "normal": image, "azimuth": jnp.zeros(2)}
+    for sign, expected in ((1.0, 0.0), (-1.0, 2.0)):
+        model = lambda _, sign=sign: jnp.where(inside, sign, -sign) * target  # noqa: E731
+        loss, _ = losses.normals_loss(model, {}, batch, jax.random.key(1), colour_jitter=0.1)
+        np.testing.assert_allclose(loss, expected, atol=1e-5)
+
+
+class _WindowOracle:
+    """Knows the clean latents of windows, and is off by a constant."""
+
+    def __init__(self, clean, off=0.0):
+        self.clean, self.off = clean, off
+
+    def __call__(self, noisy, time, condition):
+        self.log_noise = 4 * time
+        level = schedules.edm_levels(jnp.exp(self.log_noise))
+        alpha, sigma = (x[:, None, None, None, None] for x in (level.alpha, level.sigma))
+        return alpha * (noisy - alpha * self.clean) / sigma - sigma * self.clean + self.off
+
+
+def test_the_loss_of_an_interpolation_is_the_square_of_what_the_network_is_off_by():
+    clean = jax.random.normal(jax.random.key(0), (256, 9, 2, 2, 1))
+    batch = {"window": clean, "anchors": clean[:, :3], "token": jnp.zeros((256, 4)), "strength": jnp.ones(256)}
+    levels = {"log_noise_mean": 0.7, "log_noise_std": 1.6, "log_augmentation_mean": -3.0}
+    for off, expected in ((0.0, 0.0), (2.0, 4.0)):
+        network = _WindowOracle(clean, off)
+        loss, _ = losses.interpolation_loss(network, {}, batch, jax.random.key(1), **levels)
+        np.testing.assert_allclose(loss, expected, atol=1e-3)
+    np.testing.assert_allclose([network.log_noise.mean(), network.log_noise.std()], [0.7, 1.6], rtol=0.05)
 
 
 def test_structural_similarity_is_the_one_that_views_are_scored_with():

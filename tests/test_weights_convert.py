@@ -91,6 +91,10 @@ def test_the_full_size_config_can_be_used():
     settings.check(SETTINGS)
 
 
+def test_settings_may_be_those_of_a_variant():
+    assert command.read_settings(f"{command.SETTINGS}:released") == envision3d.get_config("released").to_dict()
+
+
 def test_an_imported_system_has_the_sizes_of_its_pipelines(imported):
     config = folder.read_config(imported)
     assert config["size"] == 64 and config["anchor"]["model"]["unet"]["heads"] == 4

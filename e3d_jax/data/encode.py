@@ -25,7 +25,7 @@ from array_record.python import array_record_data_source
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from e3d_jax import cameras, commands
+from e3d_jax import cameras, commands, settings
 from e3d_jax.data import encoded, loader, parallel, records
 from e3d_jax.models import build, latents, stages
 from e3d_jax.training import losses
@@ -135,6 +135,7 @@ def make_encoder(
       FileNotFoundError, ValueError: weights are missing, or of another architecture; or the stage is not to be trained
         on encodings.
     """
+    settings.check(config)
     losses.check_encoded(stage, config[stage])
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
     modules = []
@@ -209,16 +210,19 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder of the encoded shards.", required=True)
     flags.DEFINE_integer("seed", 0, "Of the noise in the anchors of windows.", lower_bound=0)
     flags.DEFINE_integer("workers", None, "Decoding processes; one a core when not given.", lower_bound=1)
-    flags.DEFINE_string("share", "0/1", "I/N: do shards I, I + N, ...")
+    flags.DEFINE_string("share", "0/1", "I/N, I from 0 on: do shards I, I + N, ...")
 
 
 def main(_) -> None:
     """Encodes shard after shard."""
-    index, count = map(int, flags.FLAGS.share.split("/"))
+    index, count = parallel.parse_share(flags.FLAGS.share)
     shards = records.find_shards(flags.FLAGS.records)[index::count]
     stage = typing.cast(build.Component, flags.FLAGS.stage)
     config = flags.FLAGS.config.to_dict()
-    if loader.holds_encoded([flags.FLAGS.records], typing.cast(loader.Stage, stage), config["size"]):
+    latent_size = settings.latent_size(config, stage)
+    if loader.holds_encoded(
+        [flags.FLAGS.records], typing.cast(loader.Stage, stage), size=config["size"], latent_size=latent_size
+    ):
         raise ValueError(f"{flags.FLAGS.records} holds encoded records; give records of pictures")
     encode = make_encoder(config, stage, flags.FLAGS.weights, flags.FLAGS.seed)
     sources = {

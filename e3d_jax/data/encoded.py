@@ -19,7 +19,7 @@ and of the interpolation stage, whose windows start at an anchor a:
 
     views        [32, h, w, c]    scaled latents of the ring
     anchors      [8, 3, h, w, c]  latents of a window's anchors after noise was added, not scaled
-    tokens       [8, e]           image token of the first of them
+    tokens       [8, e]           image token of the first of them, without that noise
     strength     [8]              standard deviation of that noise
 """
 

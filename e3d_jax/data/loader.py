@@ -186,12 +186,13 @@ def parse_shares(folders: Iterable[str]) -> dict[str, float]:
     return shares
 
 
-def holds_encoded(folders: Iterable[str], stage: Stage, size: int) -> bool:
+def holds_encoded(folders: Iterable[str], stage: Stage, size: int, latent_size: int) -> bool:
     """Whether record sets hold what was encoded for a stage rather than pictures, as their first records tell.
 
     Raises:
       FileNotFoundError, ValueError: see :func:`make_loader`; or there are both kinds, the pictures are not of ``size``
-        pixels, or they lack the views between the anchors, which the interpolation learns.
+        pixels or the latents not of ``latent_size``, or the pictures lack the views between the anchors, which the
+        interpolation learns, or normal maps of the anchors, which all others do.
     """
     kinds = set()
     for folder in folders:
@@ -199,6 +200,12 @@ def holds_encoded(folders: Iterable[str], stage: Stage, size: int) -> bool:
         _decoder(folder, first, stage)
         kinds.add(encoded.is_encoded(first))
         if encoded.is_encoded(first):
+            side = encoded.unpack(first, stage).arrays["views"].shape[1]
+            if side != latent_size:
+                raise ValueError(
+                    f"{folder} holds latents of {side} x {side}, the config wants {latent_size} x {latent_size}; "
+                    f"encode pictures of {size} px"
+                )
             continue
         record = records.unpack(first)
         if record.size != size:
@@ -207,6 +214,11 @@ def holds_encoded(folders: Iterable[str], stage: Stage, size: int) -> bool:
             raise ValueError(
                 f"{folder} holds {len(record.views)} views an object, the interpolation learns from "
                 f"{cameras.NUM_VIEWS}; draw them with --views={cameras.NUM_VIEWS}"
+            )
+        if stage != "interpolation" and not set(record.anchors) <= set(record.normal_views):
+            raise ValueError(
+                f"{folder} holds no normal maps of the anchors, from which the {stage} learns; draw them without "
+                "--nonormals"
             )
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(folders)}: some records are encoded and some are pictures; give one kind")

@@ -54,13 +54,37 @@ def host_processes(count: int | None) -> Iterator[concurrent.futures.ProcessPool
         pool.shutdown(cancel_futures=True)
 
 
+def parse_share(text: str) -> tuple[int, int]:
+    """I and N of "I/N": which of how many shares of the work is meant, the first being 0/N.
+
+    Raises:
+      ValueError: it is no such share.
+    """
+    try:
+        index, count = map(int, text.split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 0 <= index < count:
+        raise ValueError(f"--share is {text!r}; expected I/N with I from 0 to N - 1, as in 0/8")
+    return index, count
+
+
 def in_order(
     pool: concurrent.futures.Executor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int = 64
 ) -> Iterator[Any]:
-    """Results of ``function``, of which at most ``ahead`` are under way: items are taken no sooner."""
+    """Results of ``function``, of which at most ``ahead`` are under way: items are taken no sooner.
+
+    Raises:
+      OSError: a process was ended from outside.
+    """
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    yield from (future.result() for future in waiting)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+    except concurrent.futures.BrokenExecutor as error:
+        raise OSError(
+            "a process that this one started was ended, mostly for want of memory; give fewer --workers"
+        ) from error

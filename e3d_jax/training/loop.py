@@ -33,7 +33,7 @@ from e3d_jax.training import state as state_lib
 from e3d_jax.weights import folder
 
 # Settings that a run may be continued with other values of, because its results do not depend on them.
-FREE = ("workers", "log_every", "checkpoint_every", "keep_last", "keep_every", "evaluate_every", "remat")
+FREE = {"workers", "log_every", "checkpoint_every", "keep_last", "keep_every", "evaluate_every", "remat", "max_skipped"}
 HELDOUT_BATCHES = 2
 
 
@@ -73,6 +73,7 @@ def train(
     if "train" not in config[stage]:
         raise ValueError(f"the config does not say how to train the {stage}; import it, or take it from --init")
     training = dict(config[stage]["train"])
+    settings.check(config)
     settings.check_training(stage, training)
     if profile and not 1 <= profile[0] <= profile[1] <= training["steps"]:
         raise ValueError(
@@ -91,8 +92,9 @@ def train(
     rows = sharding.own_rows(mesh, batch_size).tolist()
     if training["freeze"] and not init:
         raise ValueError(f"{stage} does not train its {', '.join(training['freeze'])}; say with --init where they are")
-    encoded = loader.holds_encoded(records, stage, config["size"])
-    pictured = unseen is not None and not loader.holds_encoded([unseen], stage, config["size"])
+    sizes = {"size": config["size"], "latent_size": settings.latent_size(config, stage)}
+    encoded = loader.holds_encoded(records, stage, **sizes)
+    pictured = unseen is not None and not loader.holds_encoded([unseen], stage, **sizes)
     if encoded or (unseen is not None and not pictured):
         losses.check_encoded(stage, config[stage])
     # Not before the records are known to be good: its threads would outlive the message.
@@ -104,12 +106,17 @@ def train(
     dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
     with state_lib.on_host():
         components, sources = {}, {}
-        # Pictures of unseen objects need what records of latents do without.
-        for role in losses.NEEDS[stage] if pictured or not encoded else ():
+        for role in losses.NEEDS[stage]:
             name = build.provider(config, stage, role)
-            components[role] = state_lib.build_module(config, name, dtype=dtype)
-            sources[name] = folder.resolve(init if init and not folder.has(weights, name) else weights)
-            state_lib.load(sources[name], name, config, components[role])
+            source = folder.resolve(init if init and not folder.has(weights, name) else weights)
+            # Records of latents do without these, but pictures of unseen objects, and the finished system, do not.
+            if pictured or not encoded:
+                components[role] = state_lib.build_module(config, name, dtype=dtype)
+                state_lib.load(source, name, config, components[role])
+                sources[name] = source
+            elif folder.has(source, name):
+                state_lib.check_architecture(source, name, config)
+                sources[name] = source
         model = state_lib.build_module(config, stage, dtype=dtype, seed=config["seed"])
         # Checkpoints lack what is not trained, so that it is read anew by a run that continues.
         if init and (training["freeze"] or not kept.steps):
@@ -265,15 +272,18 @@ def _check_finite(stage, step, recent, seen, limit, kept: checkpoints_lib.Checkp
     good = f"the last good checkpoint is step {kept.steps[-1]}" if kept.steps else "there is no checkpoint"
     raise ValueError(
         f"{stage}: loss or gradient were not finite {longest} times in a row, from step {begin} on, with the records "
-        f"{', '.join(map(str, ids[:8]))}; {good}; look at these records or lower the learning rate"
+        f"{', '.join(map(str, ids[:8]))}; {good}; look at these records, or start another --workdir "
+        "with a lower learning rate and --init=FOLDER of e3d_jax.training.export"
     )
 
 
 def _check_same_run(path: pathlib.Path, config: Mapping[str, Any], stage: loader.Stage) -> bytes:
     """What a run's results depend on, as JSON to be kept with it; a run that continues must have the same."""
-    training = {name: value for name, value in config[stage]["train"].items() if name not in FREE}
-    here = {"seed": config["seed"], "size": config["size"], **config[stage], "train": training}
-    if path.exists() and (different := settings.unlike(json.loads(path.read_text()), here)):
+    # Where the rate does not follow a plan, a run may be made longer.
+    free = FREE | {"steps"} if config[stage]["train"]["decay"] == "constant" else FREE
+    tied = lambda section: section | {"train": {k: v for k, v in section["train"].items() if k not in free}}  # noqa: E731
+    here = tied({"seed": config["seed"], "size": config["size"], **config[stage]})
+    if path.exists() and (different := settings.unlike(tied(json.loads(path.read_text())), here)):
         raise ValueError(
             f"{path.parent} holds a run of another config: {different[0]}; give that, choose another --workdir, or "
             "delete that folder"

@@ -12,18 +12,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from e3d_jax.diffusion import denoiser, schedules
 from e3d_jax.models import build, latents, stages
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[..., tuple[jax.Array, Metrics]]
+Modules = Mapping[str, Any]
+Batch = Mapping[str, Array]
 # A picture without an object, which stands for a dropped condition.
 BLANK = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
 
 
-def autoencoder_loss(model, frozen, batch, key, *, kl_weight: float) -> tuple[jax.Array, Metrics]:
+def autoencoder_loss(
+    model: Any, frozen: Modules, batch: Batch, key: jax.Array, *, kl_weight: float
+) -> tuple[jax.Array, Metrics]:
     """L1 of pixels and of their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN)."""
     del frozen
     rgba = _scale(batch["image"])
@@ -38,7 +42,9 @@ def autoencoder_loss(model, frozen, batch, key, *, kl_weight: float) -> tuple[ja
     return loss, metrics
 
 
-def normals_loss(model, frozen, batch, key, *, colour_jitter: float) -> tuple[jax.Array, Metrics]:
+def normals_loss(
+    model: Any, frozen: Modules, batch: Batch, key: jax.Array, *, colour_jitter: float
+) -> tuple[jax.Array, Metrics]:
     """One minus the cosine inside the silhouette, on pictures with jittered colours."""
     del frozen
     rgba = jitter_colours(_scale(batch["image"]), key, colour_jitter)
@@ -52,19 +58,19 @@ def normals_loss(model, frozen, batch, key, *, colour_jitter: float) -> tuple[ja
 
 
 def anchor_loss(
-    model,
-    frozen,
-    batch,
-    key,
+    model: Any,
+    frozen: Modules,
+    batch: Batch,
+    key: jax.Array,
     *,
-    prediction,
-    zero_terminal_snr,
-    min_snr_gamma,
-    last_level_share,
-    estimated_normals,
-    drop_condition,
-    picture_weight,
-):
+    prediction: denoiser.Prediction,
+    zero_terminal_snr: bool,
+    min_snr_gamma: float,
+    last_level_share: float,
+    estimated_normals: float,
+    drop_condition: float,
+    picture_weight: float,
+) -> tuple[jax.Array, Metrics]:
     """Squared error of the U-Net's output on eight noisy views of both domains, see :func:`denoiser.loss_weight`.
 
     ``last_level_share`` is the share of examples at the noisiest level, which sampling in one or two steps depends on;
@@ -104,7 +110,7 @@ def anchor_loss(
 
 
 def picture_loss(
-    autoencoder, sampled: Float[Array, "b 2 v hl wl c"], batch, index: Int[Array, " b"]
+    autoencoder: Any, sampled: Float[Array, "b 2 v hl wl c"], batch: Batch, index: Int[Array, " b"]
 ) -> Float[Array, ""]:
     """How one view of each object differs from the true picture: L1, and one minus structural similarity.
 
@@ -148,8 +154,10 @@ def structural_similarity(
     return brightness * (2 * covariance + 0.03**2) / (variances + 0.03**2)
 
 
-def anchors_of_images(model, frozen, batch, use_estimate, drop):
-    """Scaled latents [b d v h w c] of the eight views and the condition, from pictures.
+def anchors_of_images(
+    model: Any, frozen: Modules, batch: Batch, use_estimate: Bool[Array, " b"], drop: Bool[Array, " b"]
+) -> tuple[Float[Array, "b 2 8 hl wl c"], stages.AnchorCondition]:
+    """Scaled latents of the eight views and the condition, from pictures.
 
     Args:
       model: the stage.
@@ -172,14 +180,16 @@ def turned(pictures: Float[Array, "b 2 *n h w 4"], azimuth: Float[Array, " b"]) 
     return pictures.at[:, 1].set(latents.turn_normals(pictures[:, 1], azimuth))
 
 
-def encode_scaled(autoencoder, rgba: Float[Array, "*b h w 4"]) -> Float[Array, "*b hl wl c"]:
+def encode_scaled(autoencoder: Any, rgba: Float[Array, "*b h w 4"]) -> Float[Array, "*b hl wl c"]:
     """Scaled latents of pictures, as the U-Nets see them."""
     return (
         latents.encode(autoencoder, latents.network_image(rgba, autoencoder.in_channels)) * autoencoder.scaling_factor
     )
 
 
-def encoded_anchors(model, frozen, batch, use_estimate, drop):
+def encoded_anchors(
+    model: Any, frozen: Modules, batch: Batch, use_estimate: Bool[Array, " b"], drop: Bool[Array, " b"]
+) -> tuple[Float[Array, "b 2 8 hl wl c"], stages.AnchorCondition]:
     """The same from a batch of :func:`e3d_jax.data.encoded.anchor_example`; needs no frozen component."""
     del model, frozen
 
@@ -194,13 +204,22 @@ def encoded_anchors(model, frozen, batch, use_estimate, drop):
     return batch["target"].astype(jnp.float32), stages.AnchorCondition(latents=condition, tokens=tokens)
 
 
-def estimate_normals(estimator, pair: Float[Array, "b 2 h w 4"]) -> Float[Array, "b h w 4"]:
+def estimate_normals(estimator: Any, pair: Float[Array, "b 2 h w 4"]) -> Float[Array, "b h w 4"]:
     """The normal map that inference would give the colour image of a pair, with the silhouette of the true one."""
     rgb = estimator(latents.network_image(pair[:, 0], 4)) / 2 + 0.5
     return jnp.concatenate([jnp.where(pair[:, 1, ..., 3:] > 0, rgb, 1.0), pair[:, 1, ..., 3:]], -1)
 
 
-def interpolation_loss(model, frozen, batch, key, *, log_noise_mean, log_noise_std, log_augmentation_mean):
+def interpolation_loss(
+    model: Any,
+    frozen: Modules,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    log_noise_mean: float,
+    log_noise_std: float,
+    log_augmentation_mean: float,
+) -> tuple[jax.Array, Metrics]:
     """Stable Video Diffusion's objective (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
 
     The latents of the anchors that condition the window are of pictures with Gaussian noise of a log-normal standard
@@ -219,8 +238,10 @@ def interpolation_loss(model, frozen, batch, key, *, log_noise_mean, log_noise_s
     return error.mean(), {"loss_new_views": error[:, jnp.array([1, 2, 3, 5, 6, 7])].mean()}
 
 
-def window_of_images(model, frozen, batch, key, *, mean):
-    """Scaled latents [b t h w c] of windows and their condition, from pictures; see :func:`interpolation_loss`."""
+def window_of_images(
+    model: Any, frozen: Modules, batch: Batch, key: jax.Array, *, mean: float | Float[Array, ""]
+) -> tuple[Float[Array, "b 9 hl wl c"], stages.WindowCondition]:
+    """Scaled latents of windows and their condition, from pictures; see :func:`interpolation_loss`."""
     autoencoder = frozen["autoencoder"]
     key_strength, key_augment = jax.random.split(key)
     window = latents.network_image(_scale(batch["window"]), autoencoder.in_channels)
@@ -231,7 +252,9 @@ def window_of_images(model, frozen, batch, key, *, mean):
     return clean, model.condition(anchors[:, 0, ..., :3], latents.encode(autoencoder, noisy), strength)
 
 
-def encoded_window(model, frozen, batch, key):
+def encoded_window(
+    model: Any, frozen: Modules, batch: Batch, key: jax.Array
+) -> tuple[Float[Array, "b 9 hl wl c"], stages.WindowCondition]:
     """The same from a batch of :func:`e3d_jax.data.encoded.interpolation_example`, whose noise was drawn before."""
     del model, frozen, key
     window, anchors, token = (batch[name].astype(jnp.float32) for name in ("window", "anchors", "token"))

@@ -77,6 +77,7 @@ def make_plan(config: Mapping[str, Any], stage: build.Component, devices: Sequen
       TooLargeError: the compiler found no way to keep to the memory.
     """
     training = config[stage]["train"]
+    settings.check(config)
     settings.check_training(stage, training)
     mesh = sharding.make_mesh(config["mesh"], devices)
     sharding.check_batch(mesh, training["batch_size"], training["accumulate"])
@@ -159,7 +160,7 @@ def example_shapes(
         }
         return pictures[stage]
     model = config[build.provider(config, stage, "autoencoder")]["model"]
-    side = size // 2 ** (len(model["block_out_channels"]) - 1)
+    side = settings.latent_size(config, stage)
     latent, half = (side, side, model["latent_channels"]), jnp.float16
     token = (config[stage]["model"]["image_encoder"]["projection_dim"],)
     if stage == "anchor":

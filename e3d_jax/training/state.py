@@ -59,13 +59,13 @@ def make_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
     direction = optax.scale_by_adam(b1=0.9, b2=settings["beta2"])
     if settings["optimizer"] == "muon":
         kinds = {True: muon.scale_by_muon(), False: direction}
-        direction = optax.partition(kinds, _named("kernel"))
+        direction = optax.partition(kinds, named("kernel"))
     return optax.chain(
         optax.clip_by_global_norm(settings["clip"]),
         direction,
         # Not on biases and norms.
         optax.add_decayed_weights(settings["weight_decay"], mask=matrices),
-        *(optax.masked(optax.scale(factor), _named(part)) for part, factor in settings["faster"].items()),
+        *(optax.masked(optax.scale(factor), named(part)) for part, factor in settings["faster"].items()),
     )
 
 
@@ -88,7 +88,13 @@ def build_module(config: Mapping[str, Any], component: build.Component, *, dtype
 
 
 def load(source: pathlib.Path, component: build.Component, config: Mapping[str, Any], module: nnx.Module) -> None:
-    """Fill a module from a weights folder in which the component is of the same architecture.
+    """Fill a module from a weights folder; see :func:`check_architecture`."""
+    check_architecture(source, component, config)
+    folder.load(source, component, module)
+
+
+def check_architecture(source: pathlib.Path, component: build.Component, config: Mapping[str, Any]) -> None:
+    """Whether a weights folder has a component of the config's architecture.
 
     Raises:
       FileNotFoundError: the folder lacks the component.
@@ -101,7 +107,6 @@ def load(source: pathlib.Path, component: build.Component, config: Mapping[str, 
             f"the {component} in {source} is of another architecture: {different[0]}; choose the folder or the config "
             "to match"
         )
-    folder.load(source, component, module)
 
 
 def on_host() -> contextlib.AbstractContextManager:
@@ -149,8 +154,8 @@ def place(tree: Any, stored: Any) -> Any:
     return jax.tree.map(put, tree, stored)
 
 
-def _named(part: str):
-    """A mask of the parameters whose path contains ``part``."""
+def named(part: str):
+    """A function from parameters to a mask of those whose path contains ``part``."""
     pattern = re.compile(rf"\b{re.escape(part)}\b")
     return lambda params: jax.tree_util.tree_map_with_path(
         lambda path, _: bool(pattern.search(jax.tree_util.keystr(path, simple=True, separator="."))), params

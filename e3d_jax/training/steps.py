@@ -64,13 +64,15 @@ def assemble(
       dtype: type of the computation.
 
     Raises:
-      ValueError: what is not to be trained does not exist.
+      ValueError: what is not to be trained, or to be trained faster, does not exist.
     """
     training = config[stage]["train"]
     if unknown := [name for name in training["freeze"] if not hasattr(model, name)]:
         raise ValueError(f"{stage}.train.freeze names {', '.join(unknown)}, which the {stage} does not have")
     graph, *states = nnx.split(model, state_lib.in_training(training["freeze"]), ...)
     params, rest = states
+    if unknown := [name for name in training["faster"] if not any(jax.tree.leaves(state_lib.named(name)(params)))]:
+        raise ValueError(f"{stage}.train.faster names {', '.join(unknown)}, of which the {stage} trains nothing")
     frozen, frozen_graphs = {"rest": rest}, {}
     for role, module in components.items():
         frozen_graphs[role], frozen[role] = nnx.split(module)

@@ -17,7 +17,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m e3d_jax.weights", description="Pipelines in, pipelines out.")
     commands = parser.add_subparsers(dest="command", required=True)
     config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("--config", type=Path, default=SETTINGS, help="settings other than the sizes")
+    config.add_argument("--config", default=str(SETTINGS), help="settings other than the sizes")
     pipelines = argparse.ArgumentParser(add_help=False)
     pipelines.add_argument("--anchor", required=True, help=f"stage-1 pipeline: {PIPELINE}")
     pipelines.add_argument("--interpolation", required=True, help=f"stage-2 pipeline: {PIPELINE}")
@@ -45,20 +45,22 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """What ``get_config()`` of a config file returns.
+def read_settings(file: str) -> dict[str, Any]:
+    """What ``get_config()`` of a config file returns; of FILE:VARIANT, ``get_config(VARIANT)``.
 
     Raises:
       OSError: there is no such file.
       ValueError: it is no config.
     """
+    name, _, variant = file.partition(":")
+    path = Path(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise FileNotFoundError(f"no config at {path}; give --config=configs/envision3d.py of the repository")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config().to_dict()
+        return module.get_config(*[variant] if variant else []).to_dict()
     except Exception as error:  # A config is a program: it may fail in any way.
         reason = str(error).split("\n")[0]
         raise ValueError(

@@ -144,12 +144,23 @@ def process(settings: Settings, job: tuple[str, tuple[pathlib.Path, int]]) -> by
 
 
 def write(
-    meshes: str | os.PathLike, out: str | os.PathLike, settings: Settings, workers: int = 1
+    meshes: str | os.PathLike,
+    out: str | os.PathLike,
+    settings: Settings,
+    workers: int = 1,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[int, int, int]:
-    """Render all meshes of a folder that are not in ``out`` yet, further poses as NAME@1, NAME@2, ...
+    """Render meshes of a folder that are not in ``out`` yet, further poses as NAME@1, NAME@2, ...
+
+    Args:
+      meshes: the folder.
+      out: where records or folders of views go.
+      settings: what to make.
+      workers: processes.
+      share: (i, n): do the i-th of n parts of the meshes, into shards of its own.
 
     Returns:
-      How many were rendered, were there already, and were skipped because they cannot be read.
+      How many of them were rendered, were there already, and were skipped because they cannot be read.
 
     Raises:
       FileNotFoundError: there are no meshes.
@@ -159,7 +170,7 @@ def write(
     out, skipped = pathlib.Path(out), 0
     jobs = {
         f"{name}@{pose}" if pose else name: (path, pose)
-        for name, path in find_meshes(meshes).items()
+        for name, path in itertools.islice(find_meshes(meshes).items(), share[0], None, share[1])
         for pose in range(settings.poses)
     }
     if settings.folder is None and settings.num_views not in records.NUM_VIEWS:
@@ -184,10 +195,10 @@ def write(
 
     work = functools.partial(process, settings)
     if workers == 1 or len(jobs) < 2:
-        _write_shards(out, records_of(map(work, jobs.items())))
+        _write_shards(out, share[0], records_of(map(work, jobs.items())))
     else:
         with parallel.host_processes(min(workers, len(jobs))) as pool:
-            _write_shards(out, records_of(parallel.in_order(pool, work, jobs.items())))
+            _write_shards(out, share[0], records_of(parallel.in_order(pool, work, jobs.items())))
     return len(jobs) - skipped, found - len(jobs), skipped
 
 
@@ -201,11 +212,11 @@ def _recorded(folder: pathlib.Path) -> set[str]:
     return names
 
 
-def _write_shards(folder: pathlib.Path, results: Iterator[bytes]) -> None:
-    """Records in shards of :data:`SHARD`, numbered after those there are."""
+def _write_shards(folder: pathlib.Path, share: int, results: Iterator[bytes]) -> None:
+    """Records in shards of :data:`SHARD`, numbered after those there are of the same share."""
     number = 0
     for record in results:
-        while (path := folder / f"assets-{number:06d}.array_record").exists():
+        while (path := folder / f"assets-{share:04d}-{number:06d}.array_record").exists():
             number += 1
         with records.Writer(path) as writer:
             writer.write(record)

@@ -1,7 +1,7 @@
 """Render meshes (GLB, glTF, OBJ, PLY, STL) into training records or folders of views.
 
     python -m e3d_jax.data.assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=256] [--nonormals]
-        [--poses=1]
+        [--poses=1] [--share=I/N]
 
 ``--format=records`` writes the records of :mod:`e3d_jax.data.records`, as the synthetic objects have;
 ``--format=folder`` one folder of views an object, with depths. ``--poses=N`` draws every mesh N times: as in its file,
@@ -16,7 +16,7 @@ import sys
 from absl import app, flags
 
 from e3d_jax import cameras, commands
-from e3d_jax.data import assets
+from e3d_jax.data import assets, parallel
 
 MESHES = flags.DEFINE_string("meshes", None, "Folder of meshes, searched to any depth.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder of the results.", required=True)
@@ -26,6 +26,7 @@ SIZE = flags.DEFINE_integer("size", 256, "Width and height of the pictures in pi
 NORMALS = flags.DEFINE_bool("normals", True, "Normal maps of the anchors (of every view if 8 does not divide --views).")
 Y_UP = flags.DEFINE_bool("y_up", False, "OBJ, PLY and STL files are y up, front +z, as glTF files always are.")
 POSES = flags.DEFINE_integer("poses", 1, "Of every mesh; the first is the file's, others are random.", lower_bound=1)
+SHARE = flags.DEFINE_string("share", "0/1", "I/N, I from 0 on: do the I-th of N parts, as on the I-th of N machines.")
 WORKERS = flags.DEFINE_integer("workers", None, "Processes; one a core when not given.", lower_bound=1)
 
 
@@ -34,7 +35,8 @@ def main(_) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # For the other processes: the accelerator has no part in this.
     folder = pathlib.Path(OUT.value) if FORMAT.value == "folder" else None
     settings = assets.Settings(VIEWS.value, SIZE.value, NORMALS.value, Y_UP.value, POSES.value, folder)
-    rendered, kept, skipped = assets.write(MESHES.value, OUT.value, settings, WORKERS.value or os.cpu_count() or 1)
+    share, workers = parallel.parse_share(SHARE.value), WORKERS.value or os.cpu_count() or 1
+    rendered, kept, skipped = assets.write(MESHES.value, OUT.value, settings, workers, share)
     print(f"{rendered} rendered, {kept} there already, {skipped} skipped; see {OUT.value}")
     if not rendered and not kept:
         sys.exit(1)
