@@ -153,7 +153,7 @@ def main(_) -> None:
     unknown = set(VARIANTS.value) - PERTURBATIONS.keys()
     if unknown:
         raise app.UsageError(f"no such variants: {', '.join(sorted(unknown))}; there are {', '.join(PERTURBATIONS)}")
-    out, found = pathlib.Path(OUT.value), assets.find_meshes(MESHES.value)
+    out, found = pathlib.Path(OUT.value), assets.find_assets(MESHES.value)
     read = {name: reading.read_asset(path) for name, path in found.items()}
     names = NAMES.value or list(found)
     ring, rows = cameras.ring(SIZE.value), json.loads(out.read_text())["rows"] if out.exists() else []

@@ -186,14 +186,69 @@ def test_records_resume_and_feed_training(mesh_folder, tmp_path):
 def test_further_poses_are_turned_at_random(tmp_path):
     (tmp_path / "meshes").mkdir()
     textured_box().export(tmp_path / "meshes" / "box.glb")
-    one, three = (assets.Settings(num_views=8, size=16, poses=poses, folder=tmp_path / "out") for poses in (1, 3))
-    assert assets.write(tmp_path / "meshes", tmp_path / "out", one) == (1, 0, 0)
-    assert assets.write(tmp_path / "meshes", tmp_path / "out", three) == (2, 1, 0)
-    views = [views_io.read_views(tmp_path / "out" / f"box{pose}").rgba for pose in ("", "@1", "@2")]
+    out = tmp_path / "meshes" / "out"
+    one, three = (assets.Settings(num_views=8, size=16, poses=poses, folder=out) for poses in (1, 3))
+    assert assets.write(tmp_path / "meshes", out, one) == (1, 0, 0)
+    assert assets.write(tmp_path / "meshes", out, three) == (2, 1, 0)
+    views = [views_io.read_views(out / f"box{pose}").rgba for pose in ("", "@1", "@2")]
     asset = reading.read_asset(tmp_path / "meshes" / "box.glb")
     as_in_the_file = assets.render(asset, cameras.ring(16, 8), np.arange(0)).views.rgba
     np.testing.assert_allclose(views[0][..., 3], as_in_the_file[..., 3], atol=1 / 255)
     assert min(np.abs(a - b).mean() for a, b in itertools.combinations(views, 2)) > 0.05
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """A folder of views of a box, as another renderer may leave them: a normal map of every view."""
+    textured_box().export(tmp_path / "box.glb")
+    ring = cameras.ring(16, 8)
+    drawn = assets.render(reading.read_asset(tmp_path / "box.glb"), ring, np.arange(8))
+    views_io.write_views(tmp_path / "renders" / "box", drawn.views)
+    return tmp_path / "renders"
+
+
+def test_renders_become_the_record_of_their_mesh(rendered, tmp_path):
+    settings = assets.Settings(num_views=8, size=16, poses=3)
+    found = []
+    for folder in (rendered, tmp_path):  # The second has the mesh, too.
+        assets.write(folder, tmp_path / folder.name / "out", settings)
+        for shard in records.find_shards(tmp_path / folder.name / "out"):
+            found += [records.unpack(data) for data in array_record_module.ArrayRecordReader(shard).read_all()]
+    by_name = {record.id: record for record in found}
+    assert sorted(by_name) == ["box", "box@1", "box@2", "renders/box"]
+    for index in range(8):
+        np.testing.assert_allclose(by_name["renders/box"].view(index), by_name["box"].view(index), atol=1)
+        np.testing.assert_allclose(by_name["renders/box"].normal(index), by_name["box"].normal(index), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": 32}, "holds 8 views of 16 px; wanted are 8 of 32 px"),
+        ({"num_views": 32}, "holds 8 views of 16 px; wanted are 32 of 16 px"),
+    ],
+)
+def test_renders_of_another_kind_are_skipped(rendered, tmp_path, capsys, changes, said):
+    settings = assets.Settings(**{"num_views": 8, "size": 16} | changes)
+    assert assets.write(rendered, tmp_path / "out", settings) == (0, 0, 1)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update(fl_x=20.0, fl_y=20.0), "focal of view 0 is not that of the ring"),
+        (lambda t: t["frames"].reverse(), "world_from_cam of view 0 is not that of the ring"),
+        (lambda t: t["frames"][3].pop("normal_path"), "has no normal map of view 3"),
+    ],
+)
+def test_renders_of_other_cameras_are_skipped(rendered, tmp_path, capsys, change, said):
+    path = rendered / "box" / "transforms.json"
+    transforms = json.loads(path.read_text())
+    change(transforms)
+    path.write_text(json.dumps(transforms))
+    assert assets.write(rendered, tmp_path / "out", assets.Settings(num_views=8, size=16)) == (0, 0, 1)
+    assert said in capsys.readouterr().err
 
 
 def test_shares_make_all_meshes_once(tmp_path):
@@ -224,9 +279,9 @@ def test_records_need_the_ring_or_its_anchors(mesh_folder, tmp_path):
 def test_names_of_files_that_share_a_stem(tmp_path):
     for name in ("a.ply", "a.stl", "b.ply", "notes.txt"):
         (tmp_path / name).touch()
-    assert set(assets.find_meshes(tmp_path)) == {"a.ply", "a.stl", "b"}
+    assert set(assets.find_assets(tmp_path)) == {"a.ply", "a.stl", "b"}
 
 
 def test_folder_without_meshes(tmp_path):
     with pytest.raises(FileNotFoundError, match="no meshes"):
-        assets.find_meshes(tmp_path)
+        assets.find_assets(tmp_path)

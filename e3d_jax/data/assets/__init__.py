@@ -1,6 +1,7 @@
-"""Meshes of users as training records or folders of views, drawn from the camera ring (Embree, on the CPU).
+"""Meshes of users, or their renders, as training records or folders of views.
 
-Every mesh is brought to the ball of radius 0.5 and drawn with textures, vertex colours and a soft light from above.
+Every mesh is brought to the ball of radius 0.5 and drawn from the camera ring (Embree, on the CPU) with textures,
+vertex colours and a soft light from above. Folders of views that others rendered must be of the same ring.
 """
 
 import collections
@@ -70,17 +71,24 @@ def render(asset: reading.Asset, ring: structs.Cameras, normal_views: Int[np.nda
     return Render(views, np.stack(depths))
 
 
-def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
-    """Mesh files below a folder by name: the path without suffix, or with it where that is taken.
+def find_assets(folder: str | os.PathLike, *, rendered: bool = False) -> dict[str, pathlib.Path]:
+    """Mesh files, and if ``rendered`` also the ``transforms.json`` of folders of views, below a folder by name.
+
+    The name is the path of the mesh without suffix, or of the folder of views; with suffix or file where that is taken.
 
     Raises:
       FileNotFoundError: there are none.
     """
     folder = pathlib.Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in reading.SUFFIXES and path.is_file())
+    names = {views_io.TRANSFORMS} if rendered else set()
+    wanted = lambda path: path.suffix.lower() in reading.SUFFIXES or path.name in names  # noqa: E731
+    paths = sorted(path for path in folder.rglob("*") if wanted(path) and path.is_file())
     if not paths:
-        raise FileNotFoundError(f"no meshes ({', '.join(reading.SUFFIXES)}) below {str(folder)!r}")
-    stems = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+        kinds = ", ".join(reading.SUFFIXES)
+        more = " and no folders of views" if rendered else ""
+        raise FileNotFoundError(f"no meshes ({kinds}){more} below {str(folder)!r}")
+    named = [path.parent if path.name == views_io.TRANSFORMS else path.with_suffix("") for path in paths]
+    stems = [path.relative_to(folder).as_posix() for path in named]
     taken = collections.Counter(stems)
     return {
         stem if taken[stem] == 1 else path.relative_to(folder).as_posix(): path
@@ -88,9 +96,36 @@ def find_meshes(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
     }
 
 
-def pack(name: str, file: str, drawn: Render) -> bytes:
-    """A drawn asset as a record."""
-    views = drawn.views
+def read_rendered(folder: pathlib.Path, ring: structs.Cameras, normal_views: Int[np.ndarray, " a"]) -> structs.ViewSet:
+    """Views that were rendered elsewhere (:mod:`e3d_jax.views_io`), with the normal maps of ``normal_views`` alone.
+
+    Raises:
+      OSError, ValueError: the folder cannot be read, its cameras are not the ring's in the ring's order, or a normal
+        map is missing.
+    """
+    views = views_io.read_views(folder)
+    if views.cameras.width != ring.width or len(views.cameras) != len(ring):
+        raise ValueError(
+            f"{folder} holds {len(views.cameras)} views of {views.cameras.width} px; wanted are {len(ring)} of "
+            f"{ring.width} px (--views, --size)"
+        )
+    # As files with a few digits have them: thousandths of object units, tenths of pixels.
+    for name, tolerance in (("world_from_cam", 2e-3), ("focal", 0.2), ("center", 0.2)):
+        there, here = (np.asarray(getattr(cams, name)) for cams in (views.cameras, ring))
+        wrong = np.abs(there - here).reshape(len(ring), -1).max(1) > tolerance
+        if wrong.any():
+            raise ValueError(
+                f"{folder}: {name} of view {wrong.argmax()} is not that of the ring; render from the cameras "
+                "of e3d_jax/cameras.py"
+            )
+    if missing := sorted(set(normal_views.tolist()) - set(views.normal_views.tolist())):
+        raise ValueError(f"{folder} has no normal map of view {missing[0]}; give those of the anchors, or --nonormals")
+    chosen = [views.normal_views.tolist().index(view) for view in normal_views.tolist()]
+    return dataclasses.replace(views, normal_views=normal_views, normals=views.normals[chosen])
+
+
+def pack(name: str, file: str, views: structs.ViewSet) -> bytes:
+    """The views of an asset as a record."""
     alpha = views.rgba[views.normal_views][..., 3:]
     maps = np.concatenate([np.where(alpha > 0, (views.normals + 1) / 2, 1.0), alpha], -1)
     record = records.Record(
@@ -127,19 +162,23 @@ class Settings:
 
 
 def process(settings: Settings, job: tuple[str, tuple[pathlib.Path, int]]) -> bytes | str | None:
-    """One mesh, by name, file and pose: its record, None if it was written to a folder, or why it cannot be read."""
+    """One asset, by name, file and pose: its record, None if it was written to a folder, or why it cannot be read."""
     name, (path, pose) = job
+    ring, anchors = cameras.ring(settings.size, settings.num_views), cameras.anchors_of(settings.num_views)
+    with_normals = anchors if settings.normals else anchors[:0]
     rng = np.random.default_rng(zlib.crc32(name.encode()))  # The pose is the same whatever else is drawn.
     rotation = spatial.transform.Rotation.from_quat(rng.normal(size=4)) if pose else None
     try:
-        asset = reading.read_asset(path, y_up=settings.y_up, rotation=rotation)
+        if path.name == views_io.TRANSFORMS:
+            views, depths = read_rendered(path.parent, ring, with_normals), None
+        else:
+            drawn = render(reading.read_asset(path, y_up=settings.y_up, rotation=rotation), ring, with_normals)
+            views, depths = drawn.views, drawn.depths
     except (OSError, ValueError) as error:
         return str(error).replace("\n", " ")
-    ring, anchors = cameras.ring(settings.size, settings.num_views), cameras.anchors_of(settings.num_views)
-    drawn = render(asset, ring, anchors if settings.normals else anchors[:0])
     if settings.folder is None:
-        return pack(name, path.name, drawn)
-    views_io.write_views(settings.folder / name, drawn.views, drawn.depths)
+        return pack(name, path.name, views)
+    views_io.write_views(settings.folder / name, views, depths)
     return None
 
 
@@ -150,28 +189,29 @@ def write(
     workers: int = 1,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[int, int, int]:
-    """Render meshes of a folder that are not in ``out`` yet, further poses as NAME@1, NAME@2, ...
+    """Make records or views of the assets of a folder that are not in ``out`` yet.
 
     Args:
-      meshes: the folder.
-      out: where records or folders of views go.
+      meshes: the folder, see :func:`find_assets`.
+      out: where records or folders of views go; further poses of meshes are named NAME@1, NAME@2, ...
       settings: what to make.
       workers: processes.
-      share: (i, n): do the i-th of n parts of the meshes, into shards of its own.
+      share: (i, n): do the i-th of n parts of the assets, into shards of its own.
 
     Returns:
       How many of them were rendered, were there already, and were skipped because they cannot be read.
 
     Raises:
-      FileNotFoundError: there are no meshes.
+      FileNotFoundError: there are no assets.
       ValueError: records of other than the ring or its anchors.
       OSError: ``out`` cannot be written.
     """
     out, skipped = pathlib.Path(out), 0
+    assets = find_assets(meshes, rendered=settings.folder is None)
     jobs = {
         f"{name}@{pose}" if pose else name: (path, pose)
-        for name, path in itertools.islice(find_meshes(meshes).items(), share[0], None, share[1])
-        for pose in range(settings.poses)
+        for name, path in itertools.islice(assets.items(), share[0], None, share[1])
+        for pose in range(1 if path.name == views_io.TRANSFORMS else settings.poses)
     }
     if settings.folder is None and settings.num_views not in records.NUM_VIEWS:
         raise ValueError(
