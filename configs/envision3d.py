@@ -31,6 +31,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.normals = {"model": _normals()}
     config.anchor = _anchor()
     config.interpolation = _interpolation()
+    # As true views are fitted. Views of the mini system, enlarged to 256 px and cut out of white, gained nothing from
+    # its own settings, nor from the release's kept shares and trust in the front; full-size weights were not at hand.
     config.reconstruction = {"resolution": 192, "fit": {}}
     if variant == "released":
         config.reconstruction.radius = 1.3

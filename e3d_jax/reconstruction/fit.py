@@ -52,7 +52,8 @@ class FitConfig:
       sharpness: initial s of the NeuS density.
       mask_contrast: sharpens the views' coverage around one half; 1 leaves it. Generated silhouettes are soft over
         several pixels, and a surface fitted to that is a fur.
-      favor_front: weight views by :func:`schedule.view_weights`; for generated views, which are best there.
+      favor_front: weight views by :func:`schedule.view_weights`, as the release does: generated views are best there.
+        The mini system's meshes gained nothing by it.
       learning_rates: initial rates of (coarse distance, its feature grids, its layers, colour, shifts of the
         views in pixels, log sharpness).
       color_weight, mask_weight, normal_weight, eikonal_weight, sparsity_weight, smoothness_weight, shift_weight: of the
