@@ -61,8 +61,8 @@ def _join() -> None:
             ) from error
     # Under SLURM, JAX would leave a process the one GPU whose number is that of the process on its node.
     if "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-        jax.config.update("jax_cuda_visible_devices", "all")
-        jax.config.update("jax_rocm_visible_devices", "all")
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, os.environ.get(name.upper(), "all"))
 
 
 def main(_) -> None:

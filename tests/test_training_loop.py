@@ -137,8 +137,11 @@ def _said(*command, **environment):
     return run.stdout.strip(), run.stderr.strip().splitlines()[-1:]
 
 
-@pytest.mark.parametrize("local", ["0", "3"])
-def test_a_process_under_slurm_has_the_gpus_that_slurm_shows_it(local):
+@pytest.mark.parametrize(
+    ("local", "given", "visible"),
+    [("0", {}, "all"), ("3", {}, "all"), ("3", {"JAX_CUDA_VISIBLE_DEVICES": "0,1"}, "0,1")],
+)
+def test_a_process_under_slurm_has_the_gpus_that_slurm_shows_it(local, given, visible):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -146,7 +149,7 @@ def test_a_process_under_slurm_has_the_gpus_that_slurm_shows_it(local):
     slurm = {f"SLURM_{name}": value for name, value in slurm.items()} | {"JAX_COORDINATOR_ADDRESS": address}
     code = "import jax, train; train.flags.FLAGS(['', '--stage=normals', '--workdir=run', '--distributed']); "
     code += "train._join(); print(jax.config.values['jax_cuda_visible_devices'])"
-    assert _said("-c", code, **slurm)[0] == "all"
+    assert _said("-c", code, **slurm, **given)[0] == visible
 
 
 def test_a_bucket_is_no_work_folder():
