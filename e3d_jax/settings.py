@@ -41,6 +41,8 @@ def check(config: Mapping[str, Any]) -> None:
         "epsilon",
         "v with zero_terminal_snr: at pure noise, epsilon says nothing of the views",
     )
+    share = loss["last_level_share"]
+    _expect(0 <= share < 1, "anchor.loss.last_level_share", share, "0 or more, below 1")
     for stage in ("anchor", "interpolation"):
         unet, tokens = (config[stage]["model"][part] for part in ("unet", "image_encoder"))
         channels = config[build.provider(config, stage, "autoencoder")]["model"]["latent_channels"]
@@ -50,8 +52,6 @@ def check(config: Mapping[str, Any]) -> None:
             _expect(unet[name] == value, f"{stage}.model.unet.{name}", unet[name], expected)
         width, expected = unet["cross_attention_dim"], f"{tokens['projection_dim']}, the image_encoder's projection_dim"
         _expect(width == tokens["projection_dim"], f"{stage}.model.unet.cross_attention_dim", width, expected)
-    share = loss["last_level_share"]
-    _expect(0 <= share < 1, "anchor.loss.last_level_share", share, "0 or more, below 1")
     levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
     levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
     multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)
@@ -81,12 +81,6 @@ def check_training(stage: str, training: Mapping[str, Any]) -> None:
     }
     for name, known in choices.items():
         _expect(training[name] in known, f"{stage}.train.{name}", training[name], f"one of {', '.join(known)}")
-
-
-def latent_size(config: Mapping[str, Any], stage: str) -> int:
-    """Width and height of a stage's latents."""
-    model = config[build.provider(config, stage, "autoencoder")]["model"]
-    return config["size"] // 2 ** (len(model["block_out_channels"]) - 1)
 
 
 def _expect(valid: bool, name: str, value: Any, expected: str) -> None:

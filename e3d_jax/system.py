@@ -22,7 +22,6 @@ from e3d_jax.sampling import anchors as anchor_sampling
 from e3d_jax.sampling import interpolation as interpolation_sampling
 from e3d_jax.weights import folder
 
-Progress = Callable[[int], object]  # Told of every part of a sampling how many steps it took.
 MAX_SEED = 2**32 - 1  # larger ones would wrap around
 
 
@@ -141,7 +140,7 @@ class System:
         return cropped, np.concatenate([rgb, alpha], -1).astype(np.float32)
 
     def anchors(
-        self, pair: Float[Array, "b 2 h w 4"], key: jax.Array, progress: Progress = lambda steps: None
+        self, pair: Float[Array, "b 2 h w 4"], key: jax.Array, progress: Callable[[int], object] = lambda steps: None
     ) -> Float[np.ndarray, "b 2 8 h w 4"]:
         """Stage 1 (:func:`e3d_jax.sampling.anchors.sample`) with this system's settings."""
         sampling = self.config["anchor"]["sampling"]
@@ -152,7 +151,7 @@ class System:
         return _with_alpha(sampled)
 
     def interpolate(
-        self, anchors: Float[Array, "b 8 h w 4"], key: jax.Array, progress: Progress = lambda steps: None
+        self, anchors: Float[Array, "b 8 h w 4"], key: jax.Array, progress: Callable[[int], object] = lambda steps: None
     ) -> Float[np.ndarray, "b 24 h w 4"]:
         """Stage 2 (:func:`e3d_jax.sampling.interpolation.sample`) with this system's settings."""
         sampling = self.config["interpolation"]["sampling"]

@@ -41,7 +41,7 @@ def call_of(case: str, config) -> tuple[Any, tuple[Any, ...]]:
     name = "interpolation" if case == "decode_windows" else "anchor"
     owner = build.provider(config, name, "autoencoder")
     shape = config[owner]["model"]
-    side = size // 2 ** (len(shape["block_out_channels"]) - 1)
+    side = build.latent_size(config, name)
     latent = (side, side, shape["latent_channels"])
     if case in ("anchor", "interpolation"):
         model = config[case]["model"]

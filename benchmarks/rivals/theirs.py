@@ -90,7 +90,7 @@ def random_tensor(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
 def unet_inputs(stage: str, config, count: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Inputs of a stage's U-Net for ``count`` objects or windows."""
     unet = config[stage]["model"]["unet"]
-    side = config["size"] // 2 ** (len(config["autoencoder"]["model"]["block_out_channels"]) - 1)
+    side = build.latent_size(config, stage)
     images, width = 2 * count * (cameras.NUM_ANCHORS + 1), unet["cross_attention_dim"]
     if stage == "anchor":
         return {

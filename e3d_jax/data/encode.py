@@ -219,7 +219,7 @@ def main(_) -> None:
     shards = records.find_shards(flags.FLAGS.records)[index::count]
     stage = typing.cast(build.Component, flags.FLAGS.stage)
     config = flags.FLAGS.config.to_dict()
-    latent_size = settings.latent_size(config, stage)
+    latent_size = build.latent_size(config, stage)
     if loader.holds_encoded(
         [flags.FLAGS.records], typing.cast(loader.Stage, stage), size=config["size"], latent_size=latent_size
     ):

@@ -198,8 +198,8 @@ def holds_encoded(folders: Iterable[str], stage: Stage, size: int, latent_size: 
     for folder in folders:
         first = grain.sources.ArrayRecordDataSource(records.find_shards(folder))[0]
         _decoder(folder, first, stage)
-        kinds.add(encoded.is_encoded(first))
-        if encoded.is_encoded(first):
+        kinds.add(of_latents := encoded.is_encoded(first))
+        if of_latents:
             side = encoded.unpack(first, stage).arrays["views"].shape[1]
             if side != latent_size:
                 raise ValueError(

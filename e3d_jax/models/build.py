@@ -26,6 +26,12 @@ def provider(config: Mapping[str, Any], stage: str, role: Component) -> Componen
     return cast(Component, own) if own in config else role
 
 
+def latent_size(config: Mapping[str, Any], stage: str) -> int:
+    """Width and height of a stage's latents."""
+    autoencoder = config[provider(config, stage, "autoencoder")]["model"]
+    return config["size"] // 2 ** (len(autoencoder["block_out_channels"]) - 1)
+
+
 def build(
     component: Component, arguments: Mapping[str, Any], *, dtype=jnp.float32, param_dtype=jnp.float32, rngs: nnx.Rngs
 ) -> nnx.Module:

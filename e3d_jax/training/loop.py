@@ -92,7 +92,7 @@ def train(
     rows = sharding.own_rows(mesh, batch_size).tolist()
     if training["freeze"] and not init:
         raise ValueError(f"{stage} does not train its {', '.join(training['freeze'])}; say with --init where they are")
-    sizes = {"size": config["size"], "latent_size": settings.latent_size(config, stage)}
+    sizes = {"size": config["size"], "latent_size": build.latent_size(config, stage)}
     encoded = loader.holds_encoded(records, stage, **sizes)
     pictured = unseen is not None and not loader.holds_encoded([unseen], stage, **sizes)
     if encoded or (unseen is not None and not pictured):

@@ -160,7 +160,7 @@ def example_shapes(
         }
         return pictures[stage]
     model = config[build.provider(config, stage, "autoencoder")]["model"]
-    side = settings.latent_size(config, stage)
+    side = build.latent_size(config, stage)
     latent, half = (side, side, model["latent_channels"]), jnp.float16
     token = (config[stage]["model"]["image_encoder"]["projection_dim"],)
     if stage == "anchor":

@@ -227,8 +227,8 @@ def _export_part(source: Path, config: Mapping[str, Any], part: Part, dtype: str
     if part.kind == ENCODER:
         theirs["torch_dtype"] = next(iter(found.values())).dtype.name
     else:
-        levels = len(config["autoencoder"]["model"]["block_out_channels"])
-        theirs["sample_size"] = config["size"] // (2 ** (levels - 1) if part.folder == "unet" else 1)
+        latent = part.folder == "unet"
+        theirs["sample_size"] = build.latent_size(config, part.component) if latent else config["size"]
     return theirs, found
 
 

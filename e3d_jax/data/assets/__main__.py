@@ -35,7 +35,6 @@ WORKERS = flags.DEFINE_integer("workers", None, "Processes; one a core when not 
 
 def main(_) -> None:
     """Renders, then sums up."""
-    os.environ["JAX_PLATFORMS"] = "cpu"  # For the other processes: the accelerator has no part in this.
     folder = pathlib.Path(OUT.value) if FORMAT.value == "folder" else None
     settings = assets.Settings(VIEWS.value, SIZE.value, NORMALS.value, Y_UP.value, POSES.value, folder)
     share, workers = parallel.parse_share(SHARE.value), WORKERS.value or os.cpu_count() or 1
