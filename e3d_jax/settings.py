@@ -1,149 +1,227 @@
-"""What a system's config must say: the plain mapping of a file in ``configs``, or of the JSON beside weights."""
+"""Settings that explain and check themselves.
+
+A group of settings is a frozen dataclass whose fields are made by :func:`setting`: each has its type, meaning, default
+and range in one place. :func:`parse` turns the plain mapping of a config file, or of the JSON beside weights, into the
+dataclass; missing, unknown and unfit values are refused in one sentence that names the setting.
+"""
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
-import jax
-
-from e3d_jax.diffusion import samplers, schedules
-from e3d_jax.models import blocks, build
-from e3d_jax.reconstruction import fit, pipeline
-from e3d_jax.sampling import anchors
+T = TypeVar("T", bound="Settings")
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Refuses settings that would fail only after minutes of work, or silently make rubbish.
+def setting(
+    doc: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] = (),
+    resumable: bool = False,
+) -> Any:
+    """A field of a :class:`Settings` class.
+
+    Args:
+      doc: what it means, with its unit.
+      default: its value when not given; without one the setting is required.
+      at_least: the smallest value, of each element if there are several.
+      at_most: the largest value.
+      above: a value that it must exceed.
+      below: a value that it must stay under.
+      choices: all values that it can have.
+      resumable: whether it may change when a run resumes, because results do not depend on it.
+    """
+    limits = {"at_least": at_least, "at_most": at_most, "above": above, "below": below, "choices": choices}
+    metadata = {"doc": doc, "resumable": resumable, **limits}
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of all groups of settings; values are checked when one is made.
 
     Raises:
-      ValueError: names the first such setting and what is expected.
+      ValueError: a value is out of range; names the setting.
     """
-    parts = ("size", *build.COMPONENTS, "reconstruction")
-    missing = [part for part in parts if part not in config]
-    _expect(not missing, "parts", sorted(config), f"{', '.join(missing)} too")
-    for stage in ("anchor", "interpolation"):
-        for name, value in config[stage]["sampling"].items():
-            if name == "sampler":
-                valid, expected = value in samplers.ORDERS, f"one of {', '.join(samplers.ORDERS)}"
-            elif name == "num_steps":
-                valid, expected = 1 <= value < schedules.NUM_TRAIN_STEPS, f"1 to {schedules.NUM_TRAIN_STEPS - 1} steps"
-            elif name == "noise_max":
-                valid, expected = 0.01 <= value < math.inf, "a finite noise level of at least 0.01"
-            else:
-                known = name in ("anchor_noise", "told_noise")
-                valid, expected = known and 0 <= value < math.inf, "no such setting, or 0 and more"
-            _expect(valid, f"{stage}.sampling.{name}", value, expected)
-    loss = config["anchor"]["loss"]
-    _expect(
-        not (loss["zero_terminal_snr"] and loss["prediction"] == "epsilon"),
-        "anchor.loss.prediction",
-        "epsilon",
-        "v with zero_terminal_snr: at pure noise, epsilon says nothing of the views",
-    )
-    share = loss["last_level_share"]
-    _expect(0 <= share < 1, "anchor.loss.last_level_share", share, "0 or more, below 1")
-    for stage in ("anchor", "interpolation"):
-        unet, tokens = (config[stage]["model"][part] for part in ("unet", "image_encoder"))
-        channels = config[build.provider(config, stage, "autoencoder")]["model"]["latent_channels"]
-        # Latents come in with those of the condition.
-        for name, value in {"in_channels": 2 * channels, "out_channels": channels}.items():
-            expected = f"{value}, as the autoencoder has {channels} latent_channels"
-            _expect(unet[name] == value, f"{stage}.model.unet.{name}", unet[name], expected)
-        width, expected = unet["cross_attention_dim"], f"{tokens['projection_dim']}, the image_encoder's projection_dim"
-        _expect(width == tokens["projection_dim"], f"{stage}.model.unet.cross_attention_dim", width, expected)
-    levels = [len(config["autoencoder"]["model"]["block_out_channels"])]
-    levels += [len(config[stage]["model"]["unet"]["block_out_channels"]) for stage in ("anchor", "interpolation")]
-    multiple = 2 ** (levels[0] - 1 + max(levels[1:]) - 1)
-    size = config["size"]
-    _expect(32 <= size <= 2048 and size % multiple == 0, "size", size, f"a multiple of {multiple} from 32 to 2048 px")
-    fit_config(config)
-    surface_config(config)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_range(field.name, getattr(self, field.name), field.metadata)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that do not fit together; overridden where there are such.
+
+        Raises:
+          ValueError: names the settings.
+        """
 
 
-def check_training(stage: str, training: Mapping[str, Any]) -> None:
-    """Refuses settings of a stage's training that nothing can be trained with.
+def parse(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Settings from a plain mapping.
+
+    Args:
+      cls: which settings.
+      values: by name; nested groups are mappings, sequences may be lists.
+      path: of the mapping in the whole config, for messages.
 
     Raises:
-      ValueError: names the first such setting and what is expected.
+      ValueError: a setting is unknown, missing, of another type or out of range; one sentence names it.
     """
-    counts = ("batch_size", "accumulate", "steps", "log_every", "checkpoint_every", "evaluate_every")
-    least = dict.fromkeys((*counts, "keep_last", "max_skipped"), 1)
-    least |= dict.fromkeys(("learning_rate", "clip", "warmup", "workers", "keep_every"), 0)
-    for name, bound in least.items():
-        _expect(training[name] >= bound, f"{stage}.train.{name}", training[name], f"{bound} or more")
-    for name in ("ema", "beta2"):
-        _expect(0 <= training[name] < 1, f"{stage}.train.{name}", training[name], "0 or more, below 1")
-    choices = {
-        "optimizer": ("adamw", "muon"),
-        "decay": ("cosine", "constant"),
-        "remat": ("none", *blocks.REMAT_POLICIES),
-    }
-    for name, known in choices.items():
-        _expect(training[name] in known, f"{stage}.train.{name}", training[name], f"one of {', '.join(known)}")
+    prefix = f"{path}." if path else ""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path or 'the config'} is {values!r}; expected settings by name")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(str(name) for name in values if name not in fields):
+        raise ValueError(f"unknown setting {prefix}{unknown[0]}; known: {', '.join(sorted(fields)) or 'none'}")
+    hints = typing.get_type_hints(cls)
+    given = {}
+    for name, field in fields.items():
+        if name in values:
+            given[name] = convert(hints[name], values[name], f"{prefix}{name}")
+            check_range(f"{prefix}{name}", given[name], field.metadata)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"missing setting {prefix}{name}: {field.metadata.get('doc', '')}")
+    try:
+        return cls(**given)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from error
 
 
-def _expect(valid: bool, name: str, value: Any, expected: str) -> None:
+def convert(kind: Any, value: Any, path: str) -> Any:
+    """A value as the type that a setting declares.
+
+    Raises:
+      ValueError: it is of another type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return convert(option, value, path)
+            except ValueError:
+                continue
+        raise ValueError(f"{path} is {value!r}; expected {_type_name(kind)}")
+    if kind is types.NoneType and value is None:
+        return None
+    if isinstance(kind, type) and issubclass(kind, Settings):
+        return value if isinstance(value, kind) else parse(kind, value, path)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(inner) == len(value):
+            return tuple(convert(each, x, path) for each, x in zip(inner, value, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(name): convert(arguments[1], x, f"{path}.{name}") for name, x in value.items()}
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind in (str, bool) and isinstance(value, kind):
+        return value
+    raise ValueError(f"{path} is {value!r}; expected {_type_name(kind)}")
+
+
+def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Refuse a value outside the limits of :func:`setting`.
+
+    Raises:
+      ValueError: names the setting, its value and what is expected.
+    """
+    expected = []
+    valid = True
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, float) and math.isnan(each):
+            valid = False
+        if not isinstance(each, int | float) or isinstance(each, bool):
+            continue
+        valid &= limits.get("at_least") is None or each >= limits["at_least"]
+        valid &= limits.get("above") is None or each > limits["above"]
+        valid &= limits.get("at_most") is None or each <= limits["at_most"]
+        valid &= limits.get("below") is None or each < limits["below"]
+    for key in ("at_least", "above", "at_most", "below"):
+        if limits.get(key) is not None:
+            expected.append(f"{key.replace('_', ' ')} {limits[key]}")
+    if choices := limits.get("choices"):
+        valid &= value in choices
+        expected.append(f"one of {', '.join(map(str, choices))}")
     if not valid:
-        raise ValueError(f"the config's {name} is {value!r}; expected {expected}")
+        raise ValueError(f"{name} is {value!r}; expected {' and '.join(expected) or 'a number'}")
 
 
-def fit_config(config: Mapping[str, Any]) -> fit.FitConfig:
-    """How the mesh is fitted.
-
-    Raises:
-      ValueError: a setting is unknown or out of range.
-    """
-    given = config["reconstruction"]["fit"]
-    unknown = sorted(given.keys() - {field.name for field in dataclasses.fields(fit.FitConfig)})
-    if unknown:
-        raise ValueError(f"the config's reconstruction.fit has unknown settings: {', '.join(unknown)}")
-    # JSON has no tuples, and settings of a jitted function must be hashable.
-    hashable: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    try:
-        return fit.FitConfig(**hashable)
-    except ValueError as error:
-        raise ValueError(f"the config's reconstruction.fit: {error}") from error
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """Settings as a plain mapping of JSON's types, all values included; the inverse of :func:`parse`."""
+    return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
-def surface_config(config: Mapping[str, Any]) -> pipeline.SurfaceConfig:
-    """How the mesh is cut out of the field and painted.
-
-    Raises:
-      ValueError: a setting is out of range.
-    """
-    names = [field.name for field in dataclasses.fields(pipeline.SurfaceConfig)]
-    given = {name: config["reconstruction"][name] for name in names if name in config["reconstruction"]}
-    try:
-        return pipeline.SurfaceConfig(**given)
-    except ValueError as error:
-        raise ValueError(f"the config's reconstruction: {error}") from error
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
 
 
-def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """How a config differs from that of trained weights where both must agree; one clause each."""
-    return unlike(_identity(trained), _identity(given))
+def described(cls: type[Settings], path: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Rows (name, type, default, meaning) of all settings of a group and of the groups in it, for documentation."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = f"{path}.{field.name}" if path else field.name
+        kind = hints[field.name]
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            yield from described(kind, name)
+            continue
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        default = "required" if required else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield name, _type_name(kind), default, field.metadata.get("doc", "")
 
 
-def unlike(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """How what was kept of a config differs from what is given now; one clause each."""
-    there, here = _named(there), _named(here)
-    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    return [f"{name} is {there.get(name)} there and {here.get(name)} in the given config" for name in names]
+def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted names; sequences are values and become tuples."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        full = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping):
+            flat |= flatten(value, full)
+        else:
+            flat[full] = tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+    return flat
 
 
-def _named(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Settings by dotted name, the same for tuples and for JSON's lists."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What weights and config must agree in, by dotted name: the models, and what they were trained for."""
-    models = {component: {"model": config.get(component, {}).get("model")} for component in build.components_of(config)}
-    loss = config.get("anchor", {}).get("loss", {})
-    models["anchor"]["loss"] = {name: loss.get(name) for name in anchors.TRAINED}
-    named = _named({**models, "size": config.get("size")})
-    named.setdefault("anchor.model.injection", True)  # As modules have it by default.
-    # Recomputing layers in training changes no result.
-    return {name: value for name, value in named.items() if not name.endswith(".remat")}
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """How two nested mappings of settings differ, one clause each."""
+    stored, given = flatten(stored), flatten(given)
+    names = sorted(name for name in stored.keys() | given.keys() if stored.get(name) != given.get(name))
+    return [f"{name} is {stored.get(name)!r} there and {given.get(name)!r} in the given config" for name in names]
+
+
+def _type_name(kind: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a string", types.NoneType: "None"}
+    if kind in names:
+        return names[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_type_name, arguments))
+    if origin is tuple:
+        many = arguments[-1] is ...
+        element = _type_name(arguments[0]).removeprefix("an ").removeprefix("a ")
+        return f"a sequence of {element}s" if many else f"{len(arguments)} values"
+    return "settings by name"
