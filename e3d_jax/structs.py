@@ -29,7 +29,7 @@ class Cameras:
     Attributes:
       world_from_cam: poses, OpenCV axes in object units.
       focal: focal lengths (x, y) in pixels.
-      center: principal points (x, y) in pixels; the image centre is (width / 2, height / 2).
+      center: principal points (x, y) in pixels; the image center is (width / 2, height / 2).
       width: image width in pixels.
       height: image height in pixels.
     """
