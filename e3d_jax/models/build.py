@@ -6,12 +6,16 @@ from typing import Any, Literal, cast
 import jax.numpy as jnp
 from flax import nnx
 
-from e3d_jax.models import anchor, autoencoder, dpt, image_encoder, interpolation, normals, stages
+from e3d_jax import settings
+from e3d_jax.models import anchor, autoencoder, dpt, image_encoder, interpolation, layers, normals, stages
 
 Component = Literal["autoencoder", "normals", "anchor", "interpolation", "interpolation_autoencoder"]
 COMPONENTS: tuple[Component, ...] = ("autoencoder", "normals", "anchor", "interpolation")
 # What the ``architecture`` of the normals' model may be; the first is the default.
-ESTIMATORS: dict[str, type[Any]] = {"unet": normals.NormalEstimator, "dpt_hybrid": dpt.DPTNormalEstimator}
+ESTIMATORS: dict[str, tuple[type[Any], type[settings.Settings]]] = {
+    "unet": (normals.NormalEstimator, normals.NormalUNetSpec),
+    "dpt_hybrid": (dpt.DPTNormalEstimator, dpt.DPTSpec),
+}
 
 
 def components_of(config: Mapping[str, Any]) -> tuple[Component, ...]:
@@ -48,19 +52,20 @@ def build(
     Raises:
       ValueError: an unknown architecture, or arguments that the component refuses.
     """
-    options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    types, path = layers.Types(dtype=dtype, param_dtype=param_dtype, rngs=rngs), f"{component}.model"
     if component in ("autoencoder", "interpolation_autoencoder"):
-        return autoencoder.Autoencoder(**arguments, **options)
+        return autoencoder.Autoencoder(settings.parse(autoencoder.AutoencoderSpec, arguments, path), types)
     if component == "normals":
-        return _estimator(**arguments, **options)
-    encoder = image_encoder.ImageEncoder(**arguments["image_encoder"], **options)
+        architecture = arguments.get("architecture", "unet")
+        if architecture not in ESTIMATORS:
+            raise ValueError(f"normals are estimated by {architecture!r}; choose one of {', '.join(ESTIMATORS)}")
+        network, spec = ESTIMATORS[architecture]
+        others = {name: value for name, value in arguments.items() if name != "architecture"}
+        return network(settings.parse(spec, others, path), types)
+    parts = (arguments["image_encoder"], f"{path}.image_encoder"), (arguments["unet"], f"{path}.unet")
+    encoder = image_encoder.ImageEncoder(settings.parse(image_encoder.ImageEncoderSpec, *parts[0]), types)
     if component == "anchor":
-        unet = anchor.AnchorUNet(**arguments["unet"], **options)
+        unet = anchor.AnchorUNet(settings.parse(anchor.AnchorUNetSpec, *parts[1]), types)
         return stages.AnchorStage(unet, encoder, arguments.get("injection", True))
-    return stages.InterpolationStage(interpolation.InterpolationUNet(**arguments["unet"], **options), encoder)
-
-
-def _estimator(architecture: str = "unet", **arguments: Any) -> nnx.Module:
-    if architecture not in ESTIMATORS:
-        raise ValueError(f"normals are estimated by {architecture!r}; choose one of {', '.join(ESTIMATORS)}")
-    return ESTIMATORS[architecture](**arguments)
+    frames = interpolation.InterpolationUNet(settings.parse(interpolation.InterpolationUNetSpec, *parts[1]), types)
+    return stages.InterpolationStage(frames, encoder)

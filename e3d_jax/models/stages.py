@@ -18,8 +18,6 @@ from e3d_jax.models import anchor, image_encoder, interpolation
 NUM_DOMAINS = 2
 # Micro-conditioning of Stable Video Diffusion: frames a second and motion bucket, as released.
 FPS, MOTION_BUCKET = 7.0, 127.0
-CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 # Which of the window's three anchors each of its nine frames carries as condition latent.
 FRAME_ANCHOR = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2])
 
@@ -47,53 +45,6 @@ class WindowCondition:
     latents: Float[Array, "b 3 h w c"]
     token: Float[Array, "b 1 e"]
     noise: Float[Array, " b"]
-
-
-def clip_pixels(images: Float[Array, "b h w 3"], size: int) -> Float[Array, "b size size 3"]:
-    """Square images in [-1, 1], resized and normalised as CLIP's own preprocessing does (arXiv 2103.00020).
-
-    It resizes pictures of 8 bits a channel, first their rows, then their columns: every pass is rounded.
-    """
-    if images.shape[1] != size:
-        batch, height, width, channels = images.shape
-        for shape in ((batch, height, width, channels), (batch, height, size, channels), (batch, size, size, channels)):
-            images = jax.image.resize(images, shape, "cubic")
-            images = jnp.round(255 * jnp.clip(images / 2 + 0.5, 0, 1)) / 127.5 - 1
-    return _normalised(images)
-
-
-def antialiased_clip_pixels(images: Float[Array, "b h w 3"], size: int) -> Float[Array, "b size size 3"]:
-    """Square images in [-1, 1], resized as Stable Video Diffusion does it (arXiv 2311.15127), and normalised.
-
-    A Gaussian of deviation (h / size - 1) / 2 against aliasing, then bicubic interpolation with aligned corners.
-    """
-    if images.shape[1] != size:
-        matrix = jnp.asarray(_antialiased_resize(images.shape[1], size), images.dtype)
-        images = jnp.einsum("oh,bhwc,pw->bopc", matrix, images, matrix, precision="highest")
-    return _normalised(images)
-
-
-def _normalised(images):
-    return (images / 2 + 0.5 - CLIP_MEAN) / CLIP_STD
-
-
-def _antialiased_resize(source: int, size: int) -> np.ndarray:
-    """The matrix [size, source] that blurs and resizes one axis."""
-    deviation = max((source / size - 1) / 2, 1e-3)
-    reach = max(int(max(4 * deviation, 3)) // 2, 1)
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
-    padded = np.pad(np.eye(source), ((reach, reach), (0, 0)), mode="reflect")
-    blur = sum(tap * padded[i : i + source] for i, tap in enumerate(taps / taps.sum()))
-    position = np.linspace(0, source - 1, size)
-    below = np.floor(position).astype(int)
-    resize = np.zeros((size, source))
-    for offset in range(-1, 3):
-        x = np.abs(position - below - offset)
-        # Keys' cubic kernel with a = -3/4.
-        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
-        column = np.clip(below + offset, 0, source - 1)
-        np.add.at(resize, (np.arange(size), column), np.where(x <= 1, near, far))
-    return resize @ blur
 
 
 def anchor_labels() -> Float[np.ndarray, "d v 12"]:
@@ -137,7 +88,9 @@ class AnchorStage(nnx.Module):
           images: colour image and normal map over white, [-1, 1].
           latents: their scaled latents, without noise.
         """
-        tokens = self.image_encoder(clip_pixels(images.reshape(-1, *images.shape[2:]), self.image_encoder.image_size))
+        tokens = self.image_encoder(
+            image_encoder.clip_pixels(images.reshape(-1, *images.shape[2:]), self.image_encoder.image_size)
+        )
         tokens = tokens.reshape(*images.shape[:2], 1, -1)
         return AnchorCondition(latents=jnp.moveaxis(latents, 1, 0), tokens=jnp.moveaxis(tokens, 1, 0))
 
@@ -156,7 +109,8 @@ class AnchorStage(nnx.Module):
         labels = jnp.broadcast_to(labels, (labels.shape[0], batch, *labels.shape[2:]))
         tokens = condition.tokens[:, :, None]
         tokens = jnp.broadcast_to(tokens, (*tokens.shape[:2], count, *tokens.shape[3:]))
-        return self.unet(sample, time, tokens, labels)[:, :, :views]
+        sample, tokens, labels = (jnp.moveaxis(x, 0, 1) for x in (sample, tokens, labels))
+        return jnp.moveaxis(self.unet(sample, time, tokens, labels), 1, 0)[:, :, :views]
 
 
 class InterpolationStage(nnx.Module):
@@ -176,7 +130,8 @@ class InterpolationStage(nnx.Module):
           latents: posterior modes of the three anchors, not scaled.
           noise: standard deviation of noise in the anchors that ``latents`` encode; 0.02 as released.
         """
-        token = self.image_encoder(antialiased_clip_pixels(images, self.image_encoder.image_size))[:, None]
+        pixels = image_encoder.antialiased_clip_pixels(images, self.image_encoder.image_size)
+        token = self.image_encoder(pixels)[:, None]
         return WindowCondition(latents=latents, token=token, noise=noise)
 
     def __call__(
