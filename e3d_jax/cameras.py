@@ -5,6 +5,7 @@ the origin with +z up.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,12 +123,25 @@ def azimuths(num_views: int) -> Float[np.ndarray, " v"]:
     return (np.arange(num_views) * (2 * np.pi / num_views)).astype(np.float32)
 
 
-def azimuth_of(world_from_cam: Float[structs.ArrayLike, "*b 4 4"]) -> Float[structs.ArrayLike, "*b"]:
-    """Azimuths of camera positions, in [0, 2 pi); NumPy in, NumPy out."""
+def _turns(world_from_cam: Any) -> Any:
+    """Azimuths of camera positions in turns, rounded."""
     lib = np if isinstance(world_from_cam, np.ndarray) else jnp
     position = world_from_cam[..., :3, 3].astype(np.float64 if lib is np else jnp.float32)
-    turns = lib.round(lib.arctan2(position[..., 1], position[..., 0]) / (2 * np.pi), TURN_DIGITS) % 1.0
-    return (turns * (2 * np.pi)).astype(np.float32)
+    return lib.round(lib.arctan2(position[..., 1], position[..., 0]) / (2 * np.pi), TURN_DIGITS)
+
+
+def azimuth_of(world_from_cam: Float[structs.ArrayLike, "*b 4 4"]) -> Float[structs.ArrayLike, "*b"]:
+    """Azimuths of camera positions, in [0, 2 pi); NumPy in, NumPy out."""
+    return (_turns(world_from_cam) % 1.0 * (2 * np.pi)).astype(np.float32)
+
+
+def relative_azimuth(
+    world_from_cam: Float[structs.ArrayLike, "b v 4 4"], reference: Float[structs.ArrayLike, "b 1 4 4"]
+) -> Float[structs.ArrayLike, "b v"]:
+    """Azimuths in [0, 2 pi) as seen from a reference camera; NumPy in, NumPy out."""
+    lib = np if isinstance(world_from_cam, np.ndarray) else jnp
+    turns = lib.round(_turns(world_from_cam) - _turns(reference), TURN_DIGITS)
+    return (turns % 1.0 * (2 * np.pi)).astype(np.float32)
 
 
 def elevation_of(world_from_cam: Float[structs.ArrayLike, "*b 4 4"]) -> Float[structs.ArrayLike, "*b"]:

@@ -13,6 +13,7 @@ Images in memory are float32 in [0, 1] with straight (not premultiplied) alpha; 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,9 +35,9 @@ class Cameras:
       height: image height in pixels.
     """
 
-    world_from_cam: Float[ArrayLike, "v 4 4"]
-    focal: Float[ArrayLike, "v 2"]
-    center: Float[ArrayLike, "v 2"]
+    world_from_cam: Float[Any, "*b v 4 4"]
+    focal: Float[Any, "*b v 2"]
+    center: Float[Any, "*b v 2"]
     width: int = dataclasses.field(metadata={"static": True})
     height: int = dataclasses.field(metadata={"static": True})
 

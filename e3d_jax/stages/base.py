@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from e3d_jax import cameras, settings
 from e3d_jax import config as config_lib
-from e3d_jax import settings
 from e3d_jax.models import layers
 
 Metrics = dict[str, jax.Array]
@@ -101,7 +101,13 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def loss(
-        self, model: Any, frozen: Modules, batch: Any, key: jax.Array, settings: config_lib.ComponentConfig
+        self,
+        model: Any,
+        frozen: Modules,
+        batch: Any,
+        key: jax.Array,
+        settings: config_lib.ComponentConfig,
+        layout: cameras.ViewLayout,
     ) -> tuple[Float[Array, ""], Metrics]:
         """Return the loss of a batch and scalar metrics.
 
@@ -111,8 +117,9 @@ class Stage(abc.ABC):
           batch: of one of :attr:`sources`.
           key: of all randomness.
           settings: of the component.
+          layout: of the system's views.
         """
 
     #: Makes ``(true, generated)`` images ``[b v h w 3]`` of a batch of images, to be looked at during training, from
-    #: (model, frozen, batch, key, settings); None if there is nothing to see.
+    #: (model, frozen, batch, key, settings, layout); None if there is nothing to see.
     show: Callable[..., tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]] | None = None
