@@ -40,6 +40,7 @@ class Rule:
         return re.compile(rf"(?<![A-Za-z])(?:{spaced})(?![a-z])")
 
 
+COMPARED = "better|faster|fewer|larger|less|longer|more|slower|smaller|worse"
 COUNTED = "bytes|calls|examples|files|images|meshes|objects|records|rows|shards|steps|views|windows"
 UNIT = "batch|call|core|device|domain|example|image|line|machine|node|object|process|second|shard|step|view"
 RULES = [
@@ -49,7 +50,10 @@ RULES = [
     Rule("(?i:en|con|re)?[Cc]entre[sd]?|CENTRES?", "center", "the ring's centre", "recentered"),
     Rule("(?i:behaviour|neighbour|favour|honour|labour)(?:s|ed|ing|hood|able|al)?", "-or", "neighbours", "neighbors"),
     Rule(
-        f"(?i:{IZE.replace(' ', '|')})is(?:e|es|ed|er|ers|ing|ations?)", "-ize", "un normalised", "normalized, realism"
+        f"(?i:(?:de|non|pre|re|un)?(?:{IZE.replace(' ', '|')}))is(?:e|es|ed|er|ers|ing|ations?)",
+        "-ize",
+        "unnormalised",
+        "normalized, realism",
     ),
     Rule("(?i:anal|paral)yse[sd]?", "-yze", "analysed", "analyzed, analysis"),
     Rule("(?i:artefact)s?", "artifact", "artefacts", "artifacts"),
@@ -58,7 +62,7 @@ RULES = [
     # Phrases that a reader stumbles over.
     Rule("[Ss]o many", "the number: N devices of this machine", "so many devices", "many devices"),
     Rule(
-        r"(?<!there\x20)(?<!There\x20)(?:is|are|was|were) no(?! (?:longer|more|less|fewer|better|worse|faster|slower|larger|smaller))",
+        rf"(?<!there\x20)(?<!There\x20)(?:is|are|was|were) no(?! (?:{COMPARED}))",
         "is not a",
         "it is no mesh",
         "no mesh",
