@@ -8,7 +8,7 @@ the number of workers or processes.
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from e3d_jax.data import parallel, records
 
 
+@runtime_checkable
 class Source(Protocol):
     """Makes examples of records; see :class:`e3d_jax.stages.base.Source`."""
 
