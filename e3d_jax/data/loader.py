@@ -115,7 +115,12 @@ def open_dataset(folder: str) -> Any:
     Raises:
       FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`.
     """
-    return grain.sources.ArrayRecordDataSource(records.find_shards(folder))
+    return open_shards(records.find_shards(folder))
+
+
+def open_shards(paths: Sequence[str]) -> Any:
+    """Return the records of shards, by number."""
+    return grain.sources.ArrayRecordDataSource(list(paths))
 
 
 def parse_weights(datasets: Iterable[str]) -> dict[str, float]:
