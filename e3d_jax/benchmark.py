@@ -1,10 +1,8 @@
 """The benchmark of a system: held-out synthetic objects, and optionally real meshes, each from one image.
 
-    python -m e3d_jax.benchmark --out=DIR [--weights=mini] [--objects=40] [--nomeshes] [--real=DIR2]
-
-Every object has one JSON file in ``--out`` and is skipped if it exists, so several processes can divide the objects by
-ranges (``--start``), and the last call prints a table of all. Synthetic objects come from the test split, which
-training never sees. ``--real`` is a folder with ``meshes/NAME.glb`` and front images ``views/NAME/rgba_00.png``;
+Every object has one JSON file in ``out`` and is skipped if it exists, so several processes can divide the objects by
+ranges (``start``), and the last call prints a table of all. Synthetic objects come from the test split, which
+training never sees. ``real`` is a folder with ``meshes/NAME.glb`` and front images ``views/NAME/rgba_00.png``;
 because one image does not determine depth, meshes made from those are aligned first (scale, translation, yaw), and the
 best sphere and the extruded silhouette are scored as well.
 
@@ -20,23 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
-from e3d_jax import commands, files, images, outputs, structs, system
+from e3d_jax import files, images, outputs, structs, system
 from e3d_jax.data import synthetic
 from e3d_jax.evaluation import baselines, metrics, report
 from e3d_jax.mesh import export
 
 TEST_SEED = 0
-
-OUT = flags.DEFINE_string("out", None, "Folder for the scores.", required=True)
-WEIGHTS = flags.DEFINE_string("weights", "mini", "Bundled weights or a weights folder.")
-OBJECTS = flags.DEFINE_integer("objects", 40, "Number of synthetic test objects.", lower_bound=0)
-MESHES = flags.DEFINE_bool("meshes", True, "Also reconstruct and score meshes (most of the run time).")
-START = flags.DEFINE_integer("start", 0, "Index of the first synthetic test object.", lower_bound=0)
-REAL = flags.DEFINE_string("real", None, "Folder of real meshes and front images.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the generated views.", lower_bound=0)
-CACHE = flags.DEFINE_string("cache", None, "Folder of JAX's compilation cache.")
 
 
 def run(
@@ -173,22 +161,3 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Format the means of all numeric scores."""
     names = [name for name, value in rows[0].items() if isinstance(value, float)]
     return report.table(report.mean_scores([{name: row[name] for name in names} for row in rows]))
-
-
-def main(_) -> None:
-    """Run the benchmark with the flags of the command line."""
-    if CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", CACHE.value)
-    run(
-        WEIGHTS.value,
-        OUT.value,
-        objects=OBJECTS.value,
-        start=START.value,
-        meshes=MESHES.value,
-        real=REAL.value,
-        seed=SEED.value,
-    )
-
-
-if __name__ == "__main__":
-    app.run(commands.told(main, "e3d_jax.benchmark"))
