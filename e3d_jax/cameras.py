@@ -1,47 +1,197 @@
-"""The camera ring, rays, and every conversion between axis conventions.
+"""Cameras: which views a system has, rays, and every conversion between axis conventions.
 
-The ring is the one of Envision3D (arXiv 2403.08902): 32 cameras at elevation 0, distance 1.5 from the origin, view k
-at azimuth ``k * 11.25`` degrees measured from +x toward +y, all looking at the origin with +z up. View 0 is the view of
-the input picture. Every fourth view is an *anchor*.
+Azimuths are measured from +x toward +y, elevations from the xy plane toward +z; both in radians. All cameras look at
+the origin with +z up.
 """
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from e3d_jax import structs
-
-NUM_VIEWS = 32
-NUM_ANCHORS = 8
-ANCHOR_STEP = NUM_VIEWS // NUM_ANCHORS
-RADIUS = 1.5
-# Focal length over image width: a field of view of 39.6 degrees, which holds a ball of radius 0.5 at distance 1.5.
-FOCAL = 1.38906
+from e3d_jax import settings, structs
 
 # Camera axes: OpenCV is (x right, y down, z forward), OpenGL is (x right, y up, z backward).
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0]).astype(np.float32)
+# The mirror that swaps left and right of the input view, in world and in camera coordinates.
+MIRROR_WORLD = np.diag([1.0, -1.0, 1.0, 1.0]).astype(np.float32)
+MIRROR_CAM = np.diag([-1.0, 1.0, 1.0, 1.0]).astype(np.float32)
+# Azimuths found from poses are rounded to this fraction of a turn, so that a pose that went through a file has the
+# azimuth that it was made with.
+TURN_DIGITS = 6
 
-ANCHORS = np.arange(0, NUM_VIEWS, ANCHOR_STEP)
-# Interpolation windows as (first, middle, last) anchor; window frame j is ring view (4 * first + j) mod 32.
-WINDOWS = ((7, 0, 1), (1, 2, 3), (3, 4, 5), (5, 6, 7))
-WINDOW_FRAMES = 2 * ANCHOR_STEP + 1
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViewLayout(settings.Settings):
+    """The views that a system generates: a ring of cameras around the object, some of which are *anchors*.
+
+    The default is the ring of Envision3D (arXiv 2403.08902): 32 level cameras, view k at azimuth k * 11.25 degrees, view
+    0 that of the input image, every fourth view an anchor. A *window* is what the interpolation stage generates at once:
+    the views from one anchor to the next but one.
+    """
+
+    num_views: int = settings.setting("Cameras on the ring.", 32, at_least=1)
+    num_anchors: int = settings.setting("Anchors among them, evenly spaced from view 0 on.", 8, at_least=1)
+    radius: float = settings.setting("Distance of the cameras from the origin in object units.", 1.5, above=0.5)
+    focal: float = settings.setting(
+        "Focal length over image width. The default, a field of view of 39.6 degrees, holds a ball of radius 0.5.",
+        1.38906,
+        above=0,
+    )
+    elevation: float = settings.setting("Mean elevation in degrees.", 0.0, above=-90, below=90)
+    elevation_swing: float = settings.setting(
+        "Degrees by which the elevation swings around its mean along the ring.", 0.0, at_least=0, below=90
+    )
+    elevation_waves: int = settings.setting("Full swings along the ring.", 2, at_least=1)
+
+    def check(self) -> None:
+        """Refuse rings that cannot be divided."""
+        if self.num_views % self.num_anchors:
+            raise ValueError(f"num_views is {self.num_views}; expected a multiple of num_anchors, {self.num_anchors}")
+        if abs(self.elevation) + self.elevation_swing >= 90:
+            raise ValueError(
+                f"elevation is {self.elevation} and elevation_swing {self.elevation_swing}; expected less than 90 "
+                "degrees together"
+            )
+
+    @property
+    def step(self) -> int:
+        """Views from one anchor to the next."""
+        return self.num_views // self.num_anchors
+
+    @property
+    def anchors(self) -> Int[np.ndarray, " a"]:
+        """Views that are anchors."""
+        return np.arange(0, self.num_views, self.step)
+
+    @property
+    def between(self) -> Int[np.ndarray, " b"]:
+        """Views that are not anchors."""
+        return np.setdiff1d(np.arange(self.num_views), self.anchors)
+
+    @property
+    def window_frames(self) -> int:
+        """Views of a window."""
+        return 2 * self.step + 1
+
+    @property
+    def window_anchors(self) -> Int[np.ndarray, " 3"]:
+        """Frames of a window that are anchors."""
+        return np.arange(0, self.window_frames, self.step)
+
+    @property
+    def window_new(self) -> Int[np.ndarray, " f"]:
+        """Frames of a window that are not anchors."""
+        return np.setdiff1d(np.arange(self.window_frames), self.window_anchors)
+
+    @property
+    def frame_anchor(self) -> Int[np.ndarray, " t"]:
+        """For each frame of a window, which of the window's anchors is the last one up to it."""
+        return np.arange(self.window_frames) // self.step
+
+    def window(self, first_anchor: int) -> Int[np.ndarray, " t"]:
+        """Views of the window that starts at an anchor."""
+        return (self.step * first_anchor + np.arange(self.window_frames)) % self.num_views
+
+    @property
+    def windows(self) -> Int[np.ndarray, "w t"]:
+        """Views of the windows that together cover the ring.
+
+        Raises:
+          ValueError: the number of anchors is odd, so that windows of two steps do not close the ring.
+        """
+        if self.num_anchors % 2:
+            raise ValueError(f"num_anchors is {self.num_anchors}; windows cover the ring only if it is even")
+        return np.stack([self.window(first - 1) for first in range(0, self.num_anchors, 2)])
+
+    def cameras(self, size: int) -> structs.Cameras:
+        """Cameras of all views, for images of ``size`` pixels."""
+        angle = 2 * np.pi * np.arange(self.num_views) / self.num_views
+        swing = np.radians(self.elevation_swing) * np.sin(self.elevation_waves * angle)
+        elevation = np.radians(self.elevation) + swing if self.elevation or self.elevation_swing else 0.0
+        return ring(size, self.num_views, radius=self.radius, focal=self.focal, elevation=elevation)
 
 
-def azimuths(num_views: int = NUM_VIEWS) -> Float[np.ndarray, " v"]:
-    """Azimuths of ``num_views`` evenly spaced views in radians, from +x toward +y, starting at 0."""
+RELEASED = ViewLayout()
+
+
+def azimuths(num_views: int) -> Float[np.ndarray, " v"]:
+    """Azimuths of ``num_views`` evenly spaced views, starting at 0."""
     return (np.arange(num_views) * (2 * np.pi / num_views)).astype(np.float32)
 
 
-def anchors_of(num_views: int) -> np.ndarray:
-    """The views of a ring that play the anchors: eight, evenly spaced, or all if that is not possible."""
-    step = num_views // NUM_ANCHORS if num_views % NUM_ANCHORS == 0 else 1
-    return np.arange(0, num_views, step)
+def _turns(world_from_cam: Any) -> Any:
+    """Azimuths of camera positions in turns, rounded."""
+    lib = np if isinstance(world_from_cam, np.ndarray) else jnp
+    position = world_from_cam[..., :3, 3].astype(np.float64 if lib is np else jnp.float32)
+    return lib.round(lib.arctan2(position[..., 1], position[..., 0]) / (2 * np.pi), TURN_DIGITS)
 
 
-def window_views(first_anchor: int) -> np.ndarray:
-    """Ring views of the nine frames of the interpolation window that starts at an anchor, int ``[9]``."""
-    return (ANCHOR_STEP * first_anchor + np.arange(WINDOW_FRAMES)) % NUM_VIEWS
+def azimuth_of(world_from_cam: Float[structs.ArrayLike, "*b 4 4"]) -> Float[structs.ArrayLike, "*b"]:
+    """Azimuths of camera positions, in [0, 2 pi); NumPy in, NumPy out."""
+    return (_turns(world_from_cam) % 1.0 * (2 * np.pi)).astype(np.float32)
+
+
+def relative_azimuth(
+    world_from_cam: Float[structs.ArrayLike, "b v 4 4"], reference: Float[structs.ArrayLike, "b 1 4 4"]
+) -> Float[structs.ArrayLike, "b v"]:
+    """Azimuths in [0, 2 pi) as seen from a reference camera; NumPy in, NumPy out."""
+    lib = np if isinstance(world_from_cam, np.ndarray) else jnp
+    turns = lib.round(_turns(world_from_cam) - _turns(reference), TURN_DIGITS)
+    return (turns % 1.0 * (2 * np.pi)).astype(np.float32)
+
+
+def elevation_of(world_from_cam: Float[structs.ArrayLike, "*b 4 4"]) -> Float[structs.ArrayLike, "*b"]:
+    """Elevations of camera positions; NumPy in, NumPy out."""
+    lib = np if isinstance(world_from_cam, np.ndarray) else jnp
+    position = world_from_cam[..., :3, 3].astype(np.float64 if lib is np else jnp.float32)
+    across = lib.sqrt(position[..., 0] ** 2 + position[..., 1] ** 2)
+    return lib.arctan2(position[..., 2], across).astype(np.float32)
+
+
+def turned(cameras: structs.Cameras, azimuth: Float[structs.ArrayLike, " b"]) -> structs.Cameras:
+    """Batches of cameras in a world turned about z by ``-azimuth``: a camera at that azimuth comes to azimuth 0.
+
+    Args:
+      cameras: poses ``[b v 4 4]``.
+      azimuth: one angle per batch element.
+    """
+    cosine, sine, zero, one = jnp.cos(azimuth), jnp.sin(azimuth), jnp.zeros_like(azimuth), jnp.ones_like(azimuth)
+    rows = [[cosine, sine, zero, zero], [-sine, cosine, zero, zero], [zero, zero, one, zero], [zero, zero, zero, one]]
+    turn = jnp.moveaxis(jnp.array(rows), -1, 0)
+    pose = jnp.einsum("bij,bvjk->bvik", turn, jnp.asarray(cameras.world_from_cam), precision="highest")
+    return dataclasses.replace(cameras, world_from_cam=pose)
+
+
+def mirrored(cameras: structs.Cameras) -> structs.Cameras:
+    """Cameras of mirror images: the world reflected at the xz plane, each image flipped left to right."""
+    center = np.asarray(cameras.center) * np.float32([-1, 1]) + np.float32([cameras.width, 0])
+    pose = MIRROR_WORLD @ np.asarray(cameras.world_from_cam) @ MIRROR_CAM
+    return dataclasses.replace(cameras, world_from_cam=pose, center=center)
+
+
+def cropped(
+    cameras: structs.Cameras, corner: Float[np.ndarray, "v 2"], side: Float[np.ndarray, " v"], size: int
+) -> structs.Cameras:
+    """Cameras of square crops, resized.
+
+    Args:
+      cameras: of the whole images.
+      corner: top left corner (x, y) of each crop in pixels of the whole image.
+      side: width and height of each crop in pixels of the whole image.
+      size: width and height that the crops are resized to.
+    """
+    scale = (size / np.asarray(side))[:, None]
+    return dataclasses.replace(
+        cameras,
+        focal=(np.asarray(cameras.focal) * scale).astype(np.float32),
+        center=((np.asarray(cameras.center) - corner) * scale).astype(np.float32),
+        width=size,
+        height=size,
+    )
 
 
 def look_at(position: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 4 4"]:
@@ -64,20 +214,33 @@ def look_at(position: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 4 4"]:
     return pose.astype(np.float32)
 
 
-def ring(size: int, num_views: int = NUM_VIEWS, *, radius: float = RADIUS, offset: float = 0.0) -> structs.Cameras:
-    """Cameras evenly spaced on the ring.
+def ring(
+    size: int,
+    num_views: int = RELEASED.num_views,
+    *,
+    radius: float = RELEASED.radius,
+    focal: float = RELEASED.focal,
+    offset: float = 0.0,
+    elevation: float | Float[np.ndarray, " v"] = 0.0,
+) -> structs.Cameras:
+    """Cameras evenly spaced around the z axis.
 
     Args:
       size: width and height of the images in pixels.
-      num_views: number of cameras; 32 is the full ring, 8 the anchors.
+      num_views: number of cameras.
       radius: distance from the origin in object units.
-      offset: azimuth of the first camera in radians.
+      focal: focal length over image width.
+      offset: azimuth of the first camera.
+      elevation: of all cameras, or of each.
     """
     angle = azimuths(num_views) + offset
-    position = radius * np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], -1)
+    level = np.broadcast_to(elevation, angle.shape)
+    across = np.cos(level) if np.any(level) else np.ones_like(angle)
+    height = np.sin(level) if np.any(level) else np.zeros_like(angle)
+    position = radius * np.stack([across * np.cos(angle), across * np.sin(angle), height], -1)
     return structs.Cameras(
         world_from_cam=look_at(position),
-        focal=np.full((num_views, 2), FOCAL * size, np.float32),
+        focal=np.full((num_views, 2), focal * size, np.float32),
         center=np.full((num_views, 2), size / 2, np.float32),
         width=size,
         height=size,

@@ -141,8 +141,7 @@ def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     expected = []
     valid = True
     for each in value if isinstance(value, tuple) else (value,):
-        if isinstance(each, float) and math.isnan(each):
-            valid = False
+        valid &= not isinstance(each, float) or math.isfinite(each)
         if not isinstance(each, int | float) or isinstance(each, bool):
             continue
         valid &= limits.get("at_least") is None or each >= limits["at_least"]
@@ -156,7 +155,7 @@ def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         valid &= value in choices
         expected.append(f"one of {', '.join(map(str, choices))}")
     if not valid:
-        raise ValueError(f"{name} is {value!r}; expected {' and '.join(expected) or 'a number'}")
+        raise ValueError(f"{name} is {value!r}; expected {' and '.join(expected) or 'a finite number'}")
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ Images in memory are float32 in [0, 1] with straight (not premultiplied) alpha; 
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,14 +30,14 @@ class Cameras:
     Attributes:
       world_from_cam: poses, OpenCV axes in object units.
       focal: focal lengths (x, y) in pixels.
-      center: principal points (x, y) in pixels; the image centre is (width / 2, height / 2).
+      center: principal points (x, y) in pixels; the image center is (width / 2, height / 2).
       width: image width in pixels.
       height: image height in pixels.
     """
 
-    world_from_cam: Float[ArrayLike, "v 4 4"]
-    focal: Float[ArrayLike, "v 2"]
-    center: Float[ArrayLike, "v 2"]
+    world_from_cam: Float[Any, "*b v 4 4"]
+    focal: Float[Any, "*b v 2"]
+    center: Float[Any, "*b v 2"]
     width: int = dataclasses.field(metadata={"static": True})
     height: int = dataclasses.field(metadata={"static": True})
 

@@ -1,4 +1,4 @@
-"""Grain pipelines from record shards to batches, one a stage.
+"""Grain pipelines from record shards to batches.
 
 Batches hold uint8 images (a quarter of the bytes of float32 on their way to the device); the training step scales them.
 Random choices come from Grain's per-example generator, so a batch depends only on the seed and on its number, not on
@@ -7,94 +7,25 @@ the number of workers or processes.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
 
-from e3d_jax import cameras, images
-from e3d_jax.data import encoded, parallel, records
-
-Stage = Literal["autoencoder", "normals", "anchor", "interpolation"]
+from e3d_jax.data import parallel, records
 
 
-def autoencoder_example(record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Four colour views and four normal maps, chosen at random: ``image`` uint8 ``[8, h, w, 4]``."""
-    views = [record.view(i) for i in rng.choice(len(record.views), 4, replace=False)]
-    normals = [record.normal(i) for i in rng.choice(record.normal_views, 4, replace=False)]
-    return {"image": np.stack(views + normals)}
+class Source(Protocol):
+    """Makes examples of records; see :class:`e3d_jax.stages.base.Source`."""
 
-
-def normals_example(record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A cropped view and its cropped normal map: ``image`` and ``normal`` uint8 ``[h, w, 4]``.
-
-    Any anchor may play the input view; ``azimuth`` (radians) is where it stands, so that the step can turn the normals
-    into the frame in which the input view is view 0.
-    """
-    anchor = int(rng.integers(cameras.NUM_ANCHORS))
-    image, normal = condition_pair(record, anchor)
-    return {"image": image, "normal": normal, "azimuth": cameras.azimuths(cameras.NUM_ANCHORS)[anchor]}
-
-
-def anchor_example(record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The input pair and the eight anchors in both domains.
-
-    ``condition`` uint8 ``[2, h, w, 4]`` (colour, normal; cropped like a user's picture) and ``target`` uint8
-    ``[2, 8, h, w, 4]``. Half of the time the record's own view 0 is the input view, else any anchor; ``azimuth`` as in
-    :func:`normals_example`. Half of the examples are the object's mirror image, which is as good an object.
-    """
-    example = seen_from(record, encoded.choose_input(rng))
-    return mirrored(example) if rng.random() < 0.5 else example
-
-
-def seen_from(record: records.Record, first: int) -> dict[str, np.ndarray]:
-    """The anchor example, see :func:`anchor_example`, whose input view is anchor ``first``."""
-    order = np.roll(record.anchors, -first)
-    return {
-        "condition": np.stack(condition_pair(record, first)),
-        "target": np.stack([[record.view(i) for i in order], [record.normal(i) for i in order]]),
-        "azimuth": cameras.azimuths(cameras.NUM_ANCHORS)[first],
-    }
-
-
-def mirrored(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An anchor example, see :func:`anchor_example`, of the object behind a mirror that holds the input view's axis."""
-    condition, target = (example[name][..., ::-1, :].copy() for name in ("condition", "target"))
-    target = target[:, -np.arange(cameras.NUM_ANCHORS)]
-    for normals in (condition[1], target[1]):
-        # White stands for "no normal", which has no mirror image.
-        normals[..., 1] = np.where(normals[..., 3] > 0, 255 - normals[..., 1], normals[..., 1])
-    return {"condition": condition, "target": target, "azimuth": -example["azimuth"]}
-
-
-def interpolation_example(record: records.Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Nine consecutive views that start at a random anchor: ``window`` uint8 ``[9, h, w, 4]``."""
-    frames = cameras.window_views(int(rng.integers(cameras.NUM_ANCHORS)))
-    return {"window": np.stack([record.view(i) for i in frames])}
-
-
-EXAMPLES = {
-    "autoencoder": autoencoder_example,
-    "normals": normals_example,
-    "anchor": anchor_example,
-    "interpolation": interpolation_example,
-}
-
-
-def condition_pair(
-    record: records.Record, anchor: int
-) -> tuple[UInt8[np.ndarray, "h w 4"], UInt8[np.ndarray, "h w 4"]]:
-    """An anchor view and its normal map, framed the way a user's picture is (:func:`e3d_jax.images.object_box`)."""
-    view, normal = (read(record.anchors[anchor]) for read in (record.view, record.normal))
-    box = images.object_box(view[..., 3] / np.float32(255))
-    crop = lambda image: images.to_uint8(images.crop(image / np.float32(255), box, record.size))  # noqa: E731
-    return crop(view), crop(normal)
+    def unpack(self, data: bytes) -> Any: ...  # noqa: D102
+    def check(self, record: Any, config: Any) -> None: ...  # noqa: D102
+    def example(self, record: Any, rng: np.random.Generator, config: Any) -> Any: ...  # noqa: D102
 
 
 class Rows(grain.MapDataset):
-    """Of every batch of a data set only some rows, from a certain batch on.
+    """Some rows of every batch of a dataset, from a certain batch on.
 
     Which example stands in which row of which batch therefore does not depend on how many processes read.
     """
@@ -114,23 +45,24 @@ class Rows(grain.MapDataset):
 
 
 def make_loader(
-    folders: Mapping[str, float],
-    stage: Stage,
+    datasets: Mapping[str, float],
+    source: Source,
+    config: Any,
     *,
     batch_size: int,
     seed: int,
     workers: int = 0,
     rows: Sequence[int] | None = None,
     start: int = 0,
-) -> grain.DatasetIterator:
-    """An endless iterator of this process's rows of the batches; each has the records' ids as ``id``.
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Return an endless iterator over this process's rows of the batches: the records' ids, and the batch.
 
     Close it to end its workers.
 
     Args:
-      folders: where the record shards are, each with the share of examples that is drawn from it. Either all hold
-        pictures or all hold what :mod:`e3d_jax.data.encode` made of them for this stage.
-      stage: whose examples to make.
+      datasets: folders of record shards, each with its weight in the mixture; all of the kind that ``source`` reads.
+      source: makes the examples.
+      config: of the system.
       batch_size: examples of a whole batch.
       seed: of the shuffle and of every random choice.
       workers: decoding processes; 0 decodes in threads of this one.
@@ -139,23 +71,26 @@ def make_loader(
 
     Raises:
       FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`; fewer records than a batch, a record
-        of another schema or stage, or a share that is not positive.
+        that ``source`` cannot read, or a weight that is not positive.
     """
-    if not all(0 < share < math.inf for share in folders.values()):
-        raise ValueError(f"the shares of the record sets are {dict(folders)}; give positive numbers")
-    sources = {folder: grain.sources.ArrayRecordDataSource(records.find_shards(folder)) for folder in folders}
+    if not all(0 < weight < math.inf for weight in datasets.values()):
+        raise ValueError(f"the weights of the datasets are {dict(datasets)}; give positive numbers")
+    sources = {folder: open_dataset(folder) for folder in datasets}
     if (total := sum(map(len, sources.values()))) < batch_size:
         raise ValueError(
-            f"{', '.join(folders)} holds {total} records, fewer than one batch of {batch_size}; "
+            f"{', '.join(datasets)} holds {total} records, fewer than one batch of {batch_size}; "
             "make more records or lower the batch size"
         )
-    decoders = [_decoder(folder, source[0], stage) for folder, source in sources.items()]
+    for folder, opened in sources.items():
+        with _naming(folder):
+            source.unpack(opened[0])
+    example = functools.partial(_example, source, config)
     sets = [
         # Random choices follow an example's place in the global order.
-        grain.MapDataset.source(source).seed(seed + i).shuffle().repeat().random_map(decoder)
-        for i, (source, decoder) in enumerate(zip(sources.values(), decoders, strict=True))
+        grain.MapDataset.source(opened).seed(seed + i).shuffle().repeat().random_map(example)
+        for i, opened in enumerate(sources.values())
     ]
-    dataset = grain.MapDataset.mix(sets, weights=list(folders.values())) if len(sets) > 1 else sets[0]
+    dataset = grain.MapDataset.mix(sets, weights=list(datasets.values())) if len(sets) > 1 else sets[0]
     rows = range(batch_size) if rows is None else rows
     # Batched before Grain deals elements to workers, or these would deal examples and make other batches of them.
     batches = Rows(dataset, batch_size, rows, start).batch(len(rows), drop_remainder=True)
@@ -168,80 +103,73 @@ def make_loader(
     return iter(ready)
 
 
-def parse_shares(folders: Iterable[str]) -> dict[str, float]:
-    """Record sets as given on a command line, ``FOLDER`` or ``FOLDER@SHARE``; the share is 1 when not given.
+def _example(source: Source, config: Any, data: bytes, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
+    record = source.unpack(data)
+    return np.array(record.id), source.example(record, rng, config)
+
+
+def open_dataset(folder: str) -> Any:
+    """Return the records of a folder's shards, by number.
 
     Raises:
-      ValueError: a share is no number.
+      FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`.
     """
-    shares = {}
-    for given in folders:
-        folder, at, share = given.rpartition("@")
-        if not at or "/" in share:
-            folder, share = given, "1"
+    return grain.sources.ArrayRecordDataSource(records.find_shards(folder))
+
+
+def parse_weights(datasets: Iterable[str]) -> dict[str, float]:
+    """Read datasets as given on a command line, ``FOLDER`` or ``FOLDER@WEIGHT``; the weight is 1 when not given.
+
+    Raises:
+      ValueError: a weight is not a number.
+    """
+    weights = {}
+    for given in datasets:
+        folder, at, weight = given.rpartition("@")
+        if not at or "/" in weight:
+            folder, weight = given, "1"
         try:
-            shares[folder] = float(share)
+            weights[folder] = float(weight)
         except ValueError as error:
-            raise ValueError(f"the record set {given!r} has the share {share!r}; give a number after '@'") from error
-    return shares
+            raise ValueError(f"the dataset {given!r} has the weight {weight!r}; give a number after '@'") from error
+    return weights
 
 
-def holds_encoded(folders: Iterable[str], stage: Stage, size: int, latent_size: int) -> bool:
-    """Whether record sets hold what was encoded for a stage rather than pictures, as their first records tell.
+def kind_of(datasets: Iterable[str], stage: Any, config: Any) -> str:
+    """Return the kind of records that datasets hold, after checking their first records.
+
+    Args:
+      datasets: folders of record shards.
+      stage: that is to learn from them (:class:`e3d_jax.stages.base.Stage`).
+      config: of the system.
 
     Raises:
-      FileNotFoundError, ValueError: see :func:`make_loader`; or there are both kinds, the pictures are not of ``size``
-        pixels or the latents not of ``latent_size``, or the pictures lack the views between the anchors, which the
-        interpolation learns, or normal maps of the anchors, which all others do.
+      FileNotFoundError, ValueError: see :func:`open_dataset`; there are several kinds, the stage cannot learn from the
+        kind, or the source refuses the records.
     """
-    kinds = set()
-    for folder in folders:
-        first = grain.sources.ArrayRecordDataSource(records.find_shards(folder))[0]
-        _decoder(folder, first, stage)
-        kinds.add(of_latents := encoded.is_encoded(first))
-        if of_latents:
-            side = encoded.unpack(first, stage).arrays["views"].shape[1]
-            if side != latent_size:
-                raise ValueError(
-                    f"{folder} holds latents of {side} x {side}, the config wants {latent_size} x {latent_size}; "
-                    f"encode pictures of {size} px"
-                )
-            continue
-        record = records.unpack(first)
-        if record.size != size:
-            raise ValueError(f"{folder} holds pictures of {record.size} px, the config wants {size}; draw them anew")
-        if stage == "interpolation" and len(record.views) != cameras.NUM_VIEWS:
-            raise ValueError(
-                f"{folder} holds {len(record.views)} views an object, the interpolation learns from "
-                f"{cameras.NUM_VIEWS}; draw them with --views={cameras.NUM_VIEWS}"
-            )
-        if stage != "interpolation" and not set(record.anchors) <= set(record.normal_views):
-            raise ValueError(
-                f"{folder} holds no normal maps of the anchors, from which the {stage} learns; draw them without "
-                "--nonormals"
-            )
-    if len(kinds) > 1:
-        raise ValueError(f"{', '.join(folders)}: some records are encoded and some are pictures; give one kind")
-    return kinds.pop()
+    kinds = {}
+    for folder in datasets:
+        first = open_dataset(folder)[0]
+        with _naming(folder):
+            kind = kinds[folder] = records.kind_of(first)
+            if kind not in stage.sources:
+                raise ValueError(f"holds {kind}, but the {stage.name} learns from {' or '.join(stage.sources)}")
+            source = stage.sources[kind]
+            source.check(source.unpack(first), config)
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{folder} ({kind})" for folder, kind in kinds.items())
+        raise ValueError(f"datasets of several kinds: {listed}; give one kind")
+    return next(iter(kinds.values()))
 
 
-def _decoder(folder: str, data: bytes, stage: Stage) -> Callable[[bytes, np.random.Generator], dict[str, np.ndarray]]:
-    """Makes examples of records like this one of a folder."""
-    try:
-        if encoded.is_encoded(data):
-            encoded.unpack(data, stage)
-            return functools.partial(_encoded_example, stage)
-        records.unpack(data)
-        return functools.partial(_picture_example, stage)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+class _naming:
+    """Put the name of a dataset before the errors of a block."""
 
+    def __init__(self, folder: str):
+        self._folder = folder
 
-def _picture_example(stage: Stage, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    record = records.unpack(data)
-    return {"id": np.array(record.id), **EXAMPLES[stage](record, rng)}
+    def __enter__(self) -> None: ...
 
-
-def _encoded_example(stage: Stage, data: bytes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    record = encoded.unpack(data, stage)
-    return {"id": np.array(record.id), **encoded.EXAMPLES[stage](record.arrays, rng)}
+    def __exit__(self, kind, error, traceback) -> None:
+        if isinstance(error, ValueError):
+            raise ValueError(f"{self._folder}: {error}") from error

@@ -1,15 +1,20 @@
-"""Records: ArrayRecord shards, one object an example, whatever it was rendered from.
+"""Records: ArrayRecord shards with one object per example, whatever its images were rendered from.
 
-A record is a msgpack map:
+A record of images is a msgpack map:
 
-    schema        1; readers refuse any other
-    id            name of the object, unique within its data set
+    schema        2; readers refuse any other
+    kind          "images"
+    id            name of the object, unique within its dataset
     provenance    map: what made the object (generator, split, seed, index; or the asset's file)
     size          width and height of the images in pixels
-    views         PNG files (RGBA, straight alpha, white where transparent), one a camera: the ring, or its 8 anchors
-    normal_views  indices into the views of those with a normal map
-    normals       PNG files (RGBA; RGB = (n + 1) / 2 in the world frame, white where transparent), one a normal view
     cameras       map: world_from_cam (float32 bytes, [v, 4, 4], OpenCV axes), focal and center (float32 bytes, [v, 2])
+    maps          map from the name of a map to a list of [view, PNG file]: RGBA, straight alpha, white where transparent.
+                  "color" is the image; "normal" holds RGB = (n + 1) / 2 of the normal in the world frame
+    anchors       views that are the anchors of the layout (:class:`e3d_jax.cameras.ViewLayout`), in its order
+    ring          views that are the whole layout, in its order; empty if only the anchors were drawn
+    inputs        views that may be the input image; the first is preferred
+
+Cached latents (:mod:`e3d_jax.data.latents`) are records of the kind "latents".
 """
 
 import dataclasses
@@ -17,6 +22,8 @@ import io
 import os
 import pathlib
 import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -24,91 +31,141 @@ from array_record.python import array_record_module
 from jaxtyping import UInt8
 from PIL import Image
 
-from e3d_jax import cameras, files, structs
+from e3d_jax import files, structs
 
-SCHEMA = 1
-# A record holds the ring or, which is enough for all stages but the interpolation, its anchors.
-NUM_VIEWS = (cameras.NUM_VIEWS, cameras.NUM_ANCHORS)
+SCHEMA = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One object's pictures, still encoded; images are decoded one by one, on demand."""
+    """One object's images, still encoded; they are decoded one by one, on demand."""
 
     id: str
     provenance: dict
-    size: int
-    views: list[bytes]
-    normal_views: list[int]
-    normals: list[bytes]
     cameras: structs.Cameras
+    maps: Mapping[str, Mapping[int, bytes]]
+    anchors: Sequence[int]
+    ring: Sequence[int]
+    inputs: Sequence[int]
 
     @property
-    def anchors(self) -> np.ndarray:
-        """Which views are the anchors."""
-        return cameras.anchors_of(len(self.views))
+    def size(self) -> int:
+        """Width and height of the images in pixels."""
+        return self.cameras.width
 
-    def view(self, index: int | np.integer) -> UInt8[np.ndarray, "h w 4"]:
-        """View ``index``: RGBA, straight alpha."""
-        return decode_png(self.views[index])
+    def views_with(self, name: str) -> list[int]:
+        """Views that have a map."""
+        return list(self.maps.get(name, ()))
 
-    def normal(self, index: int | np.integer) -> UInt8[np.ndarray, "h w 4"]:
-        """The normal map of view ``index``: (n + 1) / 2 in the world frame, and alpha.
+    def image(self, view: int | np.integer, name: str = "color") -> UInt8[np.ndarray, "h w 4"]:
+        """Decode a map of a view: RGBA, straight alpha.
 
         Raises:
-          ValueError: the view has no normal map.
+          ValueError: the view has no such map.
         """
-        if index not in self.normal_views:
-            raise ValueError(
-                f"record {self.id!r}: view {index} has no normal map; those with one are {self.normal_views}"
-            )
-        return decode_png(self.normals[self.normal_views.index(int(index))])
+        maps = self.maps.get(name, {})
+        if int(view) not in maps:
+            raise ValueError(f"record {self.id!r}: view {view} has no {name} map; views with one: {list(maps)}")
+        return decode_png(maps[int(view)])
 
 
 def encode_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
-    """A PNG file's bytes; run-length matching is both the fastest and the smallest on renders over white."""
+    """Return a PNG file's bytes; run-length matching is both the fastest and the smallest on renders over white."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=2, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
 def decode_png(data: bytes) -> UInt8[np.ndarray, "h w c"]:
-    """Inverse of :func:`encode_png`."""
+    """Invert :func:`encode_png`."""
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+def encode(
+    id: str,
+    provenance: dict,
+    cameras: structs.Cameras,
+    maps: Mapping[str, Mapping[int, UInt8[np.ndarray, "h w 4"]]],
+    *,
+    anchors: Sequence[int],
+    ring: Sequence[int],
+    inputs: Sequence[int],
+) -> Record:
+    """Make a record of images in memory; arguments as documented at the top of this module."""
+    encoded = {name: {int(view): encode_png(image) for view, image in views.items()} for name, views in maps.items()}
+    views = [[int(view) for view in indices] for indices in (anchors, ring, inputs)]
+    return Record(id, provenance, cameras, encoded, *views)
+
+
 def pack(record: Record) -> bytes:
-    """A record's bytes, as documented at the top of this module."""
+    """Return a record's bytes, as documented at the top of this module."""
     poses = {
         name: np.asarray(getattr(record.cameras, name), np.float32).tobytes()
         for name in ("world_from_cam", "focal", "center")
     }
-    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    return msgpack.packb({"schema": SCHEMA, **fields, "cameras": poses})
+    return msgpack.packb(
+        {
+            "schema": SCHEMA,
+            "kind": "images",
+            "id": record.id,
+            "provenance": record.provenance,
+            "size": record.size,
+            "cameras": poses,
+            "maps": {name: list(views.items()) for name, views in record.maps.items()},
+            **{name: list(getattr(record, name)) for name in ("anchors", "ring", "inputs")},
+        }
+    )
 
 
-def unpack(data: bytes) -> Record:
-    """Inverse of :func:`pack`.
+def fields_of(data: bytes) -> dict[str, Any]:
+    """Return the msgpack map of a record of any kind.
 
     Raises:
-      ValueError: the bytes are no record, one of another schema version, or without the fields of this one.
+      ValueError: the bytes are not a record, or one of another schema version.
     """
     try:
         fields = msgpack.unpackb(data)
-        schema = fields.pop("schema")
+        schema = fields.pop("schema") if "encoded" not in fields else 1
     except (ValueError, TypeError, AttributeError, KeyError, msgpack.UnpackException) as error:
-        raise ValueError(f"{len(data)} bytes that are no record of e3d_jax; write the records again") from error
+        raise ValueError(f"{len(data)} bytes that are not a record of e3d_jax; write the records again") from error
     if schema != SCHEMA:
         raise ValueError(f"a record has schema version {schema}, this code reads version {SCHEMA}; write it again")
+    return fields
+
+
+def kind_of(data: bytes) -> str:
+    """Return the kind of a record: "images" or "latents".
+
+    Raises:
+      ValueError: see :func:`fields_of`.
+    """
+    return str(fields_of(data).get("kind"))
+
+
+def unpack(data: bytes) -> Record:
+    """Invert :func:`pack`.
+
+    Raises:
+      ValueError: the bytes are not a record of images, one of another schema version, or without some of its fields.
+    """
+    fields = fields_of(data)
+    if (kind := fields.get("kind")) != "images":
+        raise ValueError(f"a record holds {kind}, not images; give a dataset of images")
     shapes = {"world_from_cam": (-1, 4, 4), "focal": (-1, 2), "center": (-1, 2)}
     try:
+        size = fields["size"]
         poses = {k: np.frombuffer(fields["cameras"][k], np.float32).reshape(shape) for k, shape in shapes.items()}
-        fields["cameras"] = structs.Cameras(**poses, width=fields["size"], height=fields["size"])
-        return Record(**fields)
+        return Record(
+            id=fields["id"],
+            provenance=fields["provenance"],
+            cameras=structs.Cameras(**poses, width=size, height=size),
+            maps={name: dict(views) for name, views in fields["maps"].items()},
+            anchors=fields["anchors"],
+            ring=fields["ring"],
+            inputs=fields["inputs"],
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"a record lacks fields, or has others than version {SCHEMA} ({error}); write it again"
-        ) from error
+        raise ValueError(f"a record lacks fields of version {SCHEMA} ({error}); write it again") from error
 
 
 class Writer:

@@ -37,6 +37,11 @@ class AutoencoderSpec(settings.Settings):
     )
     mid_attention: bool = settings.setting("Whether the lowest level has attention.", True)
 
+    @property
+    def factor(self) -> int:
+        """By how much latents are smaller than images."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
     def check(self) -> None:
         """Refuse a network without levels.
 

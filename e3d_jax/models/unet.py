@@ -43,6 +43,11 @@ class UNetSpec(settings.Settings):
     )
 
     @property
+    def factor(self) -> int:
+        """By how much the lowest level is smaller; divides height and width of the input."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
     def level_heads(self) -> tuple[int, ...]:
         """Attention heads of each level."""
         return (self.heads,) * len(self.block_out_channels) if isinstance(self.heads, int) else self.heads

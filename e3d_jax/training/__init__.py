@@ -1,1 +1,1 @@
-"""Training: state, one step per stage, checkpoints, and the flat loop that people fork."""
+"""Training: state, the step that all stages share, checkpoints, and the flat loop to fork."""

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: written beside training, whole or not at all, read back onto any mesh.
+"""Checkpoints of a run: written in the background, complete or not at all, and restored onto any mesh.
 
-A step's checkpoint has the training state, and as JSON where the loader stands and the metrics not yet logged.
+The checkpoint of a step holds the training state and, as JSON, the loader's position and the metrics not yet written.
 """
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,10 +20,10 @@ class Checkpoints:
     """The checkpoints in a folder, local or ``gs://``.
 
     Args:
-      folder: where they are; made if missing.
-      keep_last: how many of the newest stay.
-      keep_every: those of every so many steps stay for good; 0 for none.
-      read_only: change nothing there, as a run may be writing; the folder must exist.
+      folder: where they are; created if missing.
+      keep_last: how many of the newest are kept.
+      keep_every: those of steps that are multiples of this are kept forever; 0 for none.
+      read_only: change nothing, because a run may be writing there; the folder must exist.
 
     Raises:
       FileNotFoundError: there is no such folder to read.
@@ -33,7 +33,7 @@ class Checkpoints:
         self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
         self._read_only = read_only
         if read_only and not self._folder.is_dir():
-            raise FileNotFoundError(f"no folder of checkpoints at {folder}; give the one that train.py writes them to")
+            raise FileNotFoundError(f"no folder of checkpoints at {folder}; give the one that training writes them to")
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
@@ -45,22 +45,22 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Those that are complete, ascending."""
+        """Steps with a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Begin to save a step; returns as soon as training may change the state.
+        """Start saving a step; return as soon as training may change the state.
 
         Raises:
-          OSError: it, or the one before, cannot be written.
+          OSError: this checkpoint, or the one before, cannot be written.
         """
-        # What is written later must not change with the loop's own lists.
+        # It is written later, when the loop may have changed its lists.
         progress = copy.deepcopy(progress)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         self._guarded(lambda: self._manager.save(step, args=items))
 
     def finish(self) -> None:
-        """Wait until all is written.
+        """Wait until everything is written.
 
         Raises:
           OSError: a checkpoint cannot be written.
@@ -68,18 +68,18 @@ class Checkpoints:
         self._guarded(self._manager.wait_until_finished)
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """The newest state that can be read and its progress; None if there are no checkpoints.
+        """Return the newest state that can be read and its progress; None if there are no checkpoints.
 
-        Damaged steps that are newer are set aside, with a warning.
+        Damaged checkpoints that are newer are set aside, with a warning.
 
         Args:
-          like: shapes, types and shardings of the state; any mesh will do.
-          step: take this one instead of the newest.
+          like: shapes, types and shardings of the state; the mesh may differ from the one it was saved on.
+          step: restore this step instead of the newest.
 
         Raises:
-          ValueError: the checkpoint is of another model, there is no such step, or none can be read; all is left as it
-            is then.
-          OSError: a damaged step cannot be set aside.
+          ValueError: the checkpoint belongs to another model, there is none of this step, or none can be read; nothing
+            is changed then.
+          OSError: a damaged checkpoint cannot be set aside.
         """
         steps, failures = self.steps, dict[int, Exception | None]()
         if step is not None and step not in steps:
@@ -92,7 +92,7 @@ class Checkpoints:
             except OtherModelError:
                 raise
             except Exception as error:
-                # What a library raises on damaged bytes is not in its contract; interrupts are no Exception.
+                # No contract says what a library raises on damaged bytes. Interrupts are not an Exception.
                 failure = error
             if _all_agree(failure is None):
                 self._set_aside(failures)
@@ -106,7 +106,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait, and stop the threads that write.
+        """Wait until everything is written, and stop the threads that write.
 
         Raises:
           OSError: a checkpoint cannot be written.
@@ -114,7 +114,12 @@ class Checkpoints:
         self._guarded(self._manager.close)
 
     def _check_same_model(self, step: int, like: Any) -> None:
-        """Compare names and shapes with those of a checkpoint."""
+        """Refuse a checkpoint whose arrays have other names or shapes.
+
+        Raises:
+          OtherModelError: names the first difference.
+          ValueError: the checkpoint lists no arrays.
+        """
         stored = _shapes(self._manager.item_metadata(step)["state"])
         wanted = _shapes(like)
         different = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
@@ -123,12 +128,13 @@ class Checkpoints:
         if different:
             name = different[0]
             raise OtherModelError(
-                f"the checkpoint of step {step} in {self._folder} is of another model: {len(different)} arrays differ, "
-                f"first {name}, {stored.get(name)} there and {wanted.get(name)} here; choose another --workdir"
+                f"the checkpoint of step {step} in {self._folder} belongs to another model: {len(different)} arrays "
+                f"differ, the first is {name}: shape {stored.get(name)} there, {wanted.get(name)} in this model; choose "
+                "another --workdir"
             )
 
     def _set_aside(self, failures: Mapping[int, Exception | None]) -> None:
-        """Move damaged steps out of the way of those that will be saved anew."""
+        """Move damaged checkpoints away, so that their steps can be saved again."""
         if not failures:
             return
         for step, failure in failures.items() if jax.process_index() == 0 else ():
@@ -142,12 +148,12 @@ class Checkpoints:
             multihost_utils.sync_global_devices("damaged checkpoints")
         self._manager.reload()
 
-    def _guarded(self, write) -> None:
-        """Run something that writes; say in one sentence what it means when that fails."""
+    def _guarded(self, write: Callable[[], object]) -> None:
+        """Call a function that writes; raise one OSError, which says what is left, if that fails."""
         try:
             write()
         except Exception as error:
-            # Orbax passes on whatever its storage layer raised in another thread.
+            # Orbax passes on whatever its storage layer raised, in another thread.
             good = f"the last good one is step {self.steps[-1]}" if self.steps else "there is no earlier one"
             full = "No space left" in str(error)
             reason = "no space left" if full else _reason(error)
@@ -157,22 +163,22 @@ class Checkpoints:
 
 
 class OtherModelError(ValueError):
-    """A checkpoint holds other arrays than the run wants."""
+    """A checkpoint holds other arrays than the model has."""
 
 
 def _reason(failure: Exception | None) -> str:
-    """What went wrong, in a line."""
+    """Return in one line what went wrong."""
     return (str(failure or "another process cannot read it").splitlines() or [repr(failure)])[0][:200]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of a tree's arrays by their path."""
+    """Return the shapes of a tree's arrays by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _all_agree(good: bool) -> bool:
-    """Whether every process says so."""
+    """Return whether all processes say so."""
     if jax.process_count() == 1:
         return good
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))

@@ -1,7 +1,6 @@
-"""What a computation costs, operations and exchanged bytes, and what chips can do.
+"""What a computation costs, in FLOPs and exchanged bytes, and what chips can do.
 
-Operations are counted on the traced program: XLA's own count takes a loop's body once and knows nothing of fused
-attention.
+FLOPs are counted on the traced program: XLA's own count includes the body of a loop only once, and no fused attention.
 """
 
 import collections
@@ -22,10 +21,10 @@ class Chip:
     """Published figures of an accelerator.
 
     Attributes:
-      flops: dense bfloat16 operations a second.
+      flops: dense bfloat16 FLOPs per second.
       memory: bytes.
-      bandwidth: of the memory, bytes a second.
-      link: bytes a second that leave the chip for others of its pod or host, all links together.
+      bandwidth: of the memory, bytes per second.
+      link: bytes per second that leave the chip for others of its pod or host, over all links together.
     """
 
     flops: float
@@ -34,7 +33,7 @@ class Chip:
     link: float
 
 
-# By the start of JAX's device_kind, longer names first; from the vendors' data sheets.
+# By the start of JAX's device_kind, longer names first; values from the vendors' data sheets.
 CHIPS = {
     "TPU v6 lite": Chip(918e12, 32e9, 1640e9, 400e9),
     "TPU v5 lite": Chip(197e12, 16e9, 819e9, 200e9),
@@ -47,15 +46,15 @@ CHIPS = {
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The figures of a device, None for one that is not listed."""
+    """Return the figures of a device; None if it is not listed."""
     return next((figures for name, figures in CHIPS.items() if device_kind.startswith(name)), None)
 
 
-def count(jaxpr: Any) -> float:
-    """Operations of matrix products, convolutions and fused attention in a (closed) jaxpr; two for a multiply-add.
+def count_flops(jaxpr: Any) -> float:
+    """Return the FLOPs of matrix products, convolutions and fused attention in a (closed) jaxpr.
 
-    What a rematerialised block computes twice is counted twice; gradients of its parameters count even where nothing
-    asks for them.
+    A multiply-add is two FLOPs. What a rematerialized block computes twice is counted twice; the gradients of its
+    parameters count even if nothing uses them.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -68,18 +67,18 @@ def count(jaxpr: Any) -> float:
             total += _convolution(equation)
         elif "dot_product_attention" in name and not any(_inner(params)):
             query, key = equation.invars[0].aval.shape, equation.invars[1].aval.shape
-            # Two products of [n e] and [e m] forward; five backward, one of which repeats the logits.
+            # Two products of [n e] and [e m] forward; five backward, one of which recomputes the logits.
             total += (10 if "bwd" in name else 4) * math.prod(query) * key[1]
         elif name == "cond":
-            # One of the branches is taken; those by platform do the same.
-            total += max(count(branch) for branch in params["branches"])
+            # One branch is taken; branches by platform are equivalent.
+            total += max(count_flops(branch) for branch in params["branches"])
         else:
-            total += params.get("length", 1) * sum(count(inner) for inner in _inner(params))
+            total += params.get("length", 1) * sum(count_flops(inner) for inner in _inner(params))
     return total
 
 
 def collectives(program: str) -> dict[str, tuple[int, float]]:
-    """How often each collective stands in a compiled program's text, and the bytes of its results on a device."""
+    """Return how often each collective occurs in a compiled program's text, and the bytes of its results per device."""
     found: dict[str, list[float]] = collections.defaultdict(list)
     pattern = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
     for line in program.splitlines():
@@ -88,13 +87,13 @@ def collectives(program: str) -> dict[str, tuple[int, float]]:
                 TYPE_BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
                 for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
             ]
-            # An asynchronous start returns its operand too.
+            # An asynchronous start also returns its operand.
             found[match[2]].append(max(sizes, default=0) if match[3] else sum(sizes))
     return {name: (len(sizes), float(sum(sizes))) for name, sizes in sorted(found.items())}
 
 
 def _convolution(equation: Any) -> float:
-    """Each output takes a window of the input; where the input is spread out, its zeros are not counted."""
+    """Return the FLOPs of a convolution: each output takes a window of the input, of which inserted zeros do not count."""
     numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
     out = equation.outvars[0].aval.size
     kernel = math.prod(window[axis] for axis in numbers.rhs_spec[1:])
@@ -102,6 +101,6 @@ def _convolution(equation: Any) -> float:
 
 
 def _inner(params: Any) -> list[Any]:
-    """The jaxprs among an equation's parameters."""
+    """Return the jaxprs among an equation's parameters."""
     leaves = jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr))
     return [leaf for leaf in leaves if isinstance(leaf, core.Jaxpr | core.ClosedJaxpr)]

@@ -1,19 +1,14 @@
 """The training loop of every stage; the file to fork.
 
-Restore order: the run's own newest checkpoint, else the weights folder to start from, else fresh parameters. Frozen
-components come from the weights folder of the same work directory, to which the finished stage adds its own; those
+Order of restoring: the run's own newest checkpoint, else the weights folder to start from, else fresh parameters.
+Frozen components come from the weights folder of the same work directory, to which the finished stage is added; those
 that it lacks come, and are copied, from the folder to start from.
 """
 
 import contextlib
-import functools
 import gc
-import itertools
-import json
-import pathlib
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,271 +16,215 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import files, settings
+from e3d_jax import config as config_lib
+from e3d_jax import distributed, stages
 from e3d_jax.data import loader
-from e3d_jax.models import build
 from e3d_jax.training import checkpoints as checkpoints_lib
-from e3d_jax.training import costs, heldout, losses, sharding, steps, watching
+from e3d_jax.training import costs, evaluators, metrics, runs, sharding, steps, timing, writers
 from e3d_jax.training import state as state_lib
 from e3d_jax.weights import folder
 
-# Settings that a run may be continued with other values of, because its results do not depend on them.
-FREE = {"workers", "log_every", "checkpoint_every", "keep_last", "keep_every", "evaluate_every", "remat", "max_skipped"}
-HELDOUT_BATCHES = 2
-
 
 def train(
-    stage: loader.Stage,
-    config: Mapping[str, Any],
+    config: config_lib.SystemConfig,
+    stage: str,
     workdir: str,
-    records: Mapping[str, float],
+    datasets: Mapping[str, float],
     init: str | None = None,
     *,
-    unseen: str | None = None,
+    heldout: str | None = None,
     checkpoints: str | None = None,
     profile: tuple[int, int] | None = None,
 ) -> None:
-    """Train one stage from records to weights; continues an unfinished run.
+    """Train a stage from records to weights; continue an unfinished run.
 
-    SIGTERM saves the current step and returns; so does the notice that a machine of a pod is to be taken away.
+    SIGTERM saves the current step and returns, and so does the notice that a machine of a pod will be preempted.
 
     Args:
+      config: of the whole system.
       stage: the component to train.
-      config: a whole system's config as a plain dict (see configs/mini.py); this stage's section is used, the mesh,
-        and the architecture of the frozen components.
       workdir: where ``<stage>/metrics.jsonl``, ``<stage>/tensorboard`` and ``weights`` are written.
-      records: folders of record shards, each with its share of the examples.
-      init: weights folder (or bundled weights) to start from, of the same architecture.
-      unseen: folder of records to evaluate on every ``evaluate_every`` steps.
+      datasets: folders of record shards, with the weight of each in the mixture.
+      init: weights folder (or bundled weights) of the same architecture to start from.
+      heldout: dataset to evaluate on every ``evaluate_every`` steps.
       checkpoints: where checkpoints go, local or ``gs://``; ``<workdir>/<stage>/checkpoints`` when not given.
       profile: first and last of the steps, counted from 1, whose trace is written to ``<stage>/profile``.
 
     Raises:
-      ValueError: a setting cannot be trained with; the batch does not divide over the devices; the run or the folder to
-        start from belongs to another config; no checkpoint can be read; many losses in a row are not finite.
-      FileNotFoundError: no records, or a stage that must be trained first, or the one to start from, is missing.
+      ValueError: see :func:`e3d_jax.training.runs.check_run`; the batch does not divide over the devices; no checkpoint
+        can be read; a record is damaged; too many consecutive losses are not finite.
+      FileNotFoundError: see :func:`e3d_jax.training.runs.check_run`.
       OSError: a checkpoint, metrics or the weights cannot be written.
     """
-    # ---------------------------------------------------------------- run folder
-    if "train" not in config[stage]:
-        raise ValueError(f"the config does not say how to train the {stage}; import it, or take it from --init")
-    training = dict(config[stage]["train"])
-    settings.check(config)
-    settings.check_training(stage, training)
-    if profile and not 1 <= profile[0] <= profile[1] <= training["steps"]:
-        raise ValueError(
-            f"the steps to trace are {profile[0]} to {profile[1]}; expected some of 1 to {training['steps']}"
-        )
-    weights = pathlib.Path(workdir).resolve() / "weights"
-    run = pathlib.Path(workdir).resolve() / stage
-    with files.writing(run):
-        run.mkdir(parents=True, exist_ok=True)
-    identity = _check_same_run(run / "config.json", config, stage)
-
-    # ---------------------------------------------------------------- devices and data
-    mesh = sharding.make_mesh(config["mesh"])
-    batch_size = training["batch_size"]
-    sharding.check_batch(mesh, batch_size, training["accumulate"])
-    rows = sharding.own_rows(mesh, batch_size).tolist()
-    if training["freeze"] and not init:
-        raise ValueError(f"{stage} does not train its {', '.join(training['freeze'])}; say with --init where they are")
-    sizes = {"size": config["size"], "latent_size": build.latent_size(config, stage)}
-    encoded = loader.holds_encoded(records, stage, **sizes)
-    pictured = unseen is not None and not loader.holds_encoded([unseen], stage, **sizes)
-    if encoded or (unseen is not None and not pictured):
-        losses.check_encoded(stage, config[stage])
-    # Not before the records are known to be good: its threads would outlive the message.
-    kept = checkpoints_lib.Checkpoints(
-        checkpoints or str(run / "checkpoints"), training["keep_last"], training["keep_every"]
+    run = runs.check_run(
+        config, stage, workdir, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile
     )
+    settings, seed = config[stage].train, config.system.seed
+    assert settings is not None  # Checked above.
+    mesh = sharding.make_mesh(config.system.mesh)
+    sharding.check_batch(mesh, settings.batch_size, settings.grad_accum_steps)
+    run.create_folder()
 
-    # ---------------------------------------------------------------- modules
-    dtype = "bfloat16" if jax.default_backend() in ("gpu", "tpu") else "float32"
-    with state_lib.on_host():
-        components, sources = {}, {}
-        for role in losses.NEEDS[stage]:
-            name = build.provider(config, stage, role)
-            source = folder.resolve(init if init and not folder.has(weights, name) else weights)
-            # Records of latents do without these, but pictures of unseen objects, and the finished system, do not.
-            if pictured or not encoded:
-                components[role] = state_lib.build_module(config, name, dtype=dtype)
-                state_lib.load(source, name, config, components[role])
-                sources[name] = source
-            elif folder.has(source, name):
-                state_lib.check_architecture(source, name, config)
-                sources[name] = source
-        model = state_lib.build_module(config, stage, dtype=dtype, seed=config["seed"])
-        # Checkpoints lack what is not trained, so that it is read anew by a run that continues.
-        if init and (training["freeze"] or not kept.steps):
-            state_lib.load(folder.resolve(init), stage, config, model)
-    assembly = steps.assemble(config, stage, model, components, mesh, dtype)
-    train_step, rate = assembly.train_step, state_lib.learning_rate(training)
-    frozen = state_lib.place(assembly.frozen, assembly.frozen_stored)
-
-    # ---------------------------------------------------------------- state
-    if restored := kept.restore(state_lib.like(assembly.params, assembly.optimizer, assembly.stored)):
-        state, progress = restored
-        if jax.process_index() == 0:
-            print(f"{stage}: continuing after step {int(state.step)}")
-    else:
-        state = state_lib.create(assembly.params, assembly.optimizer, assembly.stored)
-        progress = {"batches": 0, "recent": []}
-    first, last = int(state.step), training["steps"]
-
-    # ---------------------------------------------------------------- input and output
-    load = functools.partial(loader.make_loader, stage=stage, batch_size=batch_size, rows=rows, seed=config["seed"])
-    batches = load(records, workers=training["workers"], start=progress["batches"])
-    evaluate = None
-    if unseen:
-        fixed = itertools.islice(load({unseen: 1.0}), HELDOUT_BATCHES)
-        evaluate = heldout.Heldout(config, stage, assembly, mesh, fixed, pictured=pictured)
-    writer = watching.Writer(run, first)
-    stopping = _stop_signal()
-    bar = tqdm.tqdm(total=last, initial=first, desc=stage, unit="step", disable=True if jax.process_index() else None)
-
-    # ---------------------------------------------------------------- loop
-    key = jax.jit(lambda: jax.random.key(config["seed"]), out_shardings=NamedSharding(mesh, PartitionSpec()))()
-    rates = np.asarray(jax.vmap(rate)(jnp.arange(last)))
-    recent, seen, operations = progress["recent"], [], None
-    # A run that continues may have passed some of the steps to trace.
-    traced = range(max(profile[0] - 1, first), profile[1]) if profile else range(0)
-    timed, waited, since = 0, 0.0, time.perf_counter()
     with contextlib.ExitStack() as closing:
-        # Whatever ends the run, what is being written is written whole; the last is closed first.
-        for close in (bar.close, writer.close, batches.close, kept.close, gc.unfreeze):
-            closing.callback(close)
-        trace = closing.enter_context(contextlib.ExitStack())
-        for step in range(first, last):
-            if traced and step == traced[0]:
-                trace.enter_context(jax.profiler.trace(str(run / "profile")))
-            before = time.perf_counter()
-            rows_read = _next(batches, records)
-            seen.append(rows_read.pop("id"))
-            batch = sharding.global_batch(rows_read, mesh)
-            waited += time.perf_counter() - before
-            if operations is None:
-                operations = costs.count(train_step.trace(state, frozen, batch, key, rates[step]).jaxpr)
-            state, metrics = train_step(state, frozen, batch, key, rates[step])
-            recent.append(metrics)
-            timed += 1
-            if step == first:
-                # Compiling is no part of a step's time.
-                jax.block_until_ready(metrics)
-                if jax.process_index() == 0:  # Not before: a start that failed leaves the folder to other settings.
-                    files.write_atomically(run / "config.json", identity)
-                _settle()
-                timed, waited, since = 0, 0.0, time.perf_counter()
-            # Batches of steps that the device has not begun must not fill its memory.
-            jax.block_until_ready(recent[-3:-2])
-            if traced and step == traced[-1]:
-                jax.block_until_ready(metrics)
-                trace.close()
+        # Whatever ends the run, what is being written is completed; what was opened last is closed first.
+        saved = checkpoints_lib.Checkpoints(
+            checkpoints or str(run.folder / "checkpoints"), settings.keep_last, settings.keep_every
+        )
+        closing.callback(saved.close)
 
-            done = step + 1
-            stop = stopping(done)
-            if done % training["log_every"] == 0 or done == last:
-                recent = _on_host(recent)
-                now = time.perf_counter()
-                mean = watching.mean(recent) | {"learning_rate": float(rates[step])}
-                if timed:  # The first step alone tells no speed.
-                    devices = mesh.devices.ravel().tolist()
-                    mean |= watching.speed((now - since) / timed, waited / timed, batch_size, operations, devices)
-                writer.write(done, mean)
-                _check_finite(stage, done, recent, seen, training["max_skipped"], kept)
-                bar.update(len(seen))
-                bar.set_postfix(loss=f"{mean['loss']:.4f}")
-                recent, seen, timed, waited, since = [], [], 0, 0.0, now
-            if evaluate and (done % training["evaluate_every"] == 0 or done == last):
-                scores, sheet = evaluate(state.ema, frozen)
-                writer.write(done, scores)
-                if sheet is not None:
-                    writer.image(done, "heldout", sheet)
-                _settle()
-                timed, waited, since = 0, 0.0, time.perf_counter()
-            if done % training["checkpoint_every"] == 0 or done == last or stop:
-                recent = _on_host(recent)
-                kept.save(done, state, {"batches": done, "recent": recent})
+        # ---------------------------------------------------------------- modules and state
+        # Checkpoints lack what is not trained, so a run that continues reads it again.
+        fill = bool(init) and (bool(settings.freeze) or not saved.steps)
+        dtype = distributed.compute_dtype()
+        model, components = _make_modules(config, stage, run, init if fill else None, dtype)
+        assembly = steps.assemble(config, stage, model, components, mesh, dtype)
+        frozen = state_lib.place(assembly.frozen, assembly.frozen_stored)
+        if restored := saved.restore(state_lib.like(assembly.params, assembly.optimizer, assembly.stored)):
+            state, progress = restored
+            _print(f"{stage}: continuing after step {int(state.step)}")
+        else:
+            state = state_lib.create(assembly.params, assembly.optimizer, assembly.stored)
+            progress = {"batches": 0, "recent": []}
+        first, last = int(state.step), settings.steps
+
+        # ---------------------------------------------------------------- input and output
+        batches = loader.make_loader(
+            datasets,
+            stages.get(stage).sources[run.kind],
+            config,
+            batch_size=settings.batch_size,
+            seed=seed,
+            workers=settings.loader_workers,
+            rows=sharding.own_rows(mesh, settings.batch_size).tolist(),
+            start=progress["batches"],
+        )
+        closing.callback(batches.close)
+        evaluations = evaluators.make_evaluators(config, stage, assembly, mesh, heldout, run.heldout_kind)
+        outputs = writers.make_writers(run.folder, first)
+        for writer in outputs:
+            closing.callback(writer.close)
+        profiler = timing.Profiler(run.folder / "profile", profile, first)
+        closing.callback(profiler.close)
+        bar = tqdm.tqdm(total=last, initial=first, desc=stage, unit="step", disable=jax.process_index() > 0 or None)
+        closing.callback(bar.close)
+
+        # ---------------------------------------------------------------- loop
+        key = jax.jit(lambda: jax.random.key(seed), out_shardings=NamedSharding(mesh, PartitionSpec()))()
+        rates = np.asarray(jax.vmap(state_lib.learning_rate(settings))(jnp.arange(last)))
+        stop_after = _stop_signal()
+        recent, stopwatch, flops = metrics.MetricsBuffer(progress["recent"]), timing.Stopwatch(), 0.0
+        closing.callback(gc.unfreeze)
+        for step in range(first + 1, last + 1):
+            profiler.begin_step(step)
+            with stopwatch.waiting():
+                ids, rows = _next(batches, datasets)
+                batch = sharding.global_batch(rows, mesh)
+            inputs = state, frozen, batch, key, rates[step - 1]
+            if step == first + 1:
+                flops = costs.count_flops(assembly.train_step.trace(*inputs).jaxpr)
+            state, step_metrics = assembly.train_step(*inputs)
+            recent.add(step_metrics, ids)
+            stopwatch.step()
+            if step == first + 1:
+                jax.block_until_ready(step_metrics)
+                if jax.process_index() == 0:
+                    # Not earlier: a start that failed leaves the folder to other settings.
+                    run.write_identity()
+                _freeze_garbage()
+                stopwatch.reset()  # Compiling is not part of a step.
+            recent.limit_queue()
+            profiler.end_step(step, step_metrics)
+
+            stop = stop_after(step)
+            if step % settings.log_every == 0 or step == last:
+                row = metrics.mean(recent.fetch()) | {"learning_rate": float(rates[step - 1])}
+                if lap := stopwatch.lap():  # A first step alone has no speed.
+                    row |= timing.throughput(lap, settings.batch_size, flops, mesh.devices.ravel().tolist())
+                for writer in outputs:
+                    writer.write(step, row)
+                recent.check_finite(stage, step, settings.max_consecutive_skips, saved.steps)
+                bar.update(recent.num_added)
+                bar.set_postfix(loss=f"{row['loss']:.4f}")
+                recent.clear()
+            for evaluate in evaluations:
+                if step % evaluate.every == 0 or step == last:
+                    scores, images = evaluate(step, state.ema, frozen)
+                    for writer in outputs:
+                        writer.write(step, scores)
+                        for name, image in images.items():
+                            writer.image(step, name, image)
+                    _freeze_garbage()
+                    stopwatch.reset()
+            if step % settings.checkpoint_every == 0 or step == last or stop:
+                saved.save(step, state, {"batches": step, "recent": recent.fetch()})
             if stop:
                 break
-        kept.finish()
+        saved.finish()
     if int(state.step) < last:
         print(f"{stage}: stopped after step {int(state.step)} of {last}, which is saved; run again to continue")
         return
 
     # ---------------------------------------------------------------- weights
-    module = steps.averaged(assembly, state, frozen)
+    module = steps.ema_module(assembly, state, frozen)
     if jax.process_index() == 0:
-        for name, source in sources.items():
-            if source != weights:
-                folder.write(weights, name, folder.read(source, name), config, folder.SHARD_BYTES)
-        folder.save(weights, stage, module, config)
-        print(f"{stage}: trained {last} steps; weights are in {weights}")
+        for name, source in run.components.values():
+            if source != run.weights:
+                folder.write(run.weights, name, folder.read(source, name), config, folder.SHARD_BYTES)
+        folder.save(run.weights, stage, module, config)
+    _print(f"{stage}: trained {last} steps; weights are in {run.weights}")
 
 
-def _next(batches: Iterator[dict[str, Any]], records: Mapping[str, float]) -> dict[str, Any]:
-    """The next batch."""
+def _make_modules(
+    config: config_lib.SystemConfig, stage: str, run: runs.Run, init: str | None, dtype: Any
+) -> tuple[nnx.Module, dict[str, nnx.Module]]:
+    """Return the module to train, filled from ``init`` if given, and the frozen components by role, if needed."""
+    components = {}
+    with state_lib.on_host():
+        for role, (name, source) in run.components.items() if run.uses_components else ():
+            components[role] = state_lib.build_module(config, name, dtype=dtype)
+            folder.load(source, name, components[role])
+        model = state_lib.build_module(config, stage, dtype=dtype, seed=config.system.seed)
+        if init:
+            state_lib.load(folder.resolve(init), stage, config, model)
+    return model, components
+
+
+def _next(batches: Iterator[tuple[Any, Any]], datasets: Mapping[str, float]) -> tuple[Any, Any]:
+    """Return the ids of the next batch, and the batch."""
     try:
         return next(batches)
-    except RuntimeError as error:  # As ArrayRecord and Grain have it.
+    except RuntimeError as error:  # What ArrayRecord and Grain raise.
         raise ValueError(
-            f"{', '.join(records)}: a record cannot be read ({str(error).splitlines()[0]}); write that shard anew"
+            f"{', '.join(datasets)}: a record cannot be read ({str(error).splitlines()[0]}); write that shard again"
         ) from error
 
 
-def _on_host(recent: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Metrics as plain numbers."""
-    return [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(recent)]
+def _print(message: str) -> None:
+    """Print once per run, not once per process."""
+    if jax.process_index() == 0:
+        print(message)
 
 
-def _settle() -> None:
-    """Leave out of Python's search for garbage what there is now, until ``gc.unfreeze``.
+def _freeze_garbage() -> None:
+    """Exclude all objects that exist now from Python's garbage collection, until ``gc.unfreeze``.
 
-    What tracing left lives as long as the run, and looking through it takes as long as a step, again and again.
+    What tracing leaves behind lives as long as the run, and every collection would take as long as a step to look
+    through it.
     """
     gc.collect()
     gc.freeze()
 
 
 def _stop_signal() -> Callable[[int], bool]:
-    """A function that tells whether to save and stop after a step; all processes get the same answer."""
+    """Return a function that says whether to save and stop after a step; all processes get the same answer."""
     if jax.process_count() > 1:
-        # JAX watches for SIGTERM in every process, and agrees on a step.
+        # JAX watches for SIGTERM in every process, and lets all agree on a step.
         return multihost_utils.reached_preemption_sync_point
     received = threading.Event()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: received.set())
     return lambda step: received.is_set()
-
-
-def _check_finite(stage, step, recent, seen, limit, kept: checkpoints_lib.Checkpoints) -> None:
-    """Refuse to go on when too many updates in a row were left out; names the first of these since the last row."""
-    last = max(range(len(recent)), key=lambda i: recent[i]["skipped_in_a_row"])
-    longest = int(recent[last]["skipped_in_a_row"])
-    if longest < limit:
-        return
-    begin = step - len(recent) + last + 2 - longest
-    ids = seen[max(0, last + 1 - longest - len(recent) + len(seen))]
-    # Updates that were left out changed nothing, so that all checkpoints are good.
-    good = f"the last good checkpoint is step {kept.steps[-1]}" if kept.steps else "there is no checkpoint"
-    raise ValueError(
-        f"{stage}: loss or gradient were not finite {longest} times in a row, from step {begin} on, with the records "
-        f"{', '.join(map(str, ids[:8]))}; {good}; look at these records, or start another --workdir "
-        "with a lower learning rate and --init=FOLDER of e3d_jax.training.export"
-    )
-
-
-def _check_same_run(path: pathlib.Path, config: Mapping[str, Any], stage: loader.Stage) -> bytes:
-    """What a run's results depend on, as JSON to be kept with it; a run that continues must have the same."""
-    # Where the rate does not follow a plan, a run may be made longer.
-    free = FREE | {"steps"} if config[stage]["train"]["decay"] == "constant" else FREE
-    tied = lambda section: section | {"train": {k: v for k, v in section["train"].items() if k not in free}}  # noqa: E731
-    here = tied({"seed": config["seed"], "size": config["size"], **config[stage]})
-    if path.exists() and (different := settings.unlike(tied(json.loads(path.read_text())), here)):
-        raise ValueError(
-            f"{path.parent} holds a run of another config: {different[0]}; give that, choose another --workdir, or "
-            "delete that folder"
-        )
-    return json.dumps(here, indent=2, sort_keys=True).encode()

@@ -1,7 +1,7 @@
-"""Muon: momentum, made orthogonal, as the update of a matrix (Jordan et al. 2024; arXiv 2502.16982).
+"""Muon: orthogonalized momentum as the update of a matrix (Jordan et al. 2024; arXiv 2502.16982).
 
-Optax has it too, one matrix after another; here those of one shape share their products, of which a U-Net of two
-hundred kernels would else launch thousands a step.
+Optax also has it, but for one matrix after another. Here matrices of the same shape share their products; a U-Net of
+two hundred kernels would otherwise launch thousands per step.
 """
 
 import collections
@@ -14,19 +14,19 @@ import optax
 from jaxtyping import Array, Float
 
 MOMENTUM = 0.95
-# Root mean square of an update's entries: as Adam's are in practice, so that rates and weight decay mean the same.
+# Root mean square of an update's entries. Adam's have it in practice, so learning rates and weight decay carry over.
 RMS = 0.2
-# Five steps of the quintic iteration take singular values from 0.002 to 1 to between 0.68 and 1.14.
+# Five steps of the quintic iteration bring singular values between 0.002 and 1 to between 0.68 and 1.14.
 COEFFICIENTS = ((3.4445, -4.7750, 2.0315),) * 5
 
 
 def scale_by_muon() -> optax.GradientTransformation:
-    """Updates of kernels ``[..., in, out]`` from their gradients; all axes but the last count as inputs."""
+    """Return updates of kernels ``[..., in, out]`` from their gradients; all axes but the last count as inputs."""
     return optax.chain(optax.trace(MOMENTUM, nesterov=True), optax.stateless(lambda updates, _: orthogonal(updates)))
 
 
 def orthogonal(updates: Any) -> Any:
-    """A tree of kernels, each with its singular values brought near to one and scaled to :data:`RMS`."""
+    """Return a tree of kernels, each with its singular values brought close to one, then scaled to :data:`RMS`."""
     kernels, tree = jax.tree.flatten(updates)
     groups = collections.defaultdict(list)
     for index, kernel in enumerate(kernels):
@@ -40,7 +40,7 @@ def orthogonal(updates: Any) -> Any:
 
 
 def orthogonal_matrices(stacked: Float[Array, "k m n"]) -> Float[Array, "k m n"]:
-    """Approximately U V^T of each matrix U S V^T, by Newton-Schulz iteration."""
+    """Return approximately U V^T of each matrix U S V^T, by Newton-Schulz iteration."""
     tall = stacked.shape[1] > stacked.shape[2]
     x = stacked.swapaxes(1, 2) if tall else stacked
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-12)

@@ -1,10 +1,10 @@
-"""What a run changes, and how it comes to be where it belongs."""
+"""The state that a run updates, its optimizer, and how parameters are made, loaded and placed on devices."""
 
 import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from e3d_jax import settings as settings_lib
-from e3d_jax.models import build
+from e3d_jax import config as config_lib
+from e3d_jax import settings, stages
+from e3d_jax.models import layers
 from e3d_jax.training import muon
 from e3d_jax.weights import folder
 
@@ -22,95 +23,101 @@ from e3d_jax.weights import folder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run changes.
+    """All that a run updates.
 
     Attributes:
-      step: updates that were tried.
-      params: those in training, float32.
-      ema: their moving average.
-      optimizer: its state.
-      skipped: updates that were left out because the loss or a gradient was not finite.
-      in_a_row: how many of the last updates were left out without one in between that was not.
+      step: steps taken, skipped ones included.
+      params: parameters in training, float32.
+      ema: their exponential moving average.
+      optimizer_state: of :func:`make_optimizer`.
+      skipped: steps that were skipped because the loss or a gradient was not finite.
+      consecutive_skips: how many of these are the latest steps, without a finite one since.
     """
 
     step: Any
     params: Any
     ema: Any
-    optimizer: Any
+    optimizer_state: Any
     skipped: Any
-    in_a_row: Any
+    consecutive_skips: Any
 
 
-def learning_rate(settings: Mapping[str, Any]) -> optax.Schedule:
-    """Linear warm-up, then half a cosine to zero, or with ``decay`` "constant" the peak."""
-    peak, num_steps = settings["learning_rate"], settings["steps"]
-    warmup = min(settings["warmup"], num_steps // 2)
-    if settings["decay"] == "constant":
-        return optax.warmup_constant_schedule(0.0, peak, warmup)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
+def learning_rate(train: config_lib.TrainSettings) -> optax.Schedule:
+    """Return a linear warm-up, then half a cosine down to zero, or the peak with ``lr_schedule`` "constant"."""
+    warmup = min(train.warmup_steps, train.steps // 2)
+    if train.lr_schedule == "constant":
+        return optax.warmup_constant_schedule(0.0, train.learning_rate, warmup)
+    return optax.warmup_cosine_decay_schedule(0.0, train.learning_rate, warmup, train.steps)
 
 
-def make_optimizer(settings: Mapping[str, Any]) -> optax.GradientTransformation:
-    """AdamW on clipped gradients without its rate; ``faster`` maps parts of names to a factor of their rate.
+def make_optimizer(train: config_lib.TrainSettings) -> optax.GradientTransformation:
+    """Return AdamW on clipped gradients, without the learning rate but with its multipliers (``lr_multipliers``).
 
-    With ``optimizer`` "muon", kernels follow :mod:`e3d_jax.training.muon` and only the rest Adam.
+    With ``optimizer`` "muon", kernels follow :mod:`e3d_jax.training.muon` and only the rest follows Adam.
     """
-    matrices = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
-    direction = optax.scale_by_adam(b1=0.9, b2=settings["beta2"])
-    if settings["optimizer"] == "muon":
-        kinds = {True: muon.scale_by_muon(), False: direction}
-        direction = optax.partition(kinds, named("kernel"))
+    direction = optax.scale_by_adam(b1=0.9, b2=train.beta2)
+    if train.optimizer == "muon":
+        direction = optax.partition({True: muon.scale_by_muon(), False: direction}, path_contains("kernel"))
     return optax.chain(
-        optax.clip_by_global_norm(settings["clip"]),
+        optax.clip_by_global_norm(train.clip_norm),
         direction,
         # Not on biases and norms.
-        optax.add_decayed_weights(settings["weight_decay"], mask=matrices),
-        *(optax.masked(optax.scale(factor), named(part)) for part, factor in settings["faster"].items()),
+        optax.add_decayed_weights(train.weight_decay, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
+        *(optax.masked(optax.scale(factor), path_contains(part)) for part, factor in train.lr_multipliers.items()),
+    )
+
+
+def path_contains(part: str) -> Callable[[Any], Any]:
+    """Return a function from parameters to a mask of those whose path contains ``part``, as whole words."""
+    pattern = re.compile(rf"\b{re.escape(part)}\b")
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(pattern.search(jax.tree_util.keystr(path, simple=True, separator="."))), params
     )
 
 
 def in_training(frozen: Sequence[str]) -> nnx.filterlib.Filter:
-    """Selects a module's parameters, but those of the ``frozen`` attributes."""
+    """Return a filter that selects a module's parameters except those of the ``frozen`` attributes."""
     return nnx.All(nnx.Param, nnx.Not(lambda path, _: path[0] in frozen))
 
 
-def build_module(config: Mapping[str, Any], component: build.Component, *, dtype: Any, seed: int = 0) -> nnx.Module:
-    """A component of a config with fresh parameters; its ``train`` section says what its U-Net recomputes.
+def build_module(config: config_lib.SystemConfig, component: str, *, dtype: Any, seed: int = 0) -> nnx.Module:
+    """Make a component with fresh parameters; its ``train.remat`` says what the backward pass recomputes.
 
     Parameters are made on the host: a large model must not pass through a single device.
     """
-    arguments = dict(config[component]["model"])
-    remat = config[component].get("train", {}).get("remat", "none")
-    if "unet" in arguments:
-        arguments["unet"] = {**arguments["unet"], "remat": remat}
+    train = config[component].train
     with on_host():
-        return build.build(component, arguments, dtype=dtype, rngs=nnx.Rngs(seed))
+        types = layers.Types(dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(seed))
+        return stages.build(config, component, types, remat=train.remat if train else "none")
 
 
-def load(source: pathlib.Path, component: build.Component, config: Mapping[str, Any], module: nnx.Module) -> None:
+def load(source: pathlib.Path, component: str, config: config_lib.SystemConfig, module: nnx.Module) -> None:
     """Fill a module from a weights folder; see :func:`check_architecture`."""
     check_architecture(source, component, config)
     folder.load(source, component, module)
 
 
-def check_architecture(source: pathlib.Path, component: build.Component, config: Mapping[str, Any]) -> None:
-    """Whether a weights folder has a component of the config's architecture.
+def check_architecture(source: pathlib.Path, component: str, config: config_lib.SystemConfig) -> None:
+    """Refuse a weights folder that does not have a component of the config's architecture.
 
     Raises:
       FileNotFoundError: the folder lacks the component.
-      ValueError: it is of another architecture there.
+      ValueError: its architecture differs.
     """
-    folder.read(source, component)  # A folder that lacks it is no other architecture.
-    there, here = ({str(component): {"model": c[component]["model"]}} for c in (folder.read_config(source), config))
-    if different := settings_lib.differences(there, here):
+    folder.read(source, component)  # A missing component is not a difference.
+    stored, given = (
+        {name: value for name, value in each.identity().items() if name.startswith(f"{component}.model.")}
+        for each in (folder.read_config(source), config)
+    )
+    if different := settings.differences(stored, given):
         raise ValueError(
-            f"the {component} in {source} is of another architecture: {different[0]}; choose the folder or the config "
-            "to match"
+            f"the {component} in {source} has another architecture: {different[0]}; choose a folder and a config that "
+            "match"
         )
 
 
 def on_host() -> contextlib.AbstractContextManager:
-    """New arrays are made in the host's memory inside this context, if JAX was not told to leave the host alone."""
+    """Return a context in which new arrays are made in the host's memory, unless JAX was told to ignore the CPU."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
@@ -118,45 +125,45 @@ def on_host() -> contextlib.AbstractContextManager:
 
 
 def abstract(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The shapes of a fresh state."""
+    """Return the shapes of a fresh state."""
     count = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(count, params, params, jax.eval_shape(optimizer.init, params), count, count)
 
 
 def like(params: Any, optimizer: optax.GradientTransformation, stored: TrainState) -> TrainState:
-    """Shapes and shardings of a state, as restoring wants them."""
+    """Return the shapes and shardings of a state, from which a checkpoint is restored."""
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract(params, optimizer), stored
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract(params, optimizer),
+        stored,
     )
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, stored: TrainState) -> TrainState:
-    """The first state of a run, from parameters that are the same in every process; ``stored`` says where it lives."""
+    """Return the first state of a run.
+
+    Args:
+      params: equal in every process.
+      optimizer: of the run.
+      stored: shardings of the state.
+    """
     params = place(params, stored.params)
     zero = np.zeros((), np.int32)
-    step, skipped, in_a_row = place((zero, zero, zero), (stored.step, stored.skipped, stored.in_a_row))
-    # One program: compiling a copy of every shape takes a GPU longer than reading the weights.
+    step, skipped, consecutive = place((zero, zero, zero), (stored.step, stored.skipped, stored.consecutive_skips))
+    # One program: on a GPU, compiling a copy for every shape takes longer than reading the weights.
     start = jax.jit(
         lambda params: (jax.tree.map(jnp.copy, params), optimizer.init(params)),
-        out_shardings=(stored.ema, stored.optimizer),
+        out_shardings=(stored.ema, stored.optimizer_state),
     )
-    ema, moments = start(params)
-    return TrainState(step, params, ema, moments, skipped, in_a_row)
+    ema, optimizer_state = start(params)
+    return TrainState(step, params, ema, optimizer_state, skipped, consecutive)
 
 
 def place(tree: Any, stored: Any) -> Any:
-    """Arrays of the host, each device's part of them on that device."""
+    """Move arrays of the host to devices, to each device its part of them."""
 
-    def put(array, where):
+    def put(array, sharding):
         array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree, stored)
-
-
-def named(part: str):
-    """A function from parameters to a mask of those whose path contains ``part``."""
-    pattern = re.compile(rf"\b{re.escape(part)}\b")
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(pattern.search(jax.tree_util.keystr(path, simple=True, separator="."))), params
-    )

@@ -1,4 +1,4 @@
-"""The train step that all stages share, and what it is put together from."""
+"""The train step that all stages share, and how a stage is assembled for it."""
 
 import dataclasses
 import functools
@@ -11,24 +11,27 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from e3d_jax.training import losses, sharding
+from e3d_jax import config as config_lib
+from e3d_jax import stages
+from e3d_jax.training import sharding
 from e3d_jax.training import state as state_lib
 
-# (parameters in training, frozen arrays, batch, key) to the loss, and metrics that include it.
-Objective = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, losses.Metrics]]
+Metrics = dict[str, jax.Array]
+# From (parameters in training, frozen arrays, batch, key) to the loss, and metrics that include it.
+Objective = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-    """A stage ready to train, or with abstract modules ready to be compiled.
+    """A stage that is ready to train; with abstract modules, ready to be compiled.
 
     Attributes:
       graph: of the module in training; merge it with parameters and ``frozen["rest"]``.
-      frozen_graphs: of the frozen components, by role.
-      params: the module's parameters in training, as they start.
-      frozen: arrays of the frozen components, by role, and under ``rest`` what of the module is not trained.
+      frozen_graphs: of the frozen components by role.
+      params: initial values of the module's parameters in training.
+      frozen: arrays of the frozen components by role, and under ``rest`` those of the module that are not trained.
       optimizer: see :func:`e3d_jax.training.state.make_optimizer`.
-      objective: the loss of parameters and frozen arrays as they are stored.
+      objective: the loss as a function of parameters and frozen arrays as they are stored.
       stored: shardings of the state.
       frozen_stored: shardings of ``frozen``.
       train_step: see :func:`make_train_step`.
@@ -46,57 +49,67 @@ class Assembly:
 
 
 def assemble(
-    config: Mapping[str, Any],
+    config: config_lib.SystemConfig,
     stage: str,
     model: nnx.Module,
-    components: Mapping[Any, nnx.Module],
+    components: Mapping[str, nnx.Module],
     mesh: Mesh,
     dtype: Any,
 ) -> Assembly:
-    """The train step of a config's stage on a mesh.
+    """Put together the train step of a stage on a mesh.
 
     Args:
-      config: a whole system's.
+      config: of the system.
       stage: the component to train.
       model: its module.
-      components: the frozen components by role (:data:`e3d_jax.training.losses.NEEDS`).
+      components: the frozen components by role (:attr:`e3d_jax.stages.base.Stage.needs`).
       mesh: see :func:`e3d_jax.training.sharding.make_mesh`.
       dtype: type of the computation.
 
     Raises:
-      ValueError: what is not to be trained, or to be trained faster, does not exist.
+      ValueError: ``freeze`` or ``lr_multipliers`` name what does not exist.
     """
-    training = config[stage]["train"]
-    if unknown := [name for name in training["freeze"] if not hasattr(model, name)]:
+    component = config[stage]
+    train = component.train
+    if unknown := [name for name in train.freeze if not hasattr(model, name)]:
         raise ValueError(f"{stage}.train.freeze names {', '.join(unknown)}, which the {stage} does not have")
-    graph, *states = nnx.split(model, state_lib.in_training(training["freeze"]), ...)
-    params, rest = states
-    if unknown := [name for name in training["faster"] if not any(jax.tree.leaves(state_lib.named(name)(params)))]:
-        raise ValueError(f"{stage}.train.faster names {', '.join(unknown)}, of which the {stage} trains nothing")
+    graph, params, rest = nnx.split(model, state_lib.in_training(train.freeze), ...)
+    if unknown := [
+        name for name in train.lr_multipliers if not any(jax.tree.leaves(state_lib.path_contains(name)(params)))
+    ]:
+        raise ValueError(
+            f"{stage}.train.lr_multipliers names {', '.join(unknown)}, but no parameter of the {stage} in training has "
+            "that in its path"
+        )
     frozen, frozen_graphs = {"rest": rest}, {}
     for role, module in components.items():
         frozen_graphs[role], frozen[role] = nnx.split(module)
     frozen = jax.tree.map(functools.partial(_compute_type, dtype), frozen)
-    optimizer = state_lib.make_optimizer(training)
-    stored = sharding.shardings(state_lib.abstract(params, optimizer), mesh, config["sharding"])
-    frozen_stored = sharding.shardings(frozen, mesh, config["sharding"])
-    loss = functools.partial(losses.LOSSES[stage], **config[stage]["loss"])
+    optimizer = state_lib.make_optimizer(train)
+    stored = sharding.shardings(state_lib.abstract(params, optimizer), mesh, config.system.sharding)
+    frozen_stored = sharding.shardings(frozen, mesh, config.system.sharding)
+    loss = stages.get(stage).loss
 
     def objective(params, frozen, batch, key):
         frozen = sharding.gathered(frozen, dtype, frozen_stored)
         model = nnx.merge(graph, sharding.gathered(params, dtype, stored.params), frozen["rest"])
-        modules = {name: nnx.merge(graph, frozen[name]) for name, graph in frozen_graphs.items()}
-        value, metrics = loss(model, modules, batch, key)
+        modules = {role: nnx.merge(graph, frozen[role]) for role, graph in frozen_graphs.items()}
+        value, metrics = loss(model, modules, batch, key, component)
         return value, {"loss": value, **metrics}
 
     train_step = make_train_step(
-        objective, optimizer, stored, frozen_stored, ema=training["ema"], accumulate=training["accumulate"]
+        objective,
+        optimizer,
+        stored,
+        frozen_stored,
+        ema_decay=train.ema_decay,
+        grad_accum_steps=train.grad_accum_steps,
     )
     return Assembly(graph, frozen_graphs, params, frozen, optimizer, objective, stored, frozen_stored, train_step)
 
 
-def averaged(assembly: Assembly, state: state_lib.TrainState, frozen: Any) -> nnx.Module:
-    """The module with its averaged parameters, whole in every process and rounded as weights folders keep them."""
+def ema_module(assembly: Assembly, state: state_lib.TrainState, frozen: Any) -> nnx.Module:
+    """Return the module with its EMA parameters, whole in every process and rounded as weights folders keep them."""
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(state.step.sharding.mesh, PartitionSpec()))
     def whole(tree):
@@ -106,7 +119,7 @@ def averaged(assembly: Assembly, state: state_lib.TrainState, frozen: Any) -> nn
 
 
 def _compute_type(dtype: Any, array: Any) -> Any:
-    """A frozen kernel needs no more digits than the computation."""
+    """Cast a frozen kernel: it needs no more digits than the computation has."""
     if array.ndim < 2:
         return array
     abstract = isinstance(array, jax.ShapeDtypeStruct)
@@ -119,22 +132,22 @@ def make_train_step(
     stored: state_lib.TrainState,
     frozen_stored: Any,
     *,
-    ema: float,
-    accumulate: int = 1,
+    ema_decay: float,
+    grad_accum_steps: int = 1,
 ):
-    """The jitted update ``(state, frozen, batch, key, rate) -> (state, metrics)`` on a mesh.
+    """Return the jitted step ``(state, frozen, batch, key, learning_rate) -> (state, metrics)`` on a mesh.
 
-    Its result does not depend on the mesh, rounding aside: random numbers belong to the place of an example in the
-    batch. An update whose loss or gradient is not finite changes nothing but the counts. The learning rate is an
-    argument, so that runs of other lengths and rates share one compiled program.
+    Its result does not depend on the mesh, except for rounding: random numbers belong to an example's place in the
+    batch. A step whose loss or gradient is not finite changes nothing but the counts. The learning rate is an argument,
+    so that runs of other lengths and rates share one compiled program.
 
     Args:
       objective: the loss.
-      optimizer: gradients to updates, before the learning rate.
+      optimizer: from gradients to updates, without the learning rate.
       stored: shardings of the state.
       frozen_stored: shardings of the frozen arrays.
-      ema: decay of the moving average of the parameters, reached gradually.
-      accumulate: the batch is taken in so many parts one after another, to save memory.
+      ema_decay: decay of the parameters' EMA, reached gradually.
+      grad_accum_steps: parts that the batch is divided into and that are taken one after another, to save memory.
     """
     mesh = stored.step.mesh
     copied, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, sharding.BATCH)
@@ -144,31 +157,36 @@ def make_train_step(
         return jax.lax.with_sharding_constraint(grads, stored.params), metrics
 
     def accumulated(params, frozen, batch, key):
-        # Part m takes every accumulate-th example, so that a device's examples stay on it.
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-        one = lambda part, key: gradients(params, frozen, part, key)  # noqa: E731
-        keys = jax.random.split(key, accumulate)
-        total = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts), keys[0])
-        )
-        add = lambda total, inputs: (jax.tree.map(jnp.add, total, one(*inputs)), None)  # noqa: E731
-        total, _ = jax.lax.scan(add, total, (parts, keys))
-        return jax.tree.map(lambda x: x / accumulate, total)
+        # Part m takes every grad_accum_steps-th example from the m-th on, so that a device's examples stay on it.
+        parts = jax.tree.map(lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch)
+        keys = jax.random.split(key, grad_accum_steps)
 
-    def train_step(state: state_lib.TrainState, frozen, batch, key, rate):
-        compute = accumulated if accumulate > 1 else gradients
+        def add(total, part_and_key):
+            part, key = part_and_key
+            return jax.tree.map(jnp.add, total, gradients(params, frozen, part, key)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, frozen, first, keys[0])
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), (parts, keys))
+        return jax.tree.map(lambda x: x / grad_accum_steps, total)
+
+    def train_step(state: state_lib.TrainState, frozen, batch, key, learning_rate):
+        compute = accumulated if grad_accum_steps > 1 else gradients
         grads, metrics = compute(state.params, frozen, batch, jax.random.fold_in(key, state.step))
         metrics["gradient_norm"] = optax.tree.norm(grads)
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        params = jax.tree.map(lambda param, update: param - rate * update, state.params, updates)
-        decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
-        before, after = (state.params, state.ema, state.optimizer), (params, average, moments)
-        params, average, moments = jax.tree.map(functools.partial(jnp.where, good), after, before)
-        in_a_row = jnp.where(good, 0, state.in_a_row + 1)
-        metrics |= {"skipped": state.skipped + ~good, "skipped_in_a_row": in_a_row}
-        return state_lib.TrainState(state.step + 1, params, average, moments, metrics["skipped"], in_a_row), metrics
+        updates, optimizer_state = optimizer.update(grads, state.optimizer_state, state.params)
+        params = jax.tree.map(lambda param, update: param - learning_rate * update, state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        before, after = (state.params, state.ema, state.optimizer_state), (params, ema, optimizer_state)
+        params, ema, optimizer_state = jax.tree.map(functools.partial(jnp.where, good), after, before)
+        counts = {
+            "skipped": state.skipped + ~good,
+            "consecutive_skips": jnp.where(good, 0, state.consecutive_skips + 1),
+        }
+        metrics |= counts
+        return state_lib.TrainState(state.step + 1, params, ema, optimizer_state, **counts), metrics
 
     return jax.jit(
         train_step,

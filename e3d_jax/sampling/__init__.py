@@ -1,1 +1,0 @@
-"""From a condition to views: the anchor stage, then the interpolation stage."""

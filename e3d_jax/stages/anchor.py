@@ -1,0 +1,556 @@
+"""Stage 1: from an image-normal pair to the anchor views and their normal maps (Envision3D, arXiv 2403.08902)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from e3d_jax import cameras, settings, structs
+from e3d_jax.data import latents as latent_records
+from e3d_jax.data import records
+from e3d_jax.diffusion import denoiser, samplers, schedules
+from e3d_jax.models import anchor, denoisers, image_encoder, latents, layers
+from e3d_jax.stages import base, caching, common, image_loss, normals
+
+NETWORKS = {"unet": anchor.AnchorUNet}
+# The maps that are generated, in the order of the domain axis.
+DOMAINS = ("color", "normal")
+# An image without an object, which stands for a dropped condition.
+BLANK = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(base.ModelSettings):
+    """The networks of the stage."""
+
+    architecture: str = settings.setting("Which denoising network.", "unet", choices=tuple(NETWORKS))
+    unet: anchor.AnchorUNetSpec = settings.setting("Multi-view U-Net.", anchor.AnchorUNetSpec())
+    image_encoder: image_encoder.ImageEncoderSpec = settings.setting(
+        "Makes the image tokens.", image_encoder.ImageEncoderSpec()
+    )
+    injection: bool = settings.setting(
+        "Inject the image-normal pair as in the paper; False is what the paper compares it with.", True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Diffusion(settings.Settings):
+    """What training and sampling must agree on."""
+
+    prediction: str = settings.setting("What the network returns.", "epsilon", choices=("epsilon", "v"))
+    zero_terminal_snr: bool = settings.setting("Train down to pure noise (arXiv 2305.08891); takes prediction v.", False)
+
+    def check(self) -> None:
+        """Refuse a prediction that is undefined at pure noise."""
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "prediction is 'epsilon'; expected 'v' with zero_terminal_snr: at pure noise, epsilon says nothing of "
+                "the views"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss(settings.Settings):
+    """The loss of the stage."""
+
+    min_snr_gamma: float = settings.setting("Gamma of min-SNR weighting (arXiv 2303.09556); 0 is off.", 0.0, at_least=0)
+    terminal_step_fraction: float = settings.setting(
+        "Fraction of examples at the noisiest level, on which sampling in one or two steps depends; the others spread "
+        "evenly over all levels.",
+        0.0,
+        at_least=0,
+        below=1,
+    )
+    estimated_normals_fraction: float = settings.setting(
+        "Fraction of examples whose input normal map is estimated, as in inference, rather than rendered.",
+        0.7,
+        at_least=0,
+        at_most=1,
+    )
+    cond_dropout: float = settings.setting("Fraction of examples whose condition is blank.", 0.0, at_least=0, at_most=1)
+    image_weight: float = settings.setting(
+        "Weight of the loss between one decoded view of each object and its ground truth. The squared error alone asks "
+        "for the mean of all possible latents, which does not decode to the mean of the possible images.",
+        0.0,
+        at_least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(settings.Settings):
+    """How views are sampled."""
+
+    sampler: str = settings.setting("Sampler; ddim as released.", "ddim", choices=tuple(samplers.ORDERS))
+    num_steps: int = settings.setting(
+        "Calls of the network.", 50, at_least=1, at_most=schedules.NUM_TRAIN_STEPS - 1
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- condition
+
+
+def view_labels(
+    views: Float[structs.ArrayLike, "b v 4 4"], inputs: Float[structs.ArrayLike, "b n 4 4"]
+) -> Float[structs.ArrayLike, "b d v+n 12"]:
+    """Return the camera and domain of each view, then of each input image, azimuths relative to the first input.
+
+    A label is the sine, then the cosine, of [0, elevation, azimuth, one-hot domain of 3]; color is (1, 0, 0), normal
+    (0, 1, 0). The released weights know elevation 0 only.
+
+    Args:
+      views: ``world_from_cam`` of the views.
+      inputs: ``world_from_cam`` of the input images. NumPy in, NumPy out.
+    """
+    lib = np if isinstance(views, np.ndarray) else jnp
+    poses = lib.concatenate([views, inputs], 1)
+    azimuth = cameras.relative_azimuth(poses, inputs[:, :1])
+    camera = lib.stack([lib.zeros_like(azimuth), cameras.elevation_of(poses), azimuth], -1)
+    shape = (camera.shape[0], len(DOMAINS), *camera.shape[1:])
+    camera = lib.broadcast_to(camera[:, None], shape)
+    domain = lib.broadcast_to(np.eye(3, dtype=np.float32)[: len(DOMAINS), None], shape)
+    label = lib.concatenate([camera, domain], -1).astype(np.float32)
+    return lib.concatenate([lib.sin(label), lib.cos(label)], -1)
+
+
+def make_condition(
+    model: denoisers.AnchorDenoiser,
+    pair: Float[Array, "b d h w 4"],
+    encoded: Float[Array, "b d hl wl c"],
+    labels: Float[Array, "b d views 12"],
+) -> denoisers.AnchorCondition:
+    """Make the condition of input images.
+
+    Args:
+      model: the stage's module.
+      pair: input image and encoded normal map in the frame of the input, framed (:func:`e3d_jax.images.object_box`).
+      encoded: their scaled latents.
+      labels: of :func:`view_labels`.
+    """
+    return denoisers.AnchorCondition(encoded, model.tokens(latents.network_image(pair)), labels)
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images of several objects: inputs (n = 1 today) with normal maps, and the anchors in both domains.
+
+    Attributes:
+      inputs: color and normal map of each input, framed as a user's image is.
+      input_cameras: of the framed inputs.
+      targets: the anchors, starting from the azimuth of the first input.
+      cameras: of the anchors. Cameras and normals are in the world frame of the record.
+    """
+
+    inputs: UInt8[Any, "*b n d h w 4"]
+    input_cameras: structs.Cameras
+    targets: UInt8[Any, "*b d v h w 4"]
+    cameras: structs.Cameras
+
+    def azimuth(self) -> Float[Array, " b"]:
+        """Azimuth of the first input, which is 0 in the frame that the stage works in."""
+        return cameras.azimuth_of(self.input_cameras.world_from_cam)[:, 0]
+
+    def true_pair(self) -> Float[Array, "b d h w 4"]:
+        """The first input and its normal map in the stage's frame, in [0, 1]."""
+        return _turn(common.unit(self.inputs[:, 0]), self.azimuth())
+
+    def true_views(self) -> Float[Array, "b d v h w 4"]:
+        """The anchors in the stage's frame, in [0, 1]."""
+        return _turn(common.unit(self.targets), self.azimuth())
+
+    def labels(self) -> Float[Array, "b d views 12"]:
+        """See :func:`view_labels`."""
+        return view_labels(self.cameras.world_from_cam, self.input_cameras.world_from_cam)
+
+    def prepare(
+        self, model: Any, frozen: base.Modules, estimated: Bool[Array, " b"], dropped: Bool[Array, " b"]
+    ) -> tuple[Float[Array, "b d v hl wl c"], denoisers.AnchorCondition]:
+        """Return the scaled latents of the anchors, and the condition.
+
+        Args:
+          model: the stage's module.
+          frozen: ``autoencoder`` and ``normals``.
+          estimated: which examples have an estimated input normal map.
+          dropped: which examples have a blank condition.
+        """
+        pair = self.true_pair()
+        estimate = normals.estimate(frozen["normals"], pair[:, 0], pair[:, 1, ..., 3:])
+        normal = jnp.where(denoiser.expand(estimated, estimate), estimate, pair[:, 1])
+        pair = jnp.where(denoiser.expand(dropped, pair), BLANK, pair.at[:, 1].set(normal))
+        encode = functools.partial(common.encode_scaled, frozen["autoencoder"])
+        return encode(self.true_views()), make_condition(model, pair, encode(pair), self.labels())
+
+
+def _turn(maps: Float[Array, "b 2 *n h w 4"], azimuth: Float[Array, " b"]) -> Float[Array, "b 2 *n h w 4"]:
+    """Turn the normal maps of pairs (:func:`latents.turn_normals`)."""
+    return maps.at[:, 1].set(latents.turn_normals(maps[:, 1], azimuth))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LatentBatch:
+    """Cached latents of several objects, float16; see :class:`Latents`.
+
+    Attributes:
+      inputs: scaled latents of the color input, of its rendered and of its estimated normal map.
+      tokens: their image tokens.
+      blank: the same of an image without an object.
+      blank_token: its image token.
+      input_poses: ``world_from_cam`` of the input.
+      targets: scaled latents of the anchors.
+      poses: ``world_from_cam`` of the anchors.
+    """
+
+    inputs: Float[Any, "*b 3 h w c"]
+    tokens: Float[Any, "*b 3 e"]
+    blank: Float[Any, "*b h w c"]
+    blank_token: Float[Any, "*b e"]
+    input_poses: Float[Any, "*b 1 4 4"]
+    targets: Float[Any, "*b d v h w c"]
+    poses: Float[Any, "*b v 4 4"]
+
+    def prepare(
+        self, model: Any, frozen: base.Modules, estimated: Bool[Array, " b"], dropped: Bool[Array, " b"]
+    ) -> tuple[Float[Array, "b d v hl wl c"], denoisers.AnchorCondition]:
+        """As :meth:`Batch.prepare`; needs neither the module nor frozen components."""
+        del model, frozen
+
+        def choose(options, blank):
+            normal = jnp.where(denoiser.expand(estimated, options[:, 2]), options[:, 2], options[:, 1])
+            pair = jnp.stack([options[:, 0], normal], 1).astype(jnp.float32)
+            return jnp.where(denoiser.expand(dropped, pair), blank[:, None].astype(jnp.float32), pair)
+
+        tokens = choose(self.tokens, self.blank_token)[:, :, None]
+        labels = view_labels(self.poses, self.input_poses)
+        condition = denoisers.AnchorCondition(choose(self.inputs, self.blank), tokens, labels)
+        return self.targets.astype(jnp.float32), condition
+
+
+def choose_input(record: records.Record, rng: np.random.Generator) -> int:
+    """Choose which of the inputs plays the input: half of the time the first, else any."""
+    return 0 if rng.random() < 0.5 else int(rng.integers(len(record.inputs)))
+
+
+def anchors_from(record: records.Record, first: int) -> np.ndarray:
+    """Return the anchors in their order around the object, starting with the one nearest in azimuth to an input."""
+    poses = np.asarray(record.cameras.world_from_cam)
+    anchors = np.asarray(record.anchors)
+    away = cameras.relative_azimuth(poses[anchors][None], poses[[record.inputs[first]]][None])[0]
+    return np.roll(anchors, -int(np.argmin(np.minimum(away, 2 * np.pi - away))))
+
+
+def example_from(record: records.Record, first: int) -> Batch:
+    """Make the example whose input is number ``first`` of the record's inputs."""
+    order = anchors_from(record, first)
+    image, normal, camera = normals.input_pair(record, record.inputs[first])
+    targets = np.stack([[record.image(view, name) for view in order] for name in DOMAINS])
+    return Batch(np.stack([image, normal])[None], camera, targets, record.cameras[order])
+
+
+def mirrored(example: Batch) -> Batch:
+    """Return an example of the object's mirror image, which is as good an object."""
+    inputs, targets = (maps[..., ::-1, :].copy() for maps in (example.inputs, example.targets))
+    # Around the object in the other direction, still starting with the input's azimuth.
+    order = -np.arange(targets.shape[1]) % targets.shape[1]
+    targets = targets[:, order]
+    for maps in (inputs[:, 1], targets[1]):
+        # White stands for "no normal", which has no mirror image.
+        maps[..., 1] = np.where(maps[..., 3] > 0, 255 - maps[..., 1], maps[..., 1])
+    return Batch(inputs, cameras.mirrored(example.input_cameras), targets, cameras.mirrored(example.cameras)[order])
+
+
+class Images(base.Source):
+    """The input pair and the anchors in both domains; half of the examples are mirror images."""
+
+    def unpack(self, data: bytes) -> records.Record:
+        """Read a record of images."""
+        return records.unpack(data)
+
+    def check(self, record: records.Record, config: Any) -> None:
+        """Refuse records of another size, without normal maps, or with another number of anchors."""
+        common.check_images(record, config, "anchor")
+        common.check_anchors(len(record.anchors), config)
+
+    def example(self, record: records.Record, rng: np.random.Generator, config: Any) -> Batch:
+        """Choose an input and make its example."""
+        del config
+        example = example_from(record, choose_input(record, rng))
+        return mirrored(example) if rng.random() < 0.5 else example
+
+    def spec(self, config: Any) -> Batch:
+        """Return the shapes of an example."""
+        maps, views = (config.size, config.size, 4), config.layout.num_anchors
+        return Batch(
+            jax.ShapeDtypeStruct((1, len(DOMAINS), *maps), jnp.uint8),
+            common.camera_spec(1, config.size),
+            jax.ShapeDtypeStruct((len(DOMAINS), views, *maps), jnp.uint8),
+            common.camera_spec(views, config.size),
+        )
+
+
+class Latents(caching.CachedSource):
+    """Cached latents of an object whose inputs are i of its n input views.
+
+    Arrays: ``views`` [v, h, w, c], scaled latents of the color anchors; ``normals`` [n, v, h, w, c], of their normal
+    maps in the frame of each input, from that input's azimuth on; ``order`` [n, v], that order of the views; ``inputs``
+    [n, 3, h, w, c] and ``tokens`` [n, 3, e], of the framed input, its rendered and its estimated normal map; ``blank``
+    and ``blank_token``, of an image without an object; ``poses`` [v, 4, 4] and ``input_poses`` [n, 4, 4]. Examples
+    are not mirrored.
+    """
+
+    stage = "anchor"
+
+    def check(self, record: latent_records.Latents, config: Any) -> None:
+        """Refuse latents of another size, or of another number of anchors."""
+        common.check_latents(record.arrays["views"], config, "anchor")
+        common.check_anchors(len(record.arrays["views"]), config)
+
+    def example(self, record: latent_records.Latents, rng: np.random.Generator, config: Any) -> LatentBatch:
+        """Choose an input as :class:`Images` does, and make its example."""
+        del config
+        arrays = record.arrays
+        count = len(arrays["inputs"])
+        first = 0 if rng.random() < 0.5 else int(rng.integers(count))
+        order = arrays["order"][first]
+        return LatentBatch(
+            inputs=arrays["inputs"][first],
+            tokens=arrays["tokens"][first],
+            blank=arrays["blank"],
+            blank_token=arrays["blank_token"],
+            input_poses=arrays["input_poses"][first][None],
+            targets=np.stack([arrays["views"][order], arrays["normals"][first]]),
+            poses=arrays["poses"][order],
+        )
+
+    def spec(self, config: Any) -> LatentBatch:
+        """Return the shapes of an example."""
+        half, single = jnp.float16, jnp.float32
+        side, channels = config.latent_size("anchor"), config.autoencoder("anchor").latent_channels
+        token, latent = (config["anchor"].model.image_encoder.projection_dim,), (side, side, channels)
+        views = config.layout.num_anchors
+        return LatentBatch(
+            inputs=jax.ShapeDtypeStruct((3, *latent), half),
+            tokens=jax.ShapeDtypeStruct((3, *token), half),
+            blank=jax.ShapeDtypeStruct(latent, half),
+            blank_token=jax.ShapeDtypeStruct(token, half),
+            input_poses=jax.ShapeDtypeStruct((1, 4, 4), single),
+            targets=jax.ShapeDtypeStruct((len(DOMAINS), views, *latent), half),
+            poses=jax.ShapeDtypeStruct((views, 4, 4), single),
+        )
+
+    def read(self, record: records.Record, config: Any) -> dict[str, np.ndarray]:
+        """Decode what is cached of an object; the work of the host."""
+        del config
+        inputs = range(len(record.inputs))
+        anchors = [int(view) for view in record.anchors]
+        poses = np.asarray(record.cameras.world_from_cam)
+        order = [[anchors.index(view) for view in anchors_from(record, first)] for first in inputs]
+        return {
+            "views": np.stack([record.image(view) for view in anchors]),
+            "maps": np.stack([record.image(view, "normal") for view in anchors]),
+            "pairs": np.stack([np.stack(normals.input_pair(record, record.inputs[first])[:2]) for first in inputs]),
+            "order": np.array(order, np.int32),
+            "poses": poses[anchors],
+            "input_poses": poses[np.asarray(record.inputs)],
+        }
+
+    def compute(self, model: Any, frozen: base.Modules, arrays: Any, key: jax.Array, config: Any) -> dict[str, Array]:
+        """Compute what is cached of an object from :meth:`read`."""
+        del key, config
+        encode = caching.in_turns(functools.partial(common.encode_scaled, frozen["autoencoder"]))
+        azimuth = cameras.azimuth_of(arrays["input_poses"])
+
+        def see(rgba):
+            return encode(rgba), model.tokens(latents.network_image(rgba))[:, :, 0]
+
+        pairs = _turn(common.unit(arrays["pairs"]), azimuth)
+        estimate = normals.estimate(frozen["normals"], pairs[:, 0], pairs[:, 1, ..., 3:])
+        inputs, tokens = see(jnp.concatenate([pairs, estimate[:, None]], 1))
+        blank, blank_token = see(jnp.broadcast_to(BLANK, (1, 1, *arrays["views"].shape[1:])))
+        return {
+            "views": encode(common.unit(arrays["views"])),
+            "normals": encode(latents.turn_normals(common.unit(arrays["maps"][arrays["order"]]), azimuth)),
+            "inputs": inputs,
+            "tokens": tokens,
+            "blank": blank[0, 0],
+            "blank_token": blank_token[0, 0],
+            **{name: arrays[name] for name in ("order", "poses", "input_poses")},
+        }
+
+
+# --------------------------------------------------------------------------------------------------------------- loss
+
+
+def training_steps(key: jax.Array, size: int, terminal_fraction: float) -> Int[Array, " {size}"]:
+    """Return steps of the discrete schedule in order: spread evenly, but for the fraction that is at the last one."""
+    position = common.stratified(key, size) / (1 - terminal_fraction)
+    return jnp.minimum(position * schedules.NUM_TRAIN_STEPS, schedules.NUM_TRAIN_STEPS - 1).astype(int)
+
+
+class Anchor(base.Stage):
+    """A multi-view diffusion model of color and normals together."""
+
+    name = "anchor"
+    needs = ("autoencoder", "normals")
+    sources = {"images": Images(), "latents": Latents()}
+    model = Model
+    diffusion = Diffusion
+    loss_settings = Loss
+    sampling = Sampling
+
+    def build(self, model: Model, types: layers.Types) -> nnx.Module:
+        """Make the denoiser with its image encoder."""
+        encoder = image_encoder.ImageEncoder(model.image_encoder, types)
+        network = NETWORKS[model.architecture](model.network, types)
+        return denoisers.AnchorDenoiser(model.architecture, network, encoder, model.injection)
+
+    def check(self, config: Any, component: str) -> None:
+        """Refuse networks that do not fit the autoencoder or the image encoder."""
+        common.check_denoiser(config, component)
+
+    def check_source(self, kind: str, settings: Any) -> None:
+        """Refuse settings that cached latents cannot serve."""
+        if kind == "latents":
+            caching.check_frozen_encoder("anchor", settings.train)
+            if settings.loss.image_weight:
+                raise ValueError(
+                    f"anchor.loss.image_weight is {settings.loss.image_weight}, but cached latents hold no images; set "
+                    "it to 0, or train from images"
+                )
+
+    def loss(
+        self, model: Any, frozen: base.Modules, batch: Batch | LatentBatch, key: jax.Array, settings: Any, layout: Any
+    ) -> tuple[Float[Array, ""], base.Metrics]:
+        """Squared error of the network's output on the noisy views, see :func:`denoiser.loss_weight`.
+
+        All views of an object have one noise level.
+        """
+        del layout
+        chosen: Loss = settings.loss
+        prediction = settings.diffusion.prediction
+        key_noise, key_time, key_estimate, key_drop, key_view = jax.random.split(key, 5)
+        size = len(jax.tree.leaves(batch)[0])
+        estimated = jax.random.bernoulli(key_estimate, chosen.estimated_normals_fraction, (size,))
+        dropped = jax.random.bernoulli(key_drop, chosen.cond_dropout, (size,))
+        clean, condition = batch.prepare(model, frozen, estimated, dropped)
+        time = training_steps(key_time, size, chosen.terminal_step_fraction)
+        level = schedules.discrete_levels(time, settings.diffusion.zero_terminal_snr)
+        noise = jax.random.normal(key_noise, clean.shape)
+        noisy = denoiser.add_noise(clean, noise, level)
+        output = model(noisy, level.time, condition)
+        error = (output - denoiser.target(prediction, clean, noise, level)) ** 2
+        weight = denoiser.loss_weight(prediction, level, chosen.min_snr_gamma)
+        per_object = error.mean((1, 2, 3, 4, 5))
+        metrics = {f"loss_{domain}": error[:, d].mean() for d, domain in enumerate(DOMAINS)}
+        for third, name in enumerate(("low_noise", "middle_noise", "high_noise")):
+            within = time * 3 // schedules.NUM_TRAIN_STEPS == third
+            metrics[f"loss_{name}"] = (per_object * within).sum() / jnp.maximum(within.sum(), 1)
+        loss = (weight * per_object).mean()
+        if chosen.image_weight:
+            found = denoiser.clean(prediction, output.astype(jnp.float32), noisy, level)
+            index = jax.random.randint(key_view, (size,), 0, found.shape[2])
+            metrics["loss_image"] = image_loss.image_loss(frozen["autoencoder"], found, batch.true_views(), index)
+            loss = loss + chosen.image_weight * metrics["loss_image"]
+        return loss, metrics
+
+    def show(
+        self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
+    ) -> tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]:
+        """The anchors in both domains, true and sampled from the true condition."""
+        del layout
+        sampled = sample(
+            model,
+            frozen["autoencoder"],
+            batch.true_pair(),
+            batch.labels(),
+            key,
+            diffusion=settings.diffusion,
+            sampling=settings.sampling,
+        )
+
+        def row(views):
+            views = common.over_white(views)
+            return views.reshape(views.shape[0], -1, *views.shape[3:])
+
+        return row(batch.true_views()), row(sampled)
+
+
+# ----------------------------------------------------------------------------------------------------------- sampling
+
+
+def sample(
+    model: denoisers.AnchorDenoiser,
+    autoencoder: Any,
+    pair: Float[Array, "b d h w 4"],
+    labels: Float[structs.ArrayLike, "b d views 12"],
+    key: jax.Array,
+    *,
+    diffusion: Diffusion,
+    sampling: Sampling,
+    progress: Callable[[int], object] = lambda steps: None,
+) -> Float[Array, "b d v h w c"]:
+    """Sample the anchors of objects, both domains together (guidance 1, as released).
+
+    Args:
+      model: the stage's module.
+      autoencoder: of both domains.
+      pair: input image and its normal map, framed (:func:`e3d_jax.images.object_box`); straight alpha.
+      labels: of :func:`view_labels`.
+      key: of the initial noise.
+      diffusion: what the network was trained for.
+      sampling: sampler and number of steps.
+      progress: called with the number of steps after each group of steps.
+
+    Returns:
+      Color views and encoded normal maps: RGBA, or RGB over white from a three-channel autoencoder.
+    """
+    grid = schedules.ddim_grid(sampling.num_steps, diffusion.zero_terminal_snr)
+    plan = samplers.plan(grid, samplers.ORDERS[sampling.sampler])
+    condition = start(model, autoencoder, pair, jnp.asarray(labels))
+    batch, domains, *latent = condition.latents.shape
+    noise = jax.random.normal(key, (batch, domains, labels.shape[2] - 1, *latent))
+    take = functools.partial(take_steps, model, condition, prediction=diffusion.prediction)
+    state = samplers.advance_in_parts(take, samplers.begin(noise), plan, progress)
+    return _decode(autoencoder, state.sample)
+
+
+@jax.jit
+def start(
+    model: denoisers.AnchorDenoiser,
+    autoencoder: Any,
+    pair: Float[Array, "b d h w 4"],
+    labels: Float[Array, "b d views 12"],
+) -> denoisers.AnchorCondition:
+    """Make the condition of sampling; arguments as for :func:`sample`."""
+    image = latents.network_image(pair, autoencoder.in_channels)
+    return make_condition(model, pair, latents.encode_in_turns(autoencoder, image) * autoencoder.scaling_factor, labels)
+
+
+@functools.partial(jax.jit, static_argnames="prediction")
+def take_steps(
+    model: denoisers.AnchorDenoiser,
+    condition: denoisers.AnchorCondition,
+    state: samplers.Progress,
+    plan: samplers.Plan,
+    *,
+    prediction: denoiser.Prediction,
+) -> samplers.Progress:
+    """Denoise the views of both domains, ``[b d v h w c]``, along a plan or a part of it."""
+
+    def predict(sample, level):
+        output = model(sample, jnp.full(len(sample), level.time), condition)
+        return denoiser.clean(prediction, output.astype(jnp.float32), sample, level)
+
+    return samplers.advance(predict, state, plan)
+
+
+_decode = jax.jit(latents.decode)

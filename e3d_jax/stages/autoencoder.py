@@ -1,0 +1,94 @@
+"""The autoencoder: images and normal maps to latents and back."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from e3d_jax import settings
+from e3d_jax.data import records
+from e3d_jax.models import autoencoder, latents, layers
+from e3d_jax.stages import base, common
+
+IMAGES_PER_MAP = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(base.ModelSettings):
+    """The network of the autoencoder."""
+
+    architecture: str = settings.setting("Which network.", "kl", choices=("kl",))
+    kl: autoencoder.AutoencoderSpec = settings.setting("Stable Diffusion's autoencoder.", autoencoder.AutoencoderSpec())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss(settings.Settings):
+    """The loss of the autoencoder."""
+
+    kl_weight: float = settings.setting("Weight of the KL divergence to the unit Gaussian.", 3e-4, at_least=0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images of several objects: color views and normal maps."""
+
+    images: UInt8[Any, "*b n h w 4"]
+
+
+class Images(base.Source):
+    """Color views and normal maps, as many of each, chosen at random."""
+
+    def unpack(self, data: bytes) -> records.Record:
+        """Read a record of images."""
+        return records.unpack(data)
+
+    def check(self, record: records.Record, config: Any) -> None:
+        """Refuse records of another size or without enough normal maps."""
+        common.check_images(record, config, "autoencoder")
+
+    def example(self, record: records.Record, rng: np.random.Generator, config: Any) -> Batch:
+        """Choose the images of one object."""
+        del config
+        chosen = []
+        for name in ("color", "normal"):
+            views = rng.choice(record.views_with(name), IMAGES_PER_MAP, replace=False)
+            chosen += [record.image(view, name) for view in views]
+        return Batch(np.stack(chosen))
+
+    def spec(self, config: Any) -> Batch:
+        """Return the shape of one object's images."""
+        return Batch(jax.ShapeDtypeStruct((2 * IMAGES_PER_MAP, config.size, config.size, 4), jnp.uint8))
+
+
+class Autoencoder(base.Stage):
+    """A variational autoencoder of single images (arXiv 2112.10752)."""
+
+    name = "autoencoder"
+    sources = {"images": Images()}
+    model = Model
+    loss_settings = Loss
+
+    def build(self, model: Model, types: layers.Types) -> nnx.Module:
+        """Make the autoencoder."""
+        return autoencoder.Autoencoder(model.kl, types)
+
+    def loss(
+        self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
+    ) -> tuple[Float[Array, ""], base.Metrics]:
+        """L1 of pixels and of their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN)."""
+        del frozen, layout
+        rgba = common.unit(batch.images)
+        target = latents.network_image(rgba.reshape(-1, *rgba.shape[2:]), model.in_channels)
+        mean, logvar = model.encode(target)
+        latent = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape, mean.dtype)
+        difference = model.decode(latent) - target
+        edges = sum(jnp.abs(jnp.diff(difference, axis=axis)).mean() for axis in (1, 2))
+        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
+        loss = jnp.abs(difference).mean() + edges + settings.loss.kl_weight * kl
+        metrics = {"psnr": -10 * jnp.log10((difference**2).mean() / 4), "kl": kl, "latent_std": mean.std()}
+        return loss, metrics

@@ -1,0 +1,119 @@
+"""What several stages share: images as the networks see them, and noise levels spread over a batch."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from e3d_jax import structs
+from e3d_jax.data import records
+from e3d_jax.models import latents
+
+
+def unit(image: Any) -> Float[Array, "..."]:
+    """Scale uint8 images to [0, 1]."""
+    return jnp.asarray(image).astype(jnp.float32) / 255
+
+
+def over_white(images: Float[Array, "*b h w c"]) -> Float[Array, "*b h w 3"]:
+    """Show images with or without alpha on a white background."""
+    if images.shape[-1] == 3:
+        return images
+    return images[..., :3] * images[..., 3:] + (1 - images[..., 3:])
+
+
+def check_size(record: records.Record, config: Any) -> None:
+    """Refuse records of another size.
+
+    Raises:
+      ValueError: says which size they have and should have.
+    """
+    if record.size != config.size:
+        raise ValueError(f"holds images of {record.size} px, but the config wants {config.size} px; draw them again")
+
+
+def check_images(record: records.Record, config: Any, stage: str) -> None:
+    """Refuse records of another size, or without normal maps of the anchors.
+
+    Raises:
+      ValueError: says which, and how to draw better ones.
+    """
+    check_size(record, config)
+    if not set(record.anchors) <= set(record.views_with("normal")):
+        raise ValueError(
+            f"holds no normal maps of the anchors, from which the {stage} learns; draw them without --nonormals"
+        )
+
+
+def encode_scaled(autoencoder: Any, rgba: Float[Array, "*b h w 4"]) -> Float[Array, "*b hl wl c"]:
+    """Return the scaled latents of images, as the denoisers see them."""
+    return (
+        latents.encode(autoencoder, latents.network_image(rgba, autoencoder.in_channels)) * autoencoder.scaling_factor
+    )
+
+
+def stratified(key: jax.Array, size: int) -> Float[Array, " {size}"]:
+    """Return uniform numbers in [0, 1), one in each of ``size`` equal parts, in order.
+
+    Noise levels that are spread evenly over a batch make its loss less noisy (arXiv 2107.00630, App. I.1).
+    """
+    return (jnp.arange(size) + jax.random.uniform(key, (size,))) / size
+
+
+def camera_spec(views: int, size: int) -> structs.Cameras:
+    """Return the shapes of the cameras of one example."""
+    shapes = {"world_from_cam": (views, 4, 4), "focal": (views, 2), "center": (views, 2)}
+    arrays = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    return structs.Cameras(**arrays, width=size, height=size)
+
+
+def check_anchors(count: int, config: Any) -> None:
+    """Refuse records of another layout.
+
+    Raises:
+      ValueError: says how many anchors there are and should be.
+    """
+    if count != config.layout.num_anchors:
+        raise ValueError(
+            f"holds {count} anchors per object, but the config's layout has {config.layout.num_anchors}; draw the "
+            "objects with that layout"
+        )
+
+
+def check_latents(views: Any, config: Any, stage: str) -> None:
+    """Refuse cached latents of another size.
+
+    Raises:
+      ValueError: says which size they have and should have.
+    """
+    side, wanted = views.shape[1], config.latent_size(stage)
+    if side != wanted:
+        raise ValueError(
+            f"holds latents of {side} x {side}, but the config wants {wanted} x {wanted}; cache images of "
+            f"{config.size} px"
+        )
+
+
+def check_denoiser(config: Any, component: str) -> None:
+    """Refuse a denoiser that does not fit its autoencoder, its image encoder or the size of the views.
+
+    Raises:
+      ValueError: names the setting and the value that fits.
+    """
+    model = config[component].model
+    prefix = f"{component}.model.{model.architecture}"
+    autoencoder = config.autoencoder(component)
+    channels, tokens = autoencoder.latent_channels, model.image_encoder.projection_dim
+    # The condition's latents are stacked on the noisy ones.
+    wanted = {
+        "in_channels": (2 * channels, f"as the autoencoder has {channels} latent_channels"),
+        "out_channels": (channels, f"as the autoencoder has {channels} latent_channels"),
+        "cross_attention_dim": (tokens, "the image_encoder's projection_dim"),
+    }
+    for name, (value, reason) in wanted.items():
+        if (got := getattr(model.network, name)) != value:
+            raise ValueError(f"{prefix}.{name} is {got}; expected {value}, {reason}")
+    multiple = autoencoder.factor * model.network.factor
+    if config.size % multiple:
+        raise ValueError(f"size is {config.size}; expected a multiple of {multiple} px for the {component}'s levels")

@@ -1,0 +1,153 @@
+"""What a run reads and writes, and every refusal that needs neither devices nor modules, so that it comes at once."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from e3d_jax import config as config_lib
+from e3d_jax import files, settings, stages
+from e3d_jax.data import loader
+from e3d_jax.training import state
+from e3d_jax.weights import folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that passed all checks.
+
+    Attributes:
+      folder: of its metrics, checkpoints and ``config.json``.
+      weights: folder that the trained stage is added to.
+      start: weights folder to start from, if any.
+      kind: of the records in the datasets, "images" or "latents".
+      heldout_kind: of the held-out records; None without them.
+      components: frozen components that the stage needs: (component, weights folder) by role.
+      identity: what its results depend on; a run that continues must have the same.
+    """
+
+    folder: pathlib.Path
+    weights: pathlib.Path
+    start: pathlib.Path | None
+    kind: str
+    heldout_kind: str | None
+    components: Mapping[str, tuple[str, pathlib.Path]]
+    identity: Mapping[str, Any]
+
+    @property
+    def uses_components(self) -> bool:
+        """Whether training or evaluation computes with the frozen components; cached latents do without them."""
+        return "images" in (self.kind, self.heldout_kind)
+
+    def create_folder(self) -> None:
+        """Create the run's folder.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        with files.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write_identity(self) -> None:
+        """Tie the folder to this run's settings."""
+        data = json.dumps(self.identity, indent=2, sort_keys=True).encode()
+        files.write_atomically(_identity_path(self.folder), data)
+
+
+def check_run(
+    config: config_lib.SystemConfig,
+    stage: str,
+    workdir: str,
+    datasets: Mapping[str, float],
+    init: str | None = None,
+    *,
+    heldout: str | None = None,
+    checkpoints: str | None = None,
+    profile: tuple[int, int] | None = None,
+) -> Run:
+    """Check all that :func:`e3d_jax.training.loop.train` is given; writes nothing.
+
+    Raises:
+      ValueError: the config does not train the stage, or not on such records; a folder is not local; the steps to trace
+        are not taken; the run, or the weights to start from, belong to another config; the records cannot be used.
+      FileNotFoundError: there are no records, or a stage that must be trained first, or the one to start from, is
+        missing.
+    """
+    train = config[stage].train
+    if train is None:
+        raise ValueError(
+            f"the config has no section {stage}.train, so this stage cannot be trained; add one, or take trained "
+            "weights with --init"
+        )
+    for path in filter(None, (workdir, init, heldout, *datasets)):
+        if "://" in path:
+            raise ValueError(f"{path} is not a local folder; mount the bucket: only --checkpoints may be remote")
+    if profile and not 1 <= profile[0] <= profile[1] <= train.steps:
+        raise ValueError(f"the steps to trace are {profile[0]} to {profile[1]}; expected some of 1 to {train.steps}")
+    weights, run = pathlib.Path(workdir).resolve() / "weights", pathlib.Path(workdir).resolve() / stage
+    identity = _check_same_run(run, config, stage)
+    if train.freeze and not init:
+        raise ValueError(f"{stage} does not train its {', '.join(train.freeze)}; give weights that have it with --init")
+    kind = check_records(datasets, config, stage)
+    heldout_kind = check_records({heldout: 1.0}, config, stage) if heldout else None
+    components = {}
+    for role in stages.get(stage).needs:
+        name = config.provider(stage, role)
+        source = folder.resolve(init if init and not folder.has(weights, name) else weights)
+        # Records of latents do without the component, but the finished system does not; it may be trained later.
+        if "images" in (kind, heldout_kind) or folder.has(source, name):
+            state.check_architecture(source, name, config)
+            components[role] = (name, source)
+    # A run that continues needs its start only for what it does not train.
+    begun = checkpoints is not None or _identity_path(run).exists()
+    if init and (train.freeze or not begun):
+        state.check_architecture(folder.resolve(init), stage, config)
+    return Run(
+        folder=run,
+        weights=weights,
+        start=pathlib.Path(init) if init else None,
+        kind=kind,
+        heldout_kind=heldout_kind,
+        components=components,
+        identity=identity,
+    )
+
+
+def check_records(datasets: Mapping[str, float], config: config_lib.SystemConfig, stage: str) -> str:
+    """Return the kind of records that datasets hold, "images" or "latents".
+
+    Raises:
+      ValueError: there are both, they do not fit the config, or the stage's settings cannot use them.
+      FileNotFoundError: there are no records.
+    """
+    definition = stages.get(stage)
+    kind = loader.kind_of(datasets, definition, config)
+    definition.check_source(kind, config[stage])
+    return kind
+
+
+def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: str) -> dict[str, Any]:
+    """Return what the results of a run depend on, after comparing it with what the run's folder is tied to."""
+    free = config_lib.resumable(config_lib.TrainSettings)
+    if config[stage].train.lr_schedule == "constant":
+        # The learning rate does not depend on the length of the run, which may hence be made longer.
+        free.add("steps")
+
+    def without_free(section: dict[str, Any]) -> dict[str, Any]:
+        return section | {"train": {name: value for name, value in section["train"].items() if name not in free}}
+
+    identity = without_free({"seed": config.system.seed, "size": config.size, **config[stage].to_dict()})
+    path = _identity_path(run)
+    if path.exists():
+        stored = without_free(json.loads(path.read_text()))
+        if different := settings.differences(stored, identity):
+            raise ValueError(
+                f"{run} holds a run of another config: {different[0]}; give that config, choose another --workdir, or "
+                "delete that folder"
+            )
+    return identity
+
+
+def _identity_path(run: pathlib.Path) -> pathlib.Path:
+    return run / "config.json"
