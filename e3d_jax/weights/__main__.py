@@ -1,14 +1,13 @@
 """Import, export, verify and initialize weights: ``python -m e3d_jax.weights {import,export,verify,init} --help``."""
 
 import argparse
-import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
+from e3d_jax import config as config_lib
+from e3d_jax import presets, stages
 from e3d_jax.weights import convert, pretrained, verify
 
-SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "envision3d.py"
 PIPELINE = "folder in diffusers' format (safetensors), or the id of a Hugging Face repository"
 
 
@@ -18,7 +17,7 @@ def arguments() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument(
-        "--config", default=str(SETTINGS), help="config file, FILE or FILE:VARIANT, of all settings but the sizes"
+        "--config", default="envision3d", help="preset or file, NAME or NAME:VARIANT, of all settings but the sizes"
     )
     pipelines = argparse.ArgumentParser(add_help=False)
     pipelines.add_argument("--anchor", required=True, help=f"stage-1 pipeline: {PIPELINE}")
@@ -52,33 +51,14 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def read_settings(file: str) -> dict[str, Any]:
-    """Return the config that ``get_config()`` of a file makes; of FILE:VARIANT, ``get_config(VARIANT)``.
-
-    Raises:
-      OSError: there is no such file.
-      ValueError: the file is not a config.
-    """
-    name, _, variant = file.partition(":")
-    path = Path(name)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise FileNotFoundError(f"no config at {path}; give --config=configs/envision3d.py of the repository")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config(*[variant] if variant else []).to_dict()
-    except Exception as error:  # A config is a program, which can fail in any way.
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{path} is not a config ({type(error).__name__}: {reason}); see configs/envision3d.py"
-        ) from error
+def _config(name: str) -> config_lib.SystemConfig:
+    return stages.parse_config(presets.load(name).to_dict())
 
 
 def import_weights(*, anchor: str, interpolation: str, config: str, normals: str, out: str) -> None:
     """Make a weights folder of both pipelines."""
     pipelines: dict[convert.Stage, Any] = {"anchor": anchor, "interpolation": interpolation}
-    convert.import_pipelines(pipelines, out, read_settings(config), normals)
+    convert.import_pipelines(pipelines, out, _config(config), normals)
     print(f"written to {out}")
 
 
@@ -102,7 +82,7 @@ def verify_weights(*, anchor: str, interpolation: str, recorded: str) -> None:
 
 def init_weights(*, source: str, pipeline: str, config: str, normals: str | None, seed: int, out: str) -> None:
     """Initialize training of a full-size stage."""
-    pretrained.init_stage(source, pipeline, out, read_settings(config), seed, normals)
+    pretrained.init_stage(source, pipeline, out, _config(config), seed, normals)
     print(f"written to {out}")
 
 

@@ -15,44 +15,47 @@ import huggingface_hub
 import numpy as np
 from flax import nnx
 
-from e3d_jax import settings as settings_lib
-from e3d_jax.models import build, layers
+from e3d_jax import config as config_lib
+from e3d_jax import settings, stages
+from e3d_jax.models import layers
 from e3d_jax.weights import diffusers, diffusers_defaults, folder, omnidata, tensors
 
 Stage = Literal["anchor", "interpolation"]
-Contents = dict[build.Component, dict[str, tensors.Tensor]]
+Contents = dict[str, dict[str, tensors.Tensor]]
 # As diffusers splits them.
 SHARD_BYTES = 5 * 1000**3
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One folder of a pipeline, and which component it becomes.
+    """One folder of a pipeline, and which network of ours it becomes.
 
     Attributes:
       folder: its name in the pipeline.
       kind: the class in its ``config.json``, a key of :data:`diffusers.COMPONENTS`.
       component: name of our component.
-      attribute: of the component; empty if the part is the whole component.
+      network: name of the network's settings in the component's ``model`` section.
+      attribute: of the network in the component; empty if it is the whole component.
     """
 
     folder: str
     kind: str
-    component: build.Component
+    component: str
+    network: str
     attribute: str = ""
 
 
 ENCODER = "CLIPVisionModelWithProjection"
 PARTS: dict[Stage, tuple[Part, ...]] = {
     "anchor": (
-        Part("unet", "UNetMV2DConditionModel", "anchor", "unet"),
-        Part("image_encoder", ENCODER, "anchor", "image_encoder"),
-        Part("vae", "AutoencoderKL", "autoencoder"),
+        Part("unet", "UNetMV2DConditionModel", "anchor", "unet", "unet"),
+        Part("image_encoder", ENCODER, "anchor", "image_encoder", "image_encoder"),
+        Part("vae", "AutoencoderKL", "autoencoder", "kl"),
     ),
     "interpolation": (
-        Part("unet", "UNetSpatioTemporalConditionModel", "interpolation", "unet"),
-        Part("image_encoder", ENCODER, "interpolation", "image_encoder"),
-        Part("vae", "AutoencoderKLTemporalDecoder", "interpolation_autoencoder"),
+        Part("unet", "UNetSpatioTemporalConditionModel", "interpolation", "unet", "unet"),
+        Part("image_encoder", ENCODER, "interpolation", "image_encoder", "image_encoder"),
+        Part("vae", "AutoencoderKLTemporalDecoder", "interpolation_autoencoder", "kl"),
     ),
 }
 
@@ -101,7 +104,7 @@ def read_part(pipeline: Path, part: Part) -> tuple[dict[str, Any], dict[str, ten
 def import_pipelines(
     pipelines: Mapping[Stage, str | os.PathLike],
     out: str | os.PathLike,
-    settings: Mapping[str, Any],
+    config: config_lib.SystemConfig,
     normals: str | os.PathLike,
 ) -> None:
     """Make a weights folder from the pipelines of both stages; tensors keep their type.
@@ -109,7 +112,7 @@ def import_pipelines(
     Args:
       pipelines: folders or Hugging Face ids, by stage.
       out: the folder to make.
-      settings: a system's config; sizes come from the pipelines, everything else from here.
+      config: of a system; sizes come from the pipelines, everything else from here.
       normals: the normal estimator, which pipelines lack: Omnidata's checkpoint (:mod:`omnidata`) or a weights folder.
 
     Raises:
@@ -117,18 +120,18 @@ def import_pipelines(
       ValueError: a pipeline belongs to another stage, or its configurations and tensors do not fit together.
     """
     contents: Contents = {}
-    config: dict[str, Any] = {name: dict(v) if isinstance(v, Mapping) else v for name, v in settings.items()}
+    values = config.to_dict()
     for stage, pipeline in pipelines.items():
         path = locate(pipeline)
         for part in PARTS[stage]:
             theirs, found = read_part(path, part)
-            set_model(config, part, theirs)
+            set_model(values, part, theirs)
             contents.setdefault(part.component, {}).update(found)
-    add_normals(contents, config, normals)
-    write_folder(out, contents, config)
+    add_normals(contents, values, normals)
+    write_folder(out, contents, values)
 
 
-def add_normals(contents: Contents, config: dict[str, Any], normals: str | os.PathLike) -> None:
+def add_normals(contents: Contents, values: dict[str, Any], normals: str | os.PathLike) -> None:
     """Add a normal estimator: Omnidata's checkpoint (:mod:`omnidata`), or that of a weights folder.
 
     Raises:
@@ -136,38 +139,35 @@ def add_normals(contents: Contents, config: dict[str, Any], normals: str | os.Pa
       ValueError: it holds no estimator, or one that differs from the config's.
     """
     if Path(normals).is_file():
-        contents["normals"] = omnidata.read(normals, config["normals"]["model"])
+        contents["normals"] = omnidata.read(normals, stages.parse_config(values)["normals"].model)
     else:
         estimator = folder.resolve(normals)
         contents["normals"] = folder.read(estimator, "normals")
-        config["normals"] = {"model": folder.read_config(estimator)["normals"]["model"]}
+        values["normals"] = {"model": settings.to_dict(folder.read_config(estimator)["normals"].model)}
 
 
-def set_model(config: dict[str, Any], part: Part, theirs: Mapping[str, Any]) -> None:
-    """Write the sizes of a part's ``config.json`` into a system's config."""
-    model = dict(diffusers.COMPONENTS[part.kind].arguments(theirs))
-    section = dict(config.get(part.component, {}))
-    if part.attribute:
-        section["model"] = dict(section["model"]) | {part.attribute: model}
-    else:
-        section["model"] = model
-    config[part.component] = section
+def set_model(values: dict[str, Any], part: Part, theirs: Mapping[str, Any]) -> None:
+    """Write the sizes of a part's ``config.json`` into the plain config of a system."""
+    kind = diffusers.COMPONENTS[part.kind]
+    model = values.setdefault(part.component, {}).setdefault("model", {})
+    model[part.network] = settings.to_dict(settings.parse(kind.spec, kind.arguments(theirs)))
     if part.folder == "unet" and (size := theirs.get("sample_size")):
         if not isinstance(size, int):
             raise ValueError(
                 f"the U-Net's config.json has sample_size {size!r}; expected the width of the latents, an integer"
             )
-        levels = len(config["autoencoder"]["model"]["block_out_channels"])
-        config["size"] = size * 2 ** (levels - 1)
+        autoencoder = stages.parse_config({**values, "size": 256}).autoencoder(part.component)
+        values["size"] = size * autoencoder.factor
 
 
-def write_folder(out: str | os.PathLike, contents: Contents, config: dict[str, Any]) -> None:
+def write_folder(out: str | os.PathLike, contents: Contents, values: Mapping[str, Any]) -> None:
     """Write a weights folder, which appears under its name complete or not at all.
 
     Raises:
       OSError: the folder exists and is not empty, or the disk is full.
-      ValueError: a tensor is not finite.
+      ValueError: a tensor is not finite, or the sizes of several parts do not fit together.
     """
+    config = stages.parse_config(values)
     with _appearing(out, sum(tensor.nbytes for part in contents.values() for tensor in part.values())) as partial:
         for component, found in contents.items():
             folder.write(partial, component, found, config, SHARD_BYTES)
@@ -190,19 +190,12 @@ def export_pipelines(
     """
     source = folder.resolve(weights)
     config = folder.read_config(source)
-    try:
-        if "anchor" in config and not config["anchor"]["model"].get("injection", True):
-            raise ValueError(
-                f"the anchor stage in {source} has no injection, which diffusers' format cannot express; export others"
-            )
-        chosen = {(stage, part): _export_part(source, config, part, dtype) for stage in PARTS for part in PARTS[stage]}
-        schedulers = {stage: _scheduler(stage, config) for stage in PARTS}
-    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        reason = str(error).split("\n")[0]
+    if "anchor" in config and not config["anchor"].model.injection:
         raise ValueError(
-            f"{source / folder.CONFIG} is not the config of a system ({type(error).__name__}: {reason}); restore the "
-            "folder"
-        ) from error
+            f"the anchor stage in {source} has no injection, which diffusers' format cannot express; export others"
+        )
+    chosen = {(stage, part): _export_part(source, config, part, dtype) for stage in PARTS for part in PARTS[stage]}
+    schedulers = {stage: _scheduler(stage, config) for stage in PARTS}
     size = sum(tensor.nbytes for _, found in chosen.values() for tensor in found.values())
     with _appearing(out, size) as partial:
         for (stage, part), (theirs, found) in chosen.items():
@@ -216,15 +209,18 @@ def export_pipelines(
 
 
 def _export_part(
-    source: Path, config: Mapping[str, Any], part: Part, dtype: str | None
+    source: Path, config: config_lib.SystemConfig, part: Part, dtype: str | None
 ) -> tuple[dict[str, Any], dict[str, tensors.Tensor]]:
     """Return ``config.json`` and tensors, by their released names, of a part."""
     if part.component not in config:
         raise ValueError(f"{source} has no {part.component}, but the released system has one; import or train it")
-    model = config[part.component]["model"]
-    component = diffusers.COMPONENTS[part.kind]
-    given, path = (model[part.attribute], f".{part.attribute}") if part.attribute else (model, "")
-    spec = settings_lib.parse(component.spec, given, f"{part.component}.model{path}")
+    model, component = config[part.component].model, diffusers.COMPONENTS[part.kind]
+    if part.network != "image_encoder" and model.architecture != part.network:
+        raise ValueError(
+            f"{part.component} in {source} has the architecture {model.architecture!r}; only {part.network!r} can be "
+            "exported"
+        )
+    spec = getattr(model, part.network)
     module = nnx.eval_shape(lambda: component.module(spec, layers.Types(rngs=nnx.Rngs(0))))
     stored, found = folder.read(source, part.component), {}
     for path, variable in diffusers.parameters(module).items():
@@ -242,7 +238,7 @@ def _export_part(
         theirs["torch_dtype"] = next(iter(found.values())).dtype.name
     else:
         latent = part.folder == "unet"
-        theirs["sample_size"] = build.latent_size(config, part.component) if latent else config["size"]
+        theirs["sample_size"] = config.latent_size(part.component) if latent else config.size
     return theirs, found
 
 
@@ -264,14 +260,14 @@ def write_part(
     _write_json(path / f"{stem}.safetensors.index.json", {"metadata": total, "weight_map": where})
 
 
-def _scheduler(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
-    if stage == "anchor":
-        loss = config["anchor"]["loss"]
-        kind = {"epsilon": "epsilon", "v": "v_prediction"}[loss["prediction"]]
-        scheduler = diffusers_defaults.SCHEDULERS[stage] | {"prediction_type": kind}
-        trailing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        return scheduler | trailing if loss["zero_terminal_snr"] else scheduler
-    return diffusers_defaults.SCHEDULERS[stage] | {"sigma_max": config["interpolation"]["sampling"]["noise_max"]}
+def _scheduler(stage: Stage, config: config_lib.SystemConfig) -> dict[str, Any]:
+    default = diffusers_defaults.SCHEDULERS[stage]
+    if stage == "interpolation":
+        return default | {"sigma_max": config[stage].sampling.noise_max}
+    diffusion = config[stage].diffusion
+    scheduler = default | {"prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[diffusion.prediction]}
+    trailing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return scheduler | trailing if diffusion.zero_terminal_snr else scheduler
 
 
 def _dotted(part: Part, path: diffusers.ParameterPath) -> str:

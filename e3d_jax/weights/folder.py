@@ -135,7 +135,7 @@ def load(folder: pathlib.Path, component: str, module: nnx.Module) -> None:
         if parameters[name].shape != stored[name].shape:
             problems.append(f"{name} has shape {stored[name].shape}, expected {parameters[name].shape}")
     if problems:
-        raise ValueError(f"{folder}: the weights of component {component} belong to another config: {'; '.join(problems)}")
+        raise ValueError(f"{folder}: the weights of {component} belong to another config: {'; '.join(problems)}")
     for name, parameter in parameters.items():
         tensors.fill(parameter, stored[name])
 

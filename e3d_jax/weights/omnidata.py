@@ -1,17 +1,16 @@
 """Omnidata's normal estimator (arXiv 2110.04994) from its released checkpoint, ``omnidata_dpt_normal_v2.ckpt``."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 
 from e3d_jax import settings
 from e3d_jax.models import dpt, layers
+from e3d_jax.stages import normals
 from e3d_jax.weights import diffusers, tensors, torch_pickle
 
-ARCHITECTURE = "dpt_hybrid"  # in the settings of a normal estimator
+ARCHITECTURE = "dpt_hybrid"
 PREFIX = "model."  # Lightning held the network under this attribute.
 COMPONENT = diffusers.Component(
     dpt.DPTNormalEstimator,
@@ -36,7 +35,7 @@ COMPONENT = diffusers.Component(
 )
 
 
-def read(path: str | os.PathLike, model: Mapping[str, Any]) -> dict[str, tensors.Tensor]:
+def read(path: str | os.PathLike, model: normals.Model) -> dict[str, tensors.Tensor]:
     """Return the checkpoint's tensors by dotted path of our parameter; their numbers are not read yet.
 
     Args:
@@ -48,14 +47,12 @@ def read(path: str | os.PathLike, model: Mapping[str, Any]) -> dict[str, tensors
       ValueError: the file is damaged or holds more than tensors; the config's estimator is another network; tensors are
         missing, unknown or of another shape (all are named).
     """
-    if model.get("architecture") != ARCHITECTURE:
+    if model.architecture != ARCHITECTURE:
         raise ValueError(
             f"{path} is a checkpoint of Omnidata's DPT-hybrid, but the config estimates normals with another network; "
             f"give a config with normals.model.architecture={ARCHITECTURE!r}"
         )
-    sizes = {name: value for name, value in model.items() if name != "architecture"}
-    spec = settings.parse(dpt.DPTSpec, sizes, "normals.model")
-    module = nnx.eval_shape(lambda: dpt.DPTNormalEstimator(spec, layers.Types(rngs=nnx.Rngs(0))))
+    module = nnx.eval_shape(lambda: dpt.DPTNormalEstimator(model.network, layers.Types(rngs=nnx.Rngs(0))))
     stored = {name.removeprefix(PREFIX): tensor for name, tensor in torch_pickle.read(Path(path)).items()}
     used = {name: tensor for name, tensor in stored.items() if not name.startswith(COMPONENT.ignored)}
     try:

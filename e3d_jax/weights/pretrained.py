@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from e3d_jax import config as config_lib
 from e3d_jax.models import layers
 from e3d_jax.weights import convert, diffusers, tensors
 
@@ -32,7 +33,7 @@ def init_stage(
     source: str,
     pipeline: str | os.PathLike,
     out: str | os.PathLike,
-    settings: Mapping[str, Any],
+    config: config_lib.SystemConfig,
     seed: int,
     normals: str | os.PathLike | None = None,
 ) -> None:
@@ -42,7 +43,7 @@ def init_stage(
       source: a key of ``SOURCES``.
       pipeline: its folder or Hugging Face id.
       out: the folder to make.
-      settings: a system's config; sizes come from the pipeline, everything else from here.
+      config: of a system; sizes come from the pipeline, everything else from here.
       seed: of the new layers.
       normals: normal estimator to add, which training of the anchor stage needs (:func:`convert.add_normals`).
 
@@ -52,7 +53,7 @@ def init_stage(
     """
     stage, expected, changes = SOURCES[source]
     path = convert.locate(pipeline)
-    config: dict[str, Any] = dict(settings)
+    values = config.to_dict()
     contents: convert.Contents = {}
     for part in convert.PARTS[stage]:
         if part.folder == "unet":
@@ -66,11 +67,11 @@ def init_stage(
             found = {f"{part.attribute}.{'.'.join(map(str, name))}": tensor for name, tensor in grown.items()}
         else:
             theirs, found = convert.read_part(path, part)
-        convert.set_model(config, part, theirs)
+        convert.set_model(values, part, theirs)
         contents.setdefault(part.component, {}).update(found)
     if normals is not None:
-        convert.add_normals(contents, config, normals)
-    convert.write_folder(out, contents, config)
+        convert.add_normals(contents, values, normals)
+    convert.write_folder(out, contents, values)
 
 
 def grow(folder: Path, config: Mapping[str, Any], seed: int) -> dict[diffusers.ParameterPath, tensors.Tensor]:

@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from e3d_jax import cameras
 from e3d_jax.diffusion import samplers, schedules
-from e3d_jax.models import latents, stages
-from e3d_jax.sampling import anchors, interpolation
+from e3d_jax.models import denoisers, latents
+from e3d_jax.stages import anchor, interpolation
 from e3d_jax.weights import convert, diffusers
 
 # Tolerances of single calls and of sampling, relative to the largest magnitude.
 CALL, SAMPLER = 1e-4, 1e-3
+LAYOUT = cameras.RELEASED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +85,21 @@ def _autoencoder(recorded: Recorded) -> dict[str, Any]:
 
 
 def _anchor_sampler(recorded: Recorded) -> dict[str, Any]:
-    stage = stages.AnchorStage(recorded.module("anchor", "unet"), recorded.module("anchor", "image_encoder"))
-    autoencoder = recorded.module("anchor", "vae")
+    networks = (recorded.module("anchor", part) for part in ("unet", "image_encoder"))
+    model, autoencoder = denoisers.AnchorDenoiser("unet", *networks), recorded.module("anchor", "vae")
     pair = jnp.concatenate([recorded["image"], recorded["normal"]])
-    condition = anchors.make_condition(stage, autoencoder, _opaque(pair)[None])
+    poses = np.asarray(LAYOUT.cameras(1).world_from_cam)[None, LAYOUT.anchors]
+    labels = jnp.asarray(anchor.view_labels(poses, poses[:, :1]))
+    condition = anchor.start(model, autoencoder, _opaque(pair)[None], labels)
     noise = recorded["anchor_init_latents"]
-    start = samplers.begin(noise.reshape(2, 1, 8, *noise.shape[1:]))
+    start = samplers.begin(noise.reshape(1, 2, LAYOUT.num_anchors, *noise.shape[1:]))
     plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])
-    sample = anchors.take_steps(stage, condition, start, plan, prediction="epsilon").sample
+    sample = anchor.take_steps(model, condition, start, plan, prediction="epsilon").sample
     images = jax.jit(latents.decode)(autoencoder, sample)
-    times = np.asarray(plan.level.time)
     return {
         "anchor_latents_4steps": sample.reshape(noise.shape),
         "anchor_images_4steps": images.reshape(-1, *images.shape[3:]),
-        "anchor_timesteps_4": times,
+        "anchor_timesteps_4": np.asarray(plan.level.time),
     }
 
 
@@ -120,18 +123,17 @@ def _temporal_autoencoder(recorded: Recorded) -> dict[str, Any]:
 
 
 def _interpolation_sampler(recorded: Recorded) -> dict[str, Any]:
-    stage = stages.InterpolationStage(
-        recorded.module("interpolation", "unet"), recorded.module("interpolation", "image_encoder")
-    )
+    networks = (recorded.module("interpolation", part) for part in ("unet", "image_encoder"))
+    model = denoisers.InterpolationDenoiser("unet", *networks)
     given = _opaque(recorded["anchor_images_4steps"][:3])
-    # The ring's first window runs from anchor 7 over 0 to 1.
-    ring = jnp.zeros((1, 8, *given.shape[1:])).at[0, interpolation.WINDOWS[0]].set(given)
+    # The ring's first window runs from the last anchor over the first to the second.
+    ring = jnp.zeros((1, LAYOUT.num_anchors, *given.shape[1:])).at[0, jnp.array([-1, 0, 1])].set(given)
     module = recorded.module("interpolation", "vae")
-    condition = interpolation.make_condition(stage, module, ring, jax.random.key(0), 0.0, 0.02)
+    condition = interpolation.start(model, module, ring, jax.random.key(0), 0.0, 0.02, layout=LAYOUT)
     condition = jax.tree.map(lambda x: x[:1], condition)
     grid = schedules.karras_grid(4)
     plan = samplers.plan(grid, samplers.ORDERS["euler"])
-    sample = interpolation.take_steps(stage, condition, samplers.begin(recorded["interp_init_latents"]), plan).sample
+    sample = interpolation.take_steps(model, condition, samplers.begin(recorded["interp_init_latents"]), plan).sample
     noise = np.asarray(grid.sigma / grid.alpha)
     return {
         "interp_clip_embed": condition.token,
