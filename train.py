@@ -1,87 +1,67 @@
-"""Train one stage of a system.
+"""Train a stage of a system.
 
     python train.py --config=configs/mini.py --stage=anchor --workdir=runs/mini --records=runs/records
 
-Stages, in order: autoencoder and normals (either first), then anchor and interpolation. With --init=WEIGHTS a stage,
+Order of the stages: autoencoder and normals (either first), then anchor and interpolation. With --init=WEIGHTS a stage,
 and the components that it needs, start from another weights folder.
 """
 
 import os
-import typing
 
-# The loader's processes do many small products at once; more threads each would only fight over the cores.
+# Loader processes compute many small products at once; more threads in each would only compete for the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 from absl import flags
 
-from e3d_jax import commands
+from e3d_jax import commands, distributed, stages
 from e3d_jax.data import loader
-from e3d_jax.models import build
-from e3d_jax.training import loop, sharding
+from e3d_jax.training import loop
 
-STAGE = flags.DEFINE_enum("stage", None, build.COMPONENTS, "The stage to train.", required=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and weights go.", required=True)
-INIT = flags.DEFINE_string("init", None, "Weights folder to start from, as `python -m e3d_jax.weights init` makes it.")
-RECORDS = flags.DEFINE_multi_string("records", None, "Folder of record shards, as FOLDER or FOLDER@SHARE; repeatable.")
-UNSEEN = flags.DEFINE_string("unseen", None, "Folder of records to evaluate on, which are never trained on.")
-CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs://.")
+STAGE = flags.DEFINE_enum("stage", None, list(stages.STAGES), "Stage to train.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and weights.", required=True)
+INIT = flags.DEFINE_string("init", None, "Weights folder to start from, or a name of bundled weights.")
+RECORDS = flags.DEFINE_multi_string(
+    "records", None, "Dataset (folder of record shards), as FOLDER or FOLDER@WEIGHT; repeat it for a mixture."
+)
+HELDOUT = flags.DEFINE_string("heldout", None, "Dataset to evaluate on, which is not trained on.")
+CHECKPOINTS = flags.DEFINE_string("checkpoints", None, "Folder for checkpoints instead of WORKDIR; may be gs://.")
 PROFILE = flags.DEFINE_list("profile", None, "FIRST,LAST: write a trace of these steps, counted from 1.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; a pod or SLURM says which.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing else says so.")
-PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many processes there are.")
-PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: the number of this one.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join other processes; TPU pods and SLURM describe them.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if nothing describes the processes.")
+PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: number of processes.")
+PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: index of this process.")
 
 
-def _profiled() -> tuple[int, int] | None:
-    """The steps of --profile."""
-    if PROFILE.value is None:
+def parse_profile(values: list[str] | None) -> tuple[int, int] | None:
+    """Return the first and the last of the steps to trace.
+
+    Raises:
+      ValueError: there are not two integers.
+    """
+    if values is None:
         return None
     try:
-        first, last = map(int, PROFILE.value)
+        first, last = map(int, values)
     except ValueError as error:
-        raise ValueError(f"--profile is {','.join(PROFILE.value)!r}; expected two steps, as in 10,12") from error
+        raise ValueError(f"--profile is {','.join(values)!r}; expected two steps, such as 10,12") from error
     return first, last
 
 
-def _join() -> None:
-    """Finds the other processes, if there are any; each computes on all the GPUs that it can see."""
-    given = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    if given != (None, None, None):
-        if None in given:
-            raise ValueError("--coordinator, --processes and --process belong together; give all three")
-        jax.distributed.initialize(*given)
-    elif DISTRIBUTED.value or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:
-            raise ValueError(
-                f"nothing here says which processes belong together ({error}); give --coordinator, --processes and "
-                "--process"
-            ) from error
-    # Under SLURM, JAX would leave a process the one GPU whose number is that of the process on its node.
-    if "JAX_LOCAL_DEVICE_IDS" not in os.environ:
-        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
-            jax.config.update(name, os.environ.get(name.upper(), "all"))
-
-
 def main(_) -> None:
-    """Reads the flags and trains."""
-    for folder in (WORKDIR.value, INIT.value, UNSEEN.value, *(RECORDS.value or ())):
-        if folder and "://" in folder:
-            raise ValueError(f"{folder} is no local folder; mount the bucket: only --checkpoints may be elsewhere")
+    """Read the flags and train."""
     jax.config.update("jax_threefry_partitionable", True)
-    sharding.stable_cache_keys()
-    _join()
+    distributed.stable_cache_keys()
+    distributed.join_processes(DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value)
     loop.train(
-        typing.cast(loader.Stage, STAGE.value),
-        flags.FLAGS.config.to_dict(),
+        stages.parse_config(flags.FLAGS.config.to_dict()),
+        STAGE.value,
         WORKDIR.value,
-        loader.parse_shares(RECORDS.value or [f"{WORKDIR.value}/records"]),
+        loader.parse_weights(RECORDS.value or [f"{WORKDIR.value}/records"]),
         INIT.value,
-        unseen=UNSEEN.value,
+        heldout=HELDOUT.value,
         checkpoints=CHECKPOINTS.value,
-        profile=_profiled(),
+        profile=parse_profile(PROFILE.value),
     )
 
 

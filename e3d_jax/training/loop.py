@@ -92,7 +92,7 @@ def train(
         first, last = int(state.step), settings.steps
 
         # ---------------------------------------------------------------- input and output
-        batches = loader.make_loader(
+        batches: Any = loader.make_loader(
             datasets,
             stages.get(stage).sources[run.kind],
             config,

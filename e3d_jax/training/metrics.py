@@ -40,9 +40,7 @@ class MetricsBuffer:
 
     def fetch(self) -> list[dict[str, float]]:
         """Return the metrics as plain numbers, once they are computed."""
-        self._rows = [
-            {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self._rows)
-        ]
+        self._rows = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self._rows)]
         return self._rows
 
     def clear(self) -> None:
