@@ -161,7 +161,8 @@ def test_a_damaged_record_is_reported_with_its_dataset(tmp_path):
     path = toy.write_records(tmp_path / "records", padding=1000)
     shard = path / "toys.array_record"
     data = bytearray(shard.read_bytes())
-    data[len(data) // 4 : len(data) // 4 + 64] = bytes(64)  # Inside the third record.
+    inside = data.index(toy.padding_of(2, 1000)[500:516])
+    data[inside : inside + 64] = bytes(64)
     shard.write_bytes(data)
     with pytest.raises(ValueError, match=f"{path}: a record cannot be read .*write that shard again"):
         loop.train(toy.config(), "toy", str(tmp_path / "run"), {str(path): 1.0})
@@ -232,8 +233,8 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(finished, train, tmp
     assert (checkpoints / "6").exists()
 
 
-def test_losses_that_stay_infinite_end_the_run(train, tmp_path):
-    config = toy.config(learning_rate=float("inf"), max_consecutive_skips=2, checkpoint_every=1, warmup_steps=0)
+def test_losses_that_stay_infinite_end_the_run_and_name_its_records(train, tmp_path):
+    config = toy.config(learning_rate=1e30, max_consecutive_skips=2, checkpoint_every=1, warmup_steps=0)
     with pytest.raises(ValueError, match=r"3 times in a row, from step 2 on, with .* toy-\d.* checkpoint is step \d"):
         train(config, tmp_path)
 

@@ -128,11 +128,16 @@ def config(*, system=None, model=None, **training) -> config_lib.SystemConfig:
     return stages.parse_config({"size": SIZE, **(system or {}), "toy": component, "user": component})
 
 
+def padding_of(index, count):
+    """Return bytes that no compression changes."""
+    return np.random.default_rng(index).bytes(count)
+
+
 def write_records(folder, count=8, kind="images", padding=0):
     """Write a shard of records; ``padding`` bytes make each of them longer."""
     folder.mkdir(parents=True, exist_ok=True)
     with records.Writer(folder / "toys.array_record") as writer:
         for index in range(count):
             fields = {"schema": records.SCHEMA, "kind": kind, "id": f"toy-{index}", "index": index}
-            writer.write(msgpack.packb(fields | {"padding": np.random.default_rng(index).bytes(padding)}))
+            writer.write(msgpack.packb(fields | {"padding": padding_of(index, padding)}))
     return folder
