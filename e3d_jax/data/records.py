@@ -28,12 +28,13 @@ from typing import Any
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from e3d_jax import files, structs
 
 SCHEMA = 2
+Views = Sequence[int] | Int[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +86,11 @@ def encode(
     id: str,
     provenance: dict,
     cameras: structs.Cameras,
-    maps: Mapping[str, Mapping[int, UInt8[np.ndarray, "h w 4"]]],
+    maps: Mapping[str, Mapping[int | np.integer, UInt8[np.ndarray, "h w 4"]]],
     *,
-    anchors: Sequence[int],
-    ring: Sequence[int],
-    inputs: Sequence[int],
+    anchors: Views,
+    ring: Views,
+    inputs: Views,
 ) -> Record:
     """Make a record of images in memory; arguments as documented at the top of this module."""
     encoded = {name: {int(view): encode_png(image) for view, image in views.items()} for name, views in maps.items()}
