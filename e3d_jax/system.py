@@ -132,6 +132,8 @@ class System:
         box = images.object_box(whole[..., 3])
         framed = images.crop(whole, box, self.size)
         alpha = framed[..., 3:]
+        if normal is None and "normals" not in self.modules:
+            raise ValueError("this system has no normal estimator; give a normal map of the image")
         if normal is None:
             found = np.asarray(_estimate(self.module("normals"), jnp.asarray(framed)[None])[0])
             rgb = np.where(alpha > 0, found / 2 + 0.5, 1)
