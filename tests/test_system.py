@@ -1,8 +1,4 @@
-"""From weights to a system, from a picture to views; and the settings that are refused."""
-
-import json
-import pathlib
-import runpy
+"""From weights to a system, and from an image to views."""
 
 import jax
 import jax.numpy as jnp
@@ -11,38 +7,27 @@ import pytest
 from flax import nnx
 
 import e3d_jax
-from configs import envision3d
-from e3d_jax import cameras, images, settings, system
-from e3d_jax.models import build
+from e3d_jax import cameras, images, presets, stages, structs, system
+from e3d_jax.models import layers
+from e3d_jax.reconstruction import pipeline
 from e3d_jax.weights import folder
+from tests import tiny
 
-get_config = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/mini.py"))["get_config"]
 
-
-def smoke_config(size=32):
-    config = get_config("smoke").to_dict()
-    config["size"] = size
+def values_of(size=32):
+    """Return the settings of toy networks that sample in one step."""
+    values = tiny.system_values() | {"size": size}
     for stage in ("anchor", "interpolation"):
-        config[stage]["sampling"]["num_steps"] = 1
-    return config
-
-
-def changed(path, value):
-    config = get_config("smoke").to_dict()
-    *parents, last = path.split(".")
-    part = config
-    for name in parents:
-        part = part[name]
-    part[last] = value
-    return config
+        values[stage]["sampling"]["num_steps"] = 1
+    return values
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A folder of random weights of the toy system."""
-    path, config = tmp_path_factory.mktemp("weights"), smoke_config()
-    for component in build.COMPONENTS:
-        module = nnx.eval_shape(lambda c=component: build.build(c, config[c]["model"], rngs=nnx.Rngs(0)))
+    path, config = tmp_path_factory.mktemp("weights"), stages.parse_config(values_of())
+    for component in config.components:
+        module = nnx.eval_shape(lambda c=component: stages.build(config, c, layers.Types(rngs=nnx.Rngs(0))))
         rng = np.random.default_rng(0)
         fill = lambda x, rng=rng: jnp.asarray(rng.normal(0, 0.05, x.shape), x.dtype)  # noqa: E731
         nnx.update(module, jax.tree.map(fill, nnx.state(module, nnx.Param)))
@@ -55,117 +40,85 @@ def toy(weights):
     return e3d_jax.load(weights)
 
 
-@pytest.fixture
-def picture():
+@pytest.fixture(scope="module")
+def image():
     rgba = np.ones((40, 60, 4), np.float32)
     rgba[..., 3] = 0
     rgba[10:30, 20:50] = [0.8, 0.2, 0.1, 1]
     return rgba
 
 
-# -- Settings ---------------------------------------------------------------------------------------------------------
+# -- Loading ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["", "smoke"])
-def test_own_configs_are_accepted(variant):
-    config = get_config(variant).to_dict()
-    settings.check(config)
-    settings.check(json.loads(json.dumps(config)))
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        system.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("anchor.sampling.num_steps", 0, "num_steps is 0; expected 1 to 999"),
-        ("interpolation.sampling.num_steps", 1000, "interpolation.sampling.num_steps is 1000"),
-        ("anchor.sampling.sampler", "magic", "expected one of ddim, euler, dpm_solver"),
-        ("interpolation.sampling.noise_max", float("nan"), "noise_max is nan"),
-        ("interpolation.sampling.anchor_noise", -0.1, "anchor_noise is -0.1"),
-        ("anchor.sampling.guidance", 3.0, "guidance is 3.0; expected no such setting"),
-        ("anchor.loss.last_level_share", 1.0, "last_level_share is 1.0; expected 0 or more, below 1"),
-        (
-            "anchor.model.unet.in_channels",
-            6,
-            "anchor.model.unet.in_channels is 6; expected 16, as the autoencoder has 8",
-        ),
-        ("interpolation.model.unet.out_channels", 4, "out_channels is 4; expected 8, as the autoencoder has 8"),
-        ("anchor.model.image_encoder.projection_dim", 5, "cross_attention_dim is .*; expected 5, the image_encoder's"),
-        ("size", 100, "size is 100; expected a multiple of 16"),
-        ("size", 0, "size is 0"),
-        ("reconstruction.resolution", 4, "resolution is 4; expected 8 to 1024"),
-        ("reconstruction.fit.steps", 15, "steps is 15; expected a positive multiple of steps_per_chunk, 10"),
-        ("reconstruction.fit.steps_per_chunk", 0, "multiple of steps_per_chunk, 0"),
-        ("reconstruction.fit.rays", 0, "rays is 0; expected 1 or more"),
-        ("reconstruction.fit.color_weight", float("inf"), "color_weight is inf"),
-        ("reconstruction.fit.magic", 1, "unknown settings: magic"),
+        ("anchor.model.unet.block_out_channels", (8,), r"anchor.model.unet.block_out_channels is \(4,\) there and \(8,\)"),
+        ("size", 256, "size is 32 there and 256"),
+        ("anchor.diffusion.zero_terminal_snr", False, "anchor.diffusion.zero_terminal_snr is True there and False"),
+        ("layout.elevation", 10.0, "layout.elevation is 0.0 there and 10.0"),
     ],
 )
-def test_refused_settings(path, value, said):
-    with pytest.raises(ValueError, match=said):
-        settings.check(changed(path, value))
+def test_weights_of_another_config_are_refused(weights, path, value, said):
+    values = values_of()
+    *parents, last = path.split(".")
+    part = values
+    for name in parents:
+        part = part[name]
+    part[last] = value
+    with pytest.raises(ValueError, match=f"belong to another config: {said} in the given config; choose"):
+        system.load(weights, values)
 
 
-def test_a_config_without_a_part():
-    config = get_config("smoke").to_dict()
-    del config["anchor"]
-    with pytest.raises(ValueError, match="expected anchor too"):
-        settings.check(config)
+def test_weights_of_another_prediction_are_refused(weights):
+    values = values_of()
+    values["anchor"]["diffusion"] = {"prediction": "epsilon", "zero_terminal_snr": False}
+    with pytest.raises(ValueError, match=r"diffusion.prediction is 'v' there and 'epsilon' .* \(and 1 more settings?\)"):
+        system.load(weights, values)
 
 
-def test_settings_from_json_are_hashable():
-    config = changed("reconstruction.fit.levels", [8, 16])
-    assert hash(settings.fit_config(config)) and settings.fit_config(config).levels == (8, 16)
+def test_a_config_that_is_not_one_is_refused_before_the_weights_are_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"anchor\.diffusion\.prediction is 'epsilon'; expected 'v'"):
+        values = values_of()
+        values["anchor"]["diffusion"]["prediction"] = "epsilon"
+        system.load(tmp_path, values)
 
 
-# -- Loading ----------------------------------------------------------------------------------------------------------
-
-
-def test_no_such_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weights at"):
-        system.load(tmp_path)
-
-
-def test_weights_of_another_config(weights):
-    other = smoke_config()
-    other["anchor"]["model"]["unet"]["block_out_channels"] = (32, 64)
-    with pytest.raises(ValueError, match=r"another config: anchor.model.unet.block_out_channels.1 is 32 there and 64"):
-        system.load(weights, other)
-
-
-def test_weights_of_pictures_of_another_size(weights):
-    with pytest.raises(ValueError, match=r"another config: size is \d+ there and 256"):
-        system.load(weights, smoke_config() | {"size": 256})
-
-
-def test_weights_of_another_prediction(weights):
-    other = smoke_config()
-    other["anchor"]["loss"] |= {"prediction": "epsilon", "zero_terminal_snr": False}
-    with pytest.raises(ValueError, match=r"anchor.loss.prediction is v there and epsilon"):
-        system.load(weights, other)
-
-
-def test_epsilon_is_refused_at_pure_noise(weights):
-    other = smoke_config()
-    other["anchor"]["loss"]["prediction"] = "epsilon"
-    with pytest.raises(ValueError, match=r"anchor.loss.prediction is 'epsilon'; expected v"):
-        system.load(weights, other)
-
-
-def test_a_weights_folder_without_a_component(weights, tmp_path):
+def test_a_weights_folder_without_a_component_is_refused(weights, tmp_path):
     for file in weights.iterdir():
         if not file.name.startswith("normals"):
             (tmp_path / file.name).symlink_to(file)
-    with pytest.raises(FileNotFoundError, match="no weights of the normals"):
+    with pytest.raises(FileNotFoundError, match="no weights of component normals"):
         system.load(tmp_path)
 
 
 def test_sampling_may_differ_from_that_of_the_weights(weights):
-    config = smoke_config()
-    config["anchor"]["sampling"]["num_steps"] = 2
-    assert system.load(weights, config).config["anchor"]["sampling"]["num_steps"] == 2
+    values = values_of()
+    values["anchor"]["sampling"]["num_steps"] = 2
+    assert system.load(weights, values).config["anchor"].sampling.num_steps == 2
 
 
-# -- Pictures ---------------------------------------------------------------------------------------------------------
+def test_the_distance_of_the_cameras_may_differ_from_that_of_the_weights(weights):
+    found = system.load(weights, values_of() | {"layout": {"radius": 1.3}})
+    assert found.config.layout.radius == 1.3
+
+
+def test_a_folder_of_some_components_is_a_system(toy, tmp_path):
+    values = values_of()
+    del values["interpolation"]
+    config = stages.parse_config(values)
+    for name in config.components:
+        folder.save(tmp_path, name, toy.modules[name], config)
+    assert set(system.load(tmp_path).modules) == {"autoencoder", "normals", "anchor"}
+
+
+# -- Images -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -178,95 +131,154 @@ def test_sampling_may_differ_from_that_of_the_weights(weights):
         (np.full((32, 32, 4), np.nan, np.float32), r"not floats in \[0, 1\]"),
         (np.zeros((32, 32, 4), np.float32), "shows no object"),
     ],
+    ids=["three channels", "one pixel", "bytes", "255", "nan", "empty"],
 )
-def test_arrays_that_are_no_picture(toy, array, said):
+def test_arrays_that_are_not_images_are_refused(toy, array, said):
     with pytest.raises(ValueError, match=said):
         toy.prepare(array)
 
 
-def test_prepared_picture_and_normals(toy, picture):
-    cropped, encoded = toy.prepare(picture)
-    assert cropped.shape == encoded.shape == (32, 32, 4)
-    np.testing.assert_array_equal(encoded[..., 3], cropped[..., 3])
-    length = np.linalg.norm(2 * encoded[cropped[..., 3] == 1][:, :3] - 1, axis=-1)
+@pytest.fixture(scope="module")
+def prepared(toy, image):
+    return toy.prepare(image)
+
+
+def test_a_prepared_image_has_the_size_of_the_system(prepared):
+    assert [x.shape for x in prepared] == [(32, 32, 4)] * 2
+
+
+def test_estimated_normals_have_unit_length_and_the_silhouette_of_the_image(prepared):
+    framed, encoded = prepared
+    np.testing.assert_array_equal(encoded[..., 3], framed[..., 3])
+    length = np.linalg.norm(2 * encoded[framed[..., 3] == 1][:, :3] - 1, axis=-1)
     np.testing.assert_allclose(length, 1, atol=1e-5)
     np.testing.assert_array_equal(encoded[0, 0], [1, 1, 1, 0])
 
 
-def test_a_given_normal_map_is_framed_as_the_picture(toy, picture):
-    normal = np.ones_like(picture)
+def test_a_given_normal_map_is_framed_as_the_image(toy, image):
+    normal = np.ones_like(image)
     normal[:, :35, :3] = [1.0, 0.5, 0.5]
     normal[:, 35:, :3] = [0.5, 0.5, 1.0]
-    _, encoded = toy.prepare(picture, normal)
+    _, encoded = toy.prepare(image, normal)
     np.testing.assert_allclose(encoded[16, 14], [1.0, 0.5, 0.5, 1], atol=0.1)
     np.testing.assert_allclose(encoded[16, 17], [0.5, 0.5, 1.0, 1], atol=0.1)
 
 
-def test_a_normal_map_of_another_size(toy, picture):
-    with pytest.raises(ValueError, match="the normal map is 60 x 39 px, the picture 60 x 40"):
-        toy.prepare(picture, picture[:-1])
+def test_a_normal_map_of_another_size_is_refused(toy, image):
+    with pytest.raises(ValueError, match="the normal map is 60 x 39 px, the image 60 x 40"):
+        toy.prepare(image, image[:-1])
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seed_out_of_range(toy, picture, seed):
+def test_a_seed_out_of_range_is_refused(toy, image, seed):
     with pytest.raises(ValueError, match="out of range"):
-        toy(picture, seed=seed)
+        toy(image, seed=seed)
 
 
-# -- Stages -----------------------------------------------------------------------------------------------------------
+def test_without_a_normal_estimator_a_system_asks_for_a_normal_map(toy, image):
+    partial = system.System(toy.config, {"anchor": toy.modules["anchor"]})
+    with pytest.raises(ValueError, match="this system has no normal estimator; give a normal map of the image"):
+        partial.prepare(image)
 
 
-def sample_views(toy, picture, seed):
-    pair = jnp.asarray(np.stack(toy.prepare(picture)))[None]
-    keys = jax.random.split(jax.random.key(seed))
-    color, normals = toy.anchors(pair, keys[0])[0]
-    return color, toy.assemble(color, normals, toy.interpolate(jnp.asarray(color)[None], keys[1])[0])
+def test_without_a_normal_estimator_a_given_normal_map_will_do(toy, image):
+    assert system.System(toy.config, {}).prepare(image, image)[1].shape == (32, 32, 4)
 
 
-def test_views(toy, picture):
-    color, views = sample_views(toy, picture, 0)
+# -- Views ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sample(toy, prepared):
+    """Return the views of a seed."""
+    return lambda seed, model=toy: model.generate(*prepared, seed, system.Clock(False))
+
+
+@pytest.fixture(scope="module")
+def views(sample):
+    return sample(0)
+
+
+def test_all_views_of_the_layout_are_sampled(views):
     assert views.rgba.shape == (32, 32, 32, 4) and np.isfinite(views.rgba).all()
-    np.testing.assert_array_equal(views.rgba[cameras.ANCHORS], color)
+    np.testing.assert_array_equal(views.cameras.world_from_cam, cameras.ring(32).world_from_cam)
+
+
+def test_the_anchors_carry_normal_maps_of_unit_length(views):
+    np.testing.assert_array_equal(views.normal_views, cameras.RELEASED.anchors)
     length = np.linalg.norm(views.normals, axis=-1)
     assert (np.isclose(length, 1, atol=1e-3) | (length < 1 - 1e-3)).all()
-    _, again = sample_views(toy, picture, 0)
-    np.testing.assert_array_equal(again.rgba, views.rgba, err_msg="same seed, same views")
-    _, other = sample_views(toy, picture, 1)
-    assert np.abs(other.rgba - views.rgba).max() > 1e-4
+
+
+def test_the_same_seed_gives_the_same_views(sample, views):
+    np.testing.assert_array_equal(sample(0).rgba, views.rgba)
+
+
+def test_another_seed_gives_other_views(sample, views):
+    assert np.abs(sample(1).rgba - views.rgba).max() > 1e-4
+
+
+def test_without_interpolation_the_anchors_are_the_only_views(toy, sample, views):
+    parts = {name: module for name, module in toy.modules.items() if name != "interpolation"}
+    found = sample(0, system.System(toy.config, parts))
+    np.testing.assert_array_equal(found.rgba, views.rgba[views.anchors])
+    np.testing.assert_array_equal(found.normals, views.normals)
+    np.testing.assert_array_equal(found.cameras.world_from_cam, views.cameras.world_from_cam[views.anchors])
+    np.testing.assert_array_equal(found.anchors, range(8))
+
+
+def test_a_call_gives_the_views_and_what_each_stage_took(toy, image, views, monkeypatch):
+    mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
+    monkeypatch.setattr(pipeline, "reconstruct", lambda *_: mesh)
+    result = toy(image)
+    np.testing.assert_array_equal(result.views.rgba, views.rgba)
+    assert list(result.seconds) == list(result.peak_memory) == ["input", "anchors", "interpolation", "reconstruction"]
 
 
 def test_views_over_white_are_cut_out():
-    views = np.ones((1, 2, 32, 32, 3), np.float32)
-    views[:, :, 8:24, 8:24] = [0.8, 0.1, 0.1]
-    alpha = system._with_alpha(views)[..., 3]
-    assert alpha.shape == views.shape[:-1] and (alpha[..., 12:20, 12:20] == 1).all() and (alpha[..., :6, :] == 0).all()
+    rgb = np.ones((1, 2, 32, 32, 3), np.float32)
+    rgb[:, :, 8:24, 8:24] = [0.8, 0.1, 0.1]
+    alpha = system._with_alpha(rgb)[..., 3]
+    assert alpha.shape == rgb.shape[:-1] and (alpha[..., 12:20, 12:20] == 1).all() and (alpha[..., :6, :] == 0).all()
 
 
-def test_views_without_an_object_are_not_blamed_on_the_picture(monkeypatch):
-    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)  # no rembg
+def test_views_without_an_object_are_not_blamed_on_the_users_image(monkeypatch):
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)  # No rembg.
     noise = np.random.default_rng(0).random((1, 2, 32, 32, 3), np.float32)
     with pytest.raises(ValueError, match="the models drew a view without an object"):
         system._with_alpha(noise)
 
 
-def test_assembled_ring(toy):
+@pytest.fixture(scope="module")
+def assembled(toy):
+    """Views that are told apart by their reds, and normals along x in the lower half."""
     color = np.full((8, 32, 32, 4), 1.0, np.float32)
     normals = np.zeros_like(color)
     normals[..., :] = [1.0, 0.5, 0.5, 1]
     normals[:, :16, :, 3] = 0
     between = np.broadcast_to(np.arange(24, dtype=np.float32)[:, None, None, None] / 100, (24, 32, 32, 4))
-    views = toy.assemble(color, normals, between)
-    np.testing.assert_allclose(views.rgba[[1, 2, 3, 5, 31], 0, 0, 0], [0, 0.01, 0.02, 0.03, 0.23])
-    np.testing.assert_allclose(views.normals[:, 16:], np.broadcast_to([1, 0, 0], (8, 16, 32, 3)), atol=1e-6)
-    assert not views.normals[:, :16].any(), "unknown where the map is transparent"
+    return toy.assemble(color, normals, between)
 
 
-@pytest.mark.parametrize(("variant", "radius"), [("", 1.5), ("released", 1.3)])
-def test_views_of_released_weights_are_of_nearer_cameras(toy, variant, radius):
-    reconstruction = envision3d.get_config(variant).to_dict()["reconstruction"]
-    model = system.System(
-        toy.config | {"reconstruction": reconstruction}, dict.fromkeys(build.COMPONENTS, nnx.Module())
-    )
-    blank = np.zeros((cameras.NUM_VIEWS, 8, 8, 4), np.float32)
+def test_views_between_anchors_are_in_the_order_of_the_ring(assembled):
+    np.testing.assert_allclose(assembled.rgba[[1, 2, 3, 5, 31], 0, 0, 0], [0, 0.01, 0.02, 0.03, 0.23])
+
+
+def test_anchors_are_every_fourth_view(assembled):
+    np.testing.assert_array_equal(np.flatnonzero(assembled.rgba[:, 0, 0, 0] == 1), range(0, 32, 4))
+
+
+def test_normals_are_decoded(assembled):
+    np.testing.assert_allclose(assembled.normals[:, 16:], np.broadcast_to([1, 0, 0], (8, 16, 32, 3)), atol=1e-6)
+
+
+def test_normals_are_unknown_where_the_map_is_transparent(assembled):
+    assert not assembled.normals[:, :16].any()
+
+
+@pytest.mark.parametrize(("variant", "radius"), [("envision3d", 1.5), ("envision3d:released", 1.3)])
+def test_views_of_released_weights_are_of_nearer_cameras(variant, radius):
+    model = system.System(stages.parse_config(presets.load(variant).to_dict()), {})
+    blank = np.zeros((32, 8, 8, 4), np.float32)
     views = model.assemble(blank[:8], blank[:8], blank[8:])
     np.testing.assert_allclose(np.linalg.norm(views.cameras.world_from_cam[:, :3, 3], axis=-1), radius, rtol=1e-6)
