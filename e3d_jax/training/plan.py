@@ -1,12 +1,4 @@
-"""Plan a run without its hardware: compile the real train step for a TPU topology, or for devices at hand.
-
-    python -m e3d_jax.training.plan --config=configs/envision3d.py --stage=anchor --topology=v5e:16x16
-        [--inputs=latents|images] [--json=FILE] [--config.mesh.fsdp=16 ...]
-
-Prints the memory per device by kind, FLOPs per step, collectives with their bytes, a lower bound of the step's time,
-and whether it fits; if it does not, tries settings that need less memory. TPU topologies need libtpu
-(``pip install -e ".[tpu-plan]"``) but no TPU. ``--devices=N`` plans for N devices of this machine instead.
-"""
+"""Plan a run without its hardware: compile the real train step for a TPU topology, or for devices at hand."""
 
 import dataclasses
 import json
@@ -19,12 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import commands, distributed, files, stages
+from e3d_jax import distributed, files, stages
 from e3d_jax import config as config_lib
 from e3d_jax.training import costs, sharding, steps
 from e3d_jax.training import state as state_lib
@@ -298,27 +289,3 @@ def _bytes(tree: Any) -> float:
     """Return the bytes of a tree's arrays on one device."""
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
-
-
-def define_flags() -> None:
-    """Define the options of the command; not on import, so that commands can be imported together."""
-    flags.DEFINE_enum("stage", None, list(stages.STAGES), "The stage to train.", required=True)
-    flags.DEFINE_string("topology", None, "A TPU slice, such as v5e:16x16, v5p:4x4x4 or v6e:16x16.")
-    flags.DEFINE_integer("devices", None, "Number of devices of this machine to plan for instead.", lower_bound=1)
-    flags.DEFINE_enum("inputs", "latents", ["latents", "images"], "What the records hold.")
-    flags.DEFINE_string("json", None, "File to also write the last plan to, with the settings that it changes.")
-
-
-def main(_) -> None:
-    """Read the flags and plan."""
-    given = flags.FLAGS
-    distributed.stable_cache_keys()
-    devices = find_devices(given.topology, given.devices)
-    plan, changes = search(stages.parse_config(given.config.to_dict()), given.stage, devices, given.inputs)
-    if given.json and plan:
-        write_json(given.json, plan, changes)
-
-
-if __name__ == "__main__":
-    define_flags()
-    commands.run(main, "e3d_jax.training.plan", "configs/envision3d.py")
