@@ -8,7 +8,7 @@ import pytest
 from e3d_jax import structs
 from e3d_jax.reconstruction import fields, volume
 
-BOX = np.float32([[-0.5] * 3, [0.5] * 3])
+BOX = jnp.array([[-0.5] * 3, [0.5] * 3])
 neus_alpha = jax.jit(volume.neus_alpha)
 transmittance_weights = jax.jit(volume.transmittance_weights)
 
