@@ -8,7 +8,7 @@ the number of workers or processes.
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from e3d_jax.data import parallel, records
 
 
+@runtime_checkable
 class Source(Protocol):
     """Makes examples of records; see :class:`e3d_jax.stages.base.Source`."""
 
@@ -114,7 +115,12 @@ def open_dataset(folder: str) -> Any:
     Raises:
       FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`.
     """
-    return grain.sources.ArrayRecordDataSource(records.find_shards(folder))
+    return open_shards(records.find_shards(folder))
+
+
+def open_shards(paths: Sequence[str]) -> Any:
+    """Return the records of shards, by number."""
+    return grain.sources.ArrayRecordDataSource(list(paths))
 
 
 def parse_weights(datasets: Iterable[str]) -> dict[str, float]:

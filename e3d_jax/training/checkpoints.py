@@ -129,8 +129,8 @@ class Checkpoints:
             name = different[0]
             raise OtherModelError(
                 f"the checkpoint of step {step} in {self._folder} belongs to another model: {len(different)} arrays "
-                f"differ, the first is {name}: shape {stored.get(name)} there, {wanted.get(name)} in this model; choose "
-                "another --workdir"
+                f"differ, the first is {name} of shape {stored.get(name)}, not {wanted.get(name)}; choose another "
+                "--workdir"
             )
 
     def _set_aside(self, failures: Mapping[int, Exception | None]) -> None:

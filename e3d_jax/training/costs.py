@@ -93,7 +93,7 @@ def collectives(program: str) -> dict[str, tuple[int, float]]:
 
 
 def _convolution(equation: Any) -> float:
-    """Return the FLOPs of a convolution: each output takes a window of the input, of which inserted zeros do not count."""
+    """Return the FLOPs of a convolution: each output takes a window of the input; inserted zeros do not count."""
     numbers, window = equation.params["dimension_numbers"], equation.invars[1].aval.shape
     out = equation.outvars[0].aval.size
     kernel = math.prod(window[axis] for axis in numbers.rhs_spec[1:])

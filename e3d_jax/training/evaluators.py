@@ -5,7 +5,7 @@ To add an evaluation, write an :class:`Evaluator` and list it in :func:`make_eva
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ HELDOUT_BATCHES = 2
 NUM_SHOWN = 4
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Scores a run every now and then.
 
@@ -113,7 +114,7 @@ class HeldOut:
             def show_batch(params, frozen, batch, key):
                 model = nnx.merge(assembly.graph, params, frozen["rest"])
                 modules = {role: nnx.merge(graph, frozen[role]) for role, graph in assembly.frozen_graphs.items()}
-                return stage_show(model, modules, batch, key, component)
+                return stage_show(model, modules, batch, key, component, config.layout)
 
             self._show = jax.jit(show_batch, in_shardings=places, out_shardings=copied)
 

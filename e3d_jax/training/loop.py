@@ -92,7 +92,7 @@ def train(
         first, last = int(state.step), settings.steps
 
         # ---------------------------------------------------------------- input and output
-        batches = loader.make_loader(
+        batches: Any = loader.make_loader(
             datasets,
             stages.get(stage).sources[run.kind],
             config,
@@ -123,10 +123,10 @@ def train(
             with stopwatch.waiting():
                 ids, rows = _next(batches, datasets)
                 batch = sharding.global_batch(rows, mesh)
-            inputs = state, frozen, batch, key, rates[step - 1]
             if step == first + 1:
-                flops = costs.count_flops(assembly.train_step.trace(*inputs).jaxpr)
-            state, step_metrics = assembly.train_step(*inputs)
+                traced = assembly.train_step.trace(state, frozen, batch, key, rates[step - 1])
+                flops = costs.count_flops(traced.jaxpr)
+            state, step_metrics = assembly.train_step(state, frozen, batch, key, rates[step - 1])
             recent.add(step_metrics, ids)
             stopwatch.step()
             if step == first + 1:

@@ -22,12 +22,12 @@ class MetricsBuffer:
 
     def __init__(self, rows: Iterable[Mapping[str, float]] = ()):
         self._rows: list[Any] = list(rows)
-        self._ids: list[Sequence[str]] = []
+        self._ids: list[list[str]] = []
 
-    def add(self, metrics: Mapping[str, Any], ids: Sequence[str]) -> None:
+    def add(self, metrics: Mapping[str, Any], ids: Iterable[str]) -> None:
         """Add the metrics of a step, and the ids of its records."""
         self._rows.append(metrics)
-        self._ids.append(ids)
+        self._ids.append(list(map(str, ids)))
 
     @property
     def num_added(self) -> int:
@@ -40,9 +40,7 @@ class MetricsBuffer:
 
     def fetch(self) -> list[dict[str, float]]:
         """Return the metrics as plain numbers, once they are computed."""
-        self._rows = [
-            {name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self._rows)
-        ]
+        self._rows = [{name: float(value) for name, value in metrics.items()} for metrics in jax.device_get(self._rows)]
         return self._rows
 
     def clear(self) -> None:
@@ -72,7 +70,7 @@ class MetricsBuffer:
         good = f"the last good checkpoint is step {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
         raise ValueError(
             f"{stage}: loss or gradient was not finite {count} times in a row, from step {begin} on, with the records "
-            f"{', '.join(map(str, ids[:8]))}; {good}; look at these records, or start another --workdir with a lower "
+            f"{', '.join(ids[:8])}; {good}; look at these records, or start another --workdir with a lower "
             "learning rate and --init=FOLDER, to which the weights of a checkpoint were exported"
         )
 

@@ -20,7 +20,6 @@ class Run:
     Attributes:
       folder: of its metrics, checkpoints and ``config.json``.
       weights: folder that the trained stage is added to.
-      start: weights folder to start from, if any.
       kind: of the records in the datasets, "images" or "latents".
       heldout_kind: of the held-out records; None without them.
       components: frozen components that the stage needs: (component, weights folder) by role.
@@ -29,7 +28,6 @@ class Run:
 
     folder: pathlib.Path
     weights: pathlib.Path
-    start: pathlib.Path | None
     kind: str
     heldout_kind: str | None
     components: Mapping[str, tuple[str, pathlib.Path]]
@@ -106,7 +104,6 @@ def check_run(
     return Run(
         folder=run,
         weights=weights,
-        start=pathlib.Path(init) if init else None,
         kind=kind,
         heldout_kind=heldout_kind,
         components=components,
@@ -122,7 +119,7 @@ def check_records(datasets: Mapping[str, float], config: config_lib.SystemConfig
       FileNotFoundError: there are no records.
     """
     definition = stages.get(stage)
-    kind = loader.kind_of(datasets, definition, config)
+    kind = loader.choose_source(datasets, definition.sources, config)
     definition.check_source(kind, config[stage])
     return kind
 

@@ -61,8 +61,8 @@ def make_mesh(sizes: config_lib.MeshSettings, devices: Sequence[Any] | None = No
 def arrange(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     """Return devices in the shape of a mesh: neighbors on its later axes are near each other.
 
-    Several slices of TPUs, or hosts of GPUs, share only the first axis, along which the least is exchanged; if it cannot
-    be shared evenly, devices keep their order.
+    Several slices of TPUs, or hosts of GPUs, share only the first axis, along which the least is exchanged; if it
+    cannot be shared evenly, devices keep their order.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:

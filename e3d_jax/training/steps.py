@@ -94,7 +94,7 @@ def assemble(
         frozen = sharding.gathered(frozen, dtype, frozen_stored)
         model = nnx.merge(graph, sharding.gathered(params, dtype, stored.params), frozen["rest"])
         modules = {role: nnx.merge(graph, frozen[role]) for role, graph in frozen_graphs.items()}
-        value, metrics = loss(model, modules, batch, key, component)
+        value, metrics = loss(model, modules, batch, key, component, config.layout)
         return value, {"loss": value, **metrics}
 
     train_step = make_train_step(

@@ -1,4 +1,7 @@
-"""Where metrics and images of a run go. To add a logger, write a :class:`Writer` and list it in :func:`make_writers`."""
+"""Where metrics and images of a run go.
+
+To add a logger, write a :class:`Writer` and list it in :func:`make_writers`.
+"""
 
 import contextlib
 import json
@@ -6,7 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,6 +23,7 @@ from e3d_jax import files
 FLUSH_EVERY = 60
 
 
+@runtime_checkable
 class Writer(Protocol):
     """A destination of metrics and images; all methods raise OSError if it cannot be written to."""
 

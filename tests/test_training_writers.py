@@ -1,0 +1,77 @@
+"""Metrics and images reach their files whole, or the run ends with a reason."""
+
+import json
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from e3d_jax.training import writers
+
+
+def _events(folder):
+    """Return the events of TensorBoard's only file; each stands between its length and checksums."""
+    (path,) = (folder / "tensorboard").iterdir()
+    data, events = path.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A folder to which all writers wrote a row and an image."""
+    for writer in writers.make_writers(tmp_path, 0):
+        writer.write(3, {"loss": 0.5, "psnr": float("nan")})
+        writer.image(3, "views", np.zeros((4, 6, 3)))
+        writer.close()
+    return tmp_path
+
+
+def test_metrics_are_lines_of_json(written):
+    (line,) = (written / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 3 and json.loads(line)["loss"] == 0.5
+
+
+def test_tensorboard_gets_what_is_finite(written):
+    values = [(event.step, value.tag) for event in _events(written) for value in event.summary.value]
+    assert values == [(3, "loss"), (3, "views")]
+
+
+def test_tensorboard_gets_images(written):
+    image = _events(written)[-1].summary.value[0].image
+    assert (image.height, image.width) == (4, 6)
+
+
+def test_rows_of_steps_that_are_taken_again_are_dropped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n{"ste')
+    writers.JsonLines(tmp_path, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2}\n'
+
+
+def test_tensorboard_learns_from_which_step_a_run_continues(tmp_path):
+    writers.TensorBoard(tmp_path, 2).close()
+    starts = [event.step for event in _events(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]
+    assert starts == [3]
+
+
+def test_lines_on_a_full_disk_end_the_run(tmp_path, full_disk):
+    writer = writers.JsonLines(tmp_path, 0)
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path}.*check the folder, its space"):
+        for step in range(100):
+            writer.write(step, {"loss": 0.0})
+
+
+def test_events_on_a_full_disk_end_the_run(tmp_path, full_disk, monkeypatch):
+    monkeypatch.setattr(writers, "FLUSH_EVERY", -1)
+    writer = writers.TensorBoard(tmp_path, 0)
+    with pytest.raises(OSError, match=rf"cannot write {tmp_path}.*check the folder, its space"):
+        for step in range(100):
+            writer.write(step, {"loss": 0.0})
+
+
+def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+    assert writers.make_writers(tmp_path, 0) == [] and not list(tmp_path.iterdir())
