@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from e3d_jax import stages
 from e3d_jax.weights import folder, tensors
 
-CONFIG = {"normals": {"model": {"width": 2}}, "anchor": {"model": {}}}
+COMPONENTS = {"autoencoder": {}, "normals": {}, "anchor": {}}
+CONFIG = stages.parse_config({"size": 64, **COMPONENTS})
 
 
 class Small(nnx.Module):
@@ -88,7 +90,8 @@ def test_saving_again_leaves_no_stale_shards(tmp_path, monkeypatch):
 
 
 def test_stages_saved_before_keep_their_config(saved):
-    folder.save(saved, "anchor", Small(), {**CONFIG, "normals": {"model": {"width": 9}}})
+    changed = {"normals": {"model": {"unet": {"heads": 2}}}}
+    folder.save(saved, "anchor", Small(), stages.parse_config({"size": 64, **COMPONENTS, **changed}))
     assert folder.read_config(saved)["normals"] == CONFIG["normals"]
 
 

@@ -22,8 +22,7 @@ FULL = stages.parse_config(envision3d.get_config().to_dict())["normals"].model
 
 
 def module_of(model):
-    types = layers.Types(rngs=nnx.Rngs(0))
-    return nnx.eval_shape(lambda: dpt.DPTNormalEstimator(model.network, types))
+    return nnx.eval_shape(lambda: dpt.DPTNormalEstimator(model.network, layers.Types(rngs=nnx.Rngs(0))))
 
 
 def checkpoint(path, change=lambda arrays: None):
