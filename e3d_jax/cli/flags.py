@@ -172,6 +172,8 @@ def run(module: ModuleType | Command, command: str, argv: list[str]) -> None:
 
 def _sentence(error: Exception) -> str:
     """An error's message in one line; the last line of several says why."""
+    if match := re.search(r"[Ff]lag (--\w+) must have a value other than None", str(error)):
+        return f"{match[1]} is missing; give {match[1]}=VALUE"
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
 
