@@ -70,3 +70,23 @@ def full_disk():
 def ball():
     """One ball's record."""
     return ball_record()
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URL of a bucket that is kept in memory."""
+    memory = pytest.importorskip("fsspec.implementations.memory")
+    from etils.epath import backend
+
+    class Storage(memory.MemoryFileSystem):
+        store, pseudo_dirs = {}, [""]
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.removeprefix("gs:/"))
+
+        def glob(self, path, **options):
+            return [found.lstrip("/") for found in super().glob(path, **options)]
+
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: Storage(skip_instance_cache=True))
+    return "gs://bucket"

@@ -5,7 +5,7 @@
 Needs the stage's image encoder, its autoencoder and, for the anchor stage, the normal estimator in ``--weights``; the
 image encoder must be one that training leaves alone (``train.freeze``). Anchor examples are not mirrored then, as they
 are when made from pictures. Shards keep their names and those that exist are kept, so the same call continues an
-interrupted one; several machines may each do every n-th (``--share=I/N``).
+interrupted one; several machines may each do every n-th (``--shard=I/N``).
 """
 
 import functools
@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from e3d_jax import cameras, commands, settings
-from e3d_jax.data import encoded, loader, parallel, records
+from e3d_jax.data import encoded, engine, loader, parallel, records
 from e3d_jax.models import build, latents, stages
 from e3d_jax.training import losses
 from e3d_jax.weights import folder
@@ -210,12 +210,12 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder of the encoded shards.", required=True)
     flags.DEFINE_integer("seed", 0, "Of the noise in the anchors of windows.", lower_bound=0)
     flags.DEFINE_integer("workers", None, "Decoding processes; one a core when not given.", lower_bound=1)
-    flags.DEFINE_string("share", "0/1", "I/N, I from 0 on: do shards I, I + N, ...")
+    flags.DEFINE_string("shard", "0/1", "I/N, I from 0 on: do shards I, I + N, ...")
 
 
 def main(_) -> None:
     """Encodes shard after shard."""
-    index, count = parallel.parse_share(flags.FLAGS.share)
+    index, count = engine.parse_shard(flags.FLAGS.shard)
     shards = records.find_shards(flags.FLAGS.records)[index::count]
     stage = typing.cast(build.Component, flags.FLAGS.stage)
     config = flags.FLAGS.config.to_dict()

@@ -12,10 +12,10 @@ A record is a msgpack map:
     cameras       map: world_from_cam (float32 bytes, [v, 4, 4], OpenCV axes), focal and center (float32 bytes, [v, 2])
 """
 
+import contextlib
 import dataclasses
 import io
 import os
-import pathlib
 import zlib
 
 import msgpack
@@ -27,6 +27,7 @@ from PIL import Image
 from e3d_jax import cameras, files, structs
 
 SCHEMA = 1
+SUFFIX = ".array_record"
 # A record holds the ring or, which is enough for all stages but the interpolation, its anchors.
 NUM_VIEWS = (cameras.NUM_VIEWS, cameras.NUM_ANCHORS)
 
@@ -112,59 +113,69 @@ def unpack(data: bytes) -> Record:
 
 
 class Writer:
-    """Writes one shard; the file gets its final name only when the ``with`` block ends well.
+    """Write one shard; the file gets its final name only when the ``with`` block ends well.
 
     Raises:
       OSError: the folder cannot be written to.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path = pathlib.Path(path)
-        self._temporary = self._path.with_name(self._path.name + ".incomplete")
-        with files.writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Groups of one record keep random access cheap: a reader never decodes a neighbour.
-            self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), "group_size:1")
+        self._path = path
+        with contextlib.ExitStack() as stack:
+            local = stack.enter_context(files.staged(path))
+            with files.write_errors(path):
+                # Groups of one record keep random access cheap: a reader never decodes a neighbor.
+                self._writer = array_record_module.ArrayRecordWriter(str(local), "group_size:1")
+            stack.callback(self._close)
+            self._stack = stack.pop_all()
 
     def write(self, record: bytes) -> None:
         """Append a packed record."""
-        with files.writing(self._path):
+        with files.write_errors(self._path):
             self._writer.write(record)
+
+    def _close(self) -> None:
+        with files.write_errors(self._path):
+            self._writer.close()
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        try:
-            with files.writing(self._path):
-                self._writer.close()
-                if error_type is None:
-                    os.replace(self._temporary, self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._stack.__exit__(error_type, error, traceback)
 
 
 def find_shards(folder: str | os.PathLike) -> list[str]:
-    """The record shards of a folder, sorted.
+    """Return the record shards of a dataset, sorted.
 
     Raises:
       FileNotFoundError: the folder has none.
-      ValueError: a shard is empty or truncated; names each.
+      ValueError: a shard is empty, truncated or in a bucket; names each.
     """
-    shards = sorted(str(path) for path in pathlib.Path(folder).glob("*.array_record"))
+    shards = files.glob(folder, f"*{SUFFIX}")
     if not shards:
         raise FileNotFoundError(
-            f"no record shards (*.array_record) in {str(folder)!r}; make some with "
+            f"no record shards (*{SUFFIX}) in {str(folder)!r}; make some with "
             f"'python -m e3d_jax.data.synthetic --out={folder} --objects=1000'"
         )
-    broken = [path for path in shards if not _readable(path)]
-    if broken:
-        raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
+    check_shards(shards)
     return shards
 
 
+def check_shards(paths: list[str]) -> None:
+    """Refuse shards that cannot be read.
+
+    Raises:
+      ValueError: a shard is empty, truncated or in a bucket; names each.
+    """
+    if broken := [path for path in paths if not _readable(path)]:
+        if files.is_remote(broken[0]):
+            raise ValueError(f"ArrayRecord cannot read {', '.join(broken)}; copy the shards or mount the bucket")
+        raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
+
+
 def _readable(path: str) -> bool:
-    """Whether a shard's footer, which is written last, can be read."""
+    """Return whether a shard's footer, which is written last, can be read."""
     try:
         reader = array_record_module.ArrayRecordReader(path)
         readable = reader.ok() and reader.num_records() > 0

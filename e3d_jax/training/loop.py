@@ -81,7 +81,7 @@ def train(
         )
     weights = pathlib.Path(workdir).resolve() / "weights"
     run = pathlib.Path(workdir).resolve() / stage
-    with files.writing(run):
+    with files.write_errors(run):
         run.mkdir(parents=True, exist_ok=True)
     identity = _check_same_run(run / "config.json", config, stage)
 

@@ -41,7 +41,7 @@ class Writer:
         # A last line without its end was cut off when the run was killed.
         kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= first]
         files.write_atomically(path, "".join(kept).encode())
-        with files.writing(self._folder):
+        with files.write_errors(self._folder):
             (folder / "tensorboard").mkdir(exist_ok=True)
             self._rows = open(path, "a")  # noqa: SIM115
             # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and what hands it events waits for ever.
@@ -53,7 +53,7 @@ class Writer:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row."""
         if self._active:
-            with files.writing(self._folder):
+            with files.write_errors(self._folder):
                 self._rows.write(json.dumps({"step": step, **metrics}) + "\n")
                 self._rows.flush()
                 finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -63,13 +63,13 @@ class Writer:
     def image(self, step: int, name: str, picture: Float[np.ndarray, "h w 3"]) -> None:
         """Show a picture in [0, 1]."""
         if self._active:
-            with files.writing(self._folder):
+            with files.write_errors(self._folder):
                 self._event(step, summary=summary.image(name, picture, dataformats="HWC"))
 
     def close(self) -> None:
         """Write what is left."""
         if self._active:
-            with files.writing(self._folder), contextlib.closing(self._events), self._rows:
+            with files.write_errors(self._folder), contextlib.closing(self._events), self._rows:
                 pass
 
     def _event(self, step: int, **what: Any) -> None:
