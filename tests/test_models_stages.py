@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from e3d_jax.sampling import anchors, interpolation
 from flax import nnx
 from PIL import Image
 
 from configs import envision3d
 from e3d_jax import cameras, images, system
 from e3d_jax.models import anchor, build, image_encoder, latents, stages
-from e3d_jax.sampling import anchors, interpolation
 
 SIZE = 256
 

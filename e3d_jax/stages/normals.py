@@ -1,7 +1,7 @@
 """The normal estimator: an image of an object to the map of its surface normals."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Normals(base.Stage):
     """Estimates the normals of the input image, in the world frame that the image defines (its camera at azimuth 0)."""
 
     name = "normals"
-    sources = {"images": Images()}
+    sources: ClassVar = {"images": Images()}
     model = Model
     loss_settings = Loss
 

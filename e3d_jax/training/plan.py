@@ -15,8 +15,8 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import distributed, files, stages
 from e3d_jax import config as config_lib
+from e3d_jax import distributed, files, stages
 from e3d_jax.training import costs, sharding, steps
 from e3d_jax.training import state as state_lib
 

@@ -130,7 +130,7 @@ def _trace(
 ) -> Images:
     """What rays see of one object; ``cosine`` is that of their angle to the camera's z axis, the rest as above."""
     t, alpha = _ray_march(params, rays, start, spread)
-    normal, distance = _normal(params, _along(rays, t), 0.25 / cameras_lib.FOCAL / 128)
+    normal, distance = _normal(params, _along(rays, t), 0.25 / cameras_lib.RELEASED.focal / 128)
     # A ray that only comes close takes the colour of the surface beside it.
     point = primitives.Point(*(p - distance * normal[..., i] for i, p in enumerate(_along(rays, t))))
     color = materials.shade(params.lights, objects.albedo_at(params, point), normal, _openness(params, point, normal))
