@@ -166,7 +166,7 @@ def turned(cameras: structs.Cameras, azimuth: Float[structs.ArrayLike, " b"]) ->
 
 def mirrored(cameras: structs.Cameras) -> structs.Cameras:
     """Cameras of mirror images: the world reflected at the xz plane, each image flipped left to right."""
-    center = np.asarray(cameras.center) * np.float32([-1, 1]) + np.float32([cameras.width, 0])
+    center = np.asarray(cameras.center) * np.array([-1, 1], np.float32) + np.array([cameras.width, 0], np.float32)
     pose = MIRROR_WORLD @ np.asarray(cameras.world_from_cam) @ MIRROR_CAM
     return dataclasses.replace(cameras, world_from_cam=pose, center=center)
 

@@ -93,7 +93,7 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     normal maps.
     """
     size = result.input.shape[0]
-    encoded = images.encode_normal(result.views.normals, result.views.normals.any(-1).astype(np.float32))
+    encoded = images.encode_normal(result.views.normals, np.asarray(result.views.normals.any(-1), np.float32))
     per_row = len(encoded)
     looks = preview.render_mesh(result.mesh, cameras.ring(size, max(per_row - 2, 1)))
     views = list(result.views.rgba)

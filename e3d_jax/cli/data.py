@@ -106,7 +106,7 @@ SUBCOMMANDS = {
         "    [--poses=1] [--shard=I/N]\n\n"
         "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as\n"
         "in its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if\n"
-        "their cameras are those of the layout, in its order. What cannot be read is skipped with a line each. What is\n"
-        "already in --out is kept, so the same call continues an interrupted one and adds new meshes and poses.",
+        "their cameras are those of the layout, in its order. What cannot be read is skipped with a line each, and\n"
+        "what is already in --out is kept, so the same call continues an interrupted one and adds new meshes.",
     ),
 }

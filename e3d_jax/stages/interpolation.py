@@ -110,7 +110,7 @@ class Batch:
     """Images of windows, one of each of several objects, and their cameras."""
 
     frames: UInt8[Any, "*b t h w 4"]
-    cameras: structs.Cameras
+    frame_cameras: structs.Cameras
 
     def prepare(
         self, model: Any, frozen: base.Modules, key: jax.Array, log_noise: Any, layout: cameras.ViewLayout
@@ -132,7 +132,7 @@ class Batch:
         noisy = anchors + denoiser.expand(strength, anchors) * jax.random.normal(key_augment, anchors.shape)
         clean = latents.encode(autoencoder, frames) * autoencoder.scaling_factor
         encoded = latents.encode(autoencoder, noisy)
-        labels = frame_labels(self.cameras.world_from_cam)
+        labels = frame_labels(self.frame_cameras.world_from_cam)
         return clean, make_condition(model, anchors[:, 0, ..., :3], encoded, strength, labels, layout)
 
 
