@@ -1,5 +1,7 @@
 """What the diffusion stages give their networks, compared with how the release prepares it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,25 +10,42 @@ from flax import nnx
 from PIL import Image
 
 from e3d_jax import cameras, images, stages, system
-from e3d_jax.models import anchor as networks
-from e3d_jax.models import denoisers, image_encoder, latents, layers
-from e3d_jax.presets import envision3d
+from e3d_jax.models import autoencoder, denoisers, image_encoder, latents, layers
 from e3d_jax.stages import anchor, interpolation
 
 SIZE, LAYOUT = 256, cameras.RELEASED
-CONFIG = stages.parse_config(envision3d.get_config("smoke").to_dict())
 
 
-def build(component):
-    """Build a component of shapes alone."""
-    return nnx.eval_shape(lambda: stages.build(CONFIG, component, layers.Types(rngs=nnx.Rngs(0))))
+def types():
+    return layers.Types(rngs=nnx.Rngs(0))
+
+
+@functools.cache
+def encoder():
+    """An image encoder that takes the released size and computes little."""
+    narrow = {"hidden_size": 4, "intermediate_size": 4, "num_layers": 1, "heads": 1, "projection_dim": 4}
+    spec = image_encoder.ImageEncoderSpec(patch_size=112, **narrow)
+    return image_encoder.ImageEncoder(spec, types())
+
+
+class Network(nnx.Module):
+    """A denoising network that keeps the shapes of its inputs."""
+
+    def __init__(self):
+        self.calls = nnx.data([])
+
+    def __call__(self, sample, time, tokens, labels):
+        self.calls.append((sample.shape, tokens.shape, labels.shape))
+        return sample[..., :4] + sample[..., 4:] + tokens.mean()
 
 
 class Recorder:
     """A denoiser and its autoencoder, reduced to their preprocessing; keeps the inputs of the networks."""
 
-    def __init__(self, name):
-        self.model, self.autoencoder = build(name), build(CONFIG.provider(name, "autoencoder"))
+    def __init__(self, denoiser):
+        self.model = denoiser("unet", Network(), encoder())
+        spec = autoencoder.AutoencoderSpec(block_out_channels=(4,), layers_per_block=1, norm_groups=2)
+        self.autoencoder = nnx.eval_shape(lambda: autoencoder.Autoencoder(spec, types()))
 
     def condition(self, make, *arguments, **options):
         """Return the result of ``make`` for the denoiser, its autoencoder and the arguments."""
@@ -72,7 +91,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def anchor_condition(pair):
-    recorder = Recorder("anchor")
+    recorder = Recorder(denoisers.AnchorDenoiser)
     return recorder, recorder.condition(anchor.start, jnp.asarray(pair)[None], jnp.zeros((1, 2, 9, 12)))
 
 
@@ -103,7 +122,7 @@ def test_the_encoder_of_the_anchor_stage_gets_images_resized_as_by_clip(anchor_c
 @pytest.fixture(scope="module")
 def window_condition():
     """Eight anchors, each of one gray level."""
-    recorder = Recorder("interpolation")
+    recorder = Recorder(denoisers.InterpolationDenoiser)
     gray = np.linspace(0, 1, LAYOUT.num_anchors, dtype=np.float32)
     ring = np.ones((1, LAYOUT.num_anchors, SIZE, SIZE, 4), np.float32)
     ring[..., :3] = gray[:, None, None, None]
@@ -127,14 +146,8 @@ def test_the_image_token_of_a_window_is_of_its_first_anchor(window_condition):
 
 def given_to_the_network(injection):
     """Return shapes of the inputs of an anchor network, and the denoiser's output for two normal maps."""
-    calls = []
-
-    def network(_, sample, time, tokens, labels):
-        calls.append((sample.shape, tokens.shape, labels.shape))
-        return sample[..., :4] + sample[..., 4:] + tokens.mean()
-
-    built = build("anchor")
-    model = denoisers.AnchorDenoiser("unet", built.network, built.image_encoder, injection)
+    network = Network()
+    model = denoisers.AnchorDenoiser("unet", network, encoder(), injection)
     latent = jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 4))
     conditions = [
         denoisers.AnchorCondition(
@@ -143,9 +156,7 @@ def given_to_the_network(injection):
         for factor in (1.0, 2.0)
     ]
     noisy = jnp.zeros((1, 2, LAYOUT.num_anchors, 4, 4, 4))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks.AnchorUNet, "__call__", network)
-        return calls, [model(noisy, jnp.zeros(1), condition) for condition in conditions]
+    return network.calls, [model(noisy, jnp.zeros(1), condition) for condition in conditions]
 
 
 def test_the_reference_view_is_the_ninth():

@@ -43,8 +43,8 @@ def test_a_file_without_known_arrays_is_refused(run):
 
 
 def test_arrays_of_another_size_are_refused(run):
-    with pytest.raises(SystemExit, match="vae_mode has shape"):
-        run(**ARRAYS | {"image": ARRAYS["image"][..., :32, :32]})
+    with pytest.raises(SystemExit, match="vae_decoded has shape"):
+        run(**ARRAYS | {"vae_decoded": ARRAYS["vae_decoded"][..., :32, :32]})
 
 
 def test_arrays_of_another_rank_are_refused(run):
