@@ -44,7 +44,7 @@ class Run:
         Raises:
           OSError: it cannot be written.
         """
-        with files.writing(self.folder):
+        with files.write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_identity(self) -> None:
@@ -119,7 +119,7 @@ def check_records(datasets: Mapping[str, float], config: config_lib.SystemConfig
       FileNotFoundError: there are no records.
     """
     definition = stages.get(stage)
-    kind = loader.choose_source(datasets, definition.sources, config)
+    kind = loader.kind_of(datasets, definition, config)
     definition.check_source(kind, config[stage])
     return kind
 

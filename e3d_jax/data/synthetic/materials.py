@@ -8,12 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from e3d_jax import structs
+from e3d_jax.data import lighting
 from e3d_jax.data.synthetic import primitives, shapes
 
 PATTERNS = ("solid", "gradient", "stripes", "checks", "spots", "noise", "rings")
 NUM_LIGHTS = 3
-# The key light of most objects; brightness runs from 0.55 (facing away) to 1 (facing it).
-KEY_LIGHT = np.array([0.4, 0.3, 0.85]) / np.linalg.norm([0.4, 0.3, 0.85])
 
 
 @jax.tree_util.register_dataclass
@@ -180,9 +179,9 @@ def palette(rng: np.random.Generator, main: np.ndarray | None = None, plain: flo
 
 def random_lights(rng: np.random.Generator) -> Lights:
     """A key light near the usual one, at times moved far, with fills and faint tints."""
-    key = KEY_LIGHT + rng.normal(0, 0.15 if rng.random() < 0.7 else 0.8, 3) * [1, 1, 0.4]
+    key = lighting.KEY_LIGHT + rng.normal(0, 0.15 if rng.random() < 0.7 else 0.8, 3) * [1, 1, 0.4]
     if rng.random() < 0.35:
-        key, strength, ambient = KEY_LIGHT, 0.45, 0.55
+        key, strength, ambient = lighting.KEY_LIGHT, lighting.KEY_STRENGTH, lighting.AMBIENT
     else:
         strength, ambient = rng.uniform(0.3, 0.65), rng.uniform(0.4, 0.62)
     directions = np.stack([key, rng.normal(size=3), rng.normal(size=3)])
