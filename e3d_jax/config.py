@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from e3d_jax import cameras, settings
-from e3d_jax.reconstruction import pipeline
+from e3d_jax.reconstruction import config as reconstruction_lib
 
 Rules = tuple[tuple[str, str], ...]
 RULES: Rules = (("heads", "tensor"), ("mlp", "tensor"), ("embed", "fsdp"), ("out", "fsdp"), ("in", "fsdp"))
@@ -106,8 +106,8 @@ class SystemSettings(settings.Settings):
         "(e3d_jax/training/sharding.py).",
         RULES,
     )
-    reconstruction: pipeline.ReconstructionSettings = settings.setting(
-        "How views become a mesh.", pipeline.ReconstructionSettings()
+    reconstruction: reconstruction_lib.ReconstructionSettings = settings.setting(
+        "How views become a mesh.", reconstruction_lib.ReconstructionSettings()
     )
 
 

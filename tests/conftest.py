@@ -31,16 +31,21 @@ def ball_record(index: int = 0, size: int = 32):
     hit = gap > 0
     normal = (origin + (along - np.sqrt(np.maximum(gap, 0)))[..., None] * direction) / 0.4
     color = np.where(normal[..., 1:2] > 0, [1.0, 0, 0], [0, 0, 1.0])
-    white = lambda rgb: np.concatenate([np.where(hit[..., None], rgb, 1), hit[..., None]], -1)  # noqa: E731
-    encode = lambda images: [records.encode_png((image * 255).round().astype(np.uint8)) for image in images]  # noqa: E731
-    return records.Record(
-        id=f"ball-{index}",
-        provenance={"generator": "test", "index": index},
-        size=size,
-        views=encode(white(color)),
-        normal_views=cameras.ANCHORS.tolist(),
-        normals=encode(white((normal + 1) / 2)[cameras.ANCHORS]),
-        cameras=ring,
+
+    def over_white(rgb):
+        image = np.concatenate([np.where(hit[..., None], rgb, 1), hit[..., None]], -1)
+        return (image * 255).round().astype(np.uint8)
+
+    anchors = cameras.RELEASED.anchors
+    normals = over_white((normal + 1) / 2)
+    return records.encode(
+        f"ball-{index}",
+        {"generator": "test", "index": index},
+        ring,
+        {"color": dict(enumerate(over_white(color))), "normal": {view: normals[view] for view in anchors}},
+        anchors=anchors,
+        ring=range(len(ring)),
+        inputs=anchors,
     )
 
 

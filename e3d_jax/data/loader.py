@@ -8,7 +8,7 @@ the number of workers or processes.
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from e3d_jax.data import parallel, records
 
 
+@runtime_checkable
 class Source(Protocol):
     """Makes examples of records; see :class:`e3d_jax.stages.base.Source`."""
 
@@ -114,7 +115,12 @@ def open_dataset(folder: str) -> Any:
     Raises:
       FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`.
     """
-    return grain.sources.ArrayRecordDataSource(records.find_shards(folder))
+    return open_shards(records.find_shards(folder))
+
+
+def open_shards(paths: Sequence[str]) -> Any:
+    """Return the records of shards, by number."""
+    return grain.sources.ArrayRecordDataSource(list(paths))
 
 
 def parse_weights(datasets: Iterable[str]) -> dict[str, float]:
@@ -135,12 +141,12 @@ def parse_weights(datasets: Iterable[str]) -> dict[str, float]:
     return weights
 
 
-def choose_source(datasets: Iterable[str], sources: Mapping[str, Source], config: Any) -> str:
-    """Return the kind of records that datasets hold, a key of ``sources``, after checking their first records.
+def kind_of(datasets: Iterable[str], stage: Any, config: Any) -> str:
+    """Return the kind of records that datasets hold, after checking their first records.
 
     Args:
       datasets: folders of record shards.
-      sources: by kind (:attr:`e3d_jax.stages.base.Stage.sources`).
+      stage: that is to learn from them (:class:`e3d_jax.stages.base.Stage`).
       config: of the system.
 
     Raises:
@@ -152,9 +158,10 @@ def choose_source(datasets: Iterable[str], sources: Mapping[str, Source], config
         first = open_dataset(folder)[0]
         with _naming(folder):
             kind = kinds[folder] = records.kind_of(first)
-            if kind not in sources:
-                raise ValueError(f"holds {kind}, but the stage learns from {' or '.join(sources)}")
-            sources[kind].check(sources[kind].unpack(first), config)
+            if kind not in stage.sources:
+                raise ValueError(f"holds {kind}, but the {stage.name} learns from {' or '.join(stage.sources)}")
+            source = stage.sources[kind]
+            source.check(source.unpack(first), config)
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{folder} ({kind})" for folder, kind in kinds.items())
         raise ValueError(f"datasets of several kinds: {listed}; give one kind")

@@ -1,13 +1,13 @@
 """One attention and one transformer block; variants differ only in which axes are folded into tokens.
 
-Activations keep their leading axes: the anchor network has ``[b d v h w c]``, the interpolation network
-``[b t h w c]``; the batch is first, so that one that is split over devices stays so when leading axes are merged. As
-tokens they are ``[*lead n c]``, and a self-attention names the axes that look at each other:
+Activations keep their leading axes: ``[b d v h w c]`` in the anchor network, ``[b t h w c]`` in the interpolation
+network. The batch comes first so that it stays split over devices when leading axes are merged. As tokens they are
+``[*lead n c]``, and a self-attention names the axes that attend to each other:
 
-    spatial        (n)      SPATIAL         every image alone
+    spatial        (n)      SPATIAL         each image on its own
     multi-view     (v n)    MULTI_VIEW      all views of one object and domain
     cross-domain   (d n)    CROSS_DOMAIN    one view in both domains
-    temporal       (t)      TEMPORAL        one position through all frames
+    temporal       (t)      TEMPORAL        one position in all frames
 """
 
 from collections.abc import Callable, Sequence
@@ -20,25 +20,25 @@ from jaxtyping import Float
 
 from e3d_jax.models import layers
 
-# Axes counted from the end, of [b d v n c] or [b t n c].
+# Axes of [b d v n c] or [b t n c], counted from the end.
 SPATIAL = (-2,)
 MULTI_VIEW = (-3, -2)
 CROSS_DOMAIN = (-4, -2)
 TEMPORAL = (-3,)
 
-# Below this many tokens the fused kernel is no faster, and some of its versions refuse short sequences.
+# With fewer tokens the fused kernel is not faster, and some of its versions refuse short sequences.
 MIN_FUSED_TOKENS = 64
 
-# Without a fused kernel, more logits than these (of one head of one sequence) are made a chunk of queries at a time.
+# Without a fused kernel, more logits than this (for one head of one sequence) are computed in chunks of queries.
 MAX_LOGITS = 2**21
 
-# A processor makes as many at a time as its cache holds, of one head after another; fewer in all are not worth it.
+# A CPU computes the logits of one head at a time, as many as its cache holds; for fewer in all it does not pay off.
 CACHED_LOGITS = 2**19
 MIN_CACHED_LOGITS = 2**12
 
 
 def implementation(dtype: Any, head_dim: int, num_queries: int, num_keys: int) -> Literal["cudnn"] | None:
-    """The fastest kernel of ``jax.nn.dot_product_attention`` for these operands: 'cudnn', or None for XLA."""
+    """Return the fastest kernel of ``jax.nn.dot_product_attention`` for these operands: "cudnn", or None for XLA."""
     fused = (
         jax.default_backend() == "gpu"
         and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
@@ -56,19 +56,19 @@ def attend(
     key: Float[jax.Array, "*lead m heads e"],
     value: Float[jax.Array, "*lead m heads e"],
 ) -> Float[jax.Array, "*lead n heads e"]:
-    """Softmax attention with scale 1/sqrt(e); the softmax is in float32 whatever the operands."""
+    """Compute softmax attention with scale 1/sqrt(e); the softmax is in float32 for operands of any type."""
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
     if kernel := implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3]):
-        # Options given here, such as a mask, would not be in the compilation cache's key (sharding.stable_cache_keys).
+        # The compilation cache's key would miss further options, such as a mask (sharding.stable_cache_keys).
         attended = jax.nn.dot_product_attention(*flat, implementation=kernel)
     else:
-        # By where the program will run, which is not here when a run on other hardware is planned.
-        attended = jax.lax.platform_dependent(*flat, cpu=_attend_on_processor, default=_attend_elsewhere)
+        # Chosen by where the program will run, which may be elsewhere when a run on other hardware is planned.
+        attended = jax.lax.platform_dependent(*flat, cpu=_attend_on_cpu, default=_attend_elsewhere)
     return attended.reshape(query.shape)
 
 
-def _attend_on_processor(query, key, value):
-    """Attention of [b n heads e] for caches; batches stay together, as they may be split over devices."""
+def _attend_on_cpu(query, key, value):
+    """Compute attention of [b n heads e] within a cache; batches, possibly split over devices, stay together."""
     batch, num_queries, num_keys = query.shape[0], query.shape[1], key.shape[1]
     if num_queries * num_keys < MIN_CACHED_LOGITS:
         return jax.nn.dot_product_attention(query, key, value)
@@ -78,7 +78,7 @@ def _attend_on_processor(query, key, value):
 
 
 def _attend_elsewhere(query, key, value):
-    """Attention of [b n heads e] with bounded memory."""
+    """Compute attention of [b n heads e] in bounded memory."""
     num_queries, num_keys = query.shape[1], key.shape[1]
     if num_queries * num_keys <= 2 * MAX_LOGITS:
         return jax.nn.dot_product_attention(query, key, value)
@@ -87,12 +87,12 @@ def _attend_elsewhere(query, key, value):
 
 
 def _attend_in_chunks(query, key, value, chunk: int):
-    """Attention of [... n e] whose memory grows with the chunk, in the backward pass too (arXiv 2112.05682)."""
+    """Compute attention of [... n e] in memory that grows with ``chunk``, also backward (arXiv 2112.05682)."""
 
     def attention(part):
         logits = jnp.matmul(part, key.swapaxes(-1, -2), preferred_element_type=accumulate) * part.shape[-1] ** -0.5
         weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-        # Normalised last: there is less of the result than of the weights.
+        # Normalized last, because the result is smaller than the weights.
         attended = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=accumulate)
         return (attended / weights.sum(-1, keepdims=True)).astype(value.dtype)
 
@@ -102,7 +102,7 @@ def _attend_in_chunks(query, key, value, chunk: int):
 
 
 def _largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor that is not above a limit, or 1."""
+    """Return the largest divisor up to a limit, or 1."""
     return next(size for size in range(min(max(limit, 1), number), 0, -1) if number % size == 0)
 
 
@@ -119,43 +119,44 @@ def over_axes(
 def per_domain(
     color: Callable[[jax.Array], jax.Array], normal: Callable[[jax.Array], jax.Array], x: Float[jax.Array, "b d ..."]
 ) -> Float[jax.Array, "b d ..."]:
-    """Apply one function to the colour half of the domain axis and another to the normal half."""
+    """Apply one function to the color half of the domain axis and another to the normal half."""
     return jnp.concatenate([color(x[:, :1]), normal(x[:, 1:])], 1)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention: queries from ``x``, keys and values from ``context``, or from ``x`` itself.
+    """Multi-head attention: queries from ``x``, keys and values from ``context`` or from ``x`` itself.
 
     Args:
-      channels: width of ``x``, also of queries, keys and values in all.
+      channels: width of ``x``, and of all heads' queries, keys and values together.
       heads: number of heads; divides ``channels``.
+      types: of the layers.
       context_dim: width of the context; None for self-attention.
       use_bias: whether queries, keys and values have biases.
-      zero_out: start the output projection at zero, so that a residual branch starts as the identity.
+      zero_out: whether the output projection starts at zero, so that a residual branch starts as the identity.
+
+    Raises:
+      ValueError: ``heads`` does not divide ``channels``.
     """
 
     def __init__(
         self,
         channels: int,
         heads: int,
+        types: layers.Types,
         *,
         context_dim: int | None = None,
         use_bias: bool = False,
         zero_out: bool = False,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: layers.Rngs,
     ):
         if channels % heads:
             raise ValueError(f"{heads} attention heads do not divide {channels} channels; choose a divisor")
         self.heads = heads
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         source = channels if context_dim is None else context_dim
-        self.to_q = layers.linear(channels, channels, use_bias=use_bias, **types)
-        self.to_k = layers.linear(source, channels, use_bias=use_bias, **types)
-        self.to_v = layers.linear(source, channels, use_bias=use_bias, **types)
+        self.to_q = layers.linear(channels, channels, types, use_bias=use_bias)
+        self.to_k = layers.linear(source, channels, types, use_bias=use_bias)
+        self.to_v = layers.linear(source, channels, types, use_bias=use_bias)
         out_init = layers.zeros if zero_out else layers.fan_in_normal
-        self.to_out = layers.linear(channels, channels, kernel_init=out_init, **types)
+        self.to_out = layers.linear(channels, channels, types, kernel_init=out_init)
 
     def __call__(
         self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None = None
@@ -173,15 +174,14 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Two layers with a gated exact GELU between them (GEGLU, arXiv 2002.05202), widened four times."""
+    """Two layers with a gated exact GELU between them (GEGLU, arXiv 2002.05202), four times as wide."""
 
-    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: layers.Rngs):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.proj = layers.linear(channels, 8 * channels, **types)
-        self.out = layers.linear(4 * channels, channels, **types)
+    def __init__(self, channels: int, types: layers.Types):
+        self.proj = layers.linear(channels, 8 * channels, types)
+        self.out = layers.linear(4 * channels, channels, types)
 
     def __call__(self, x: Float[jax.Array, "*lead c"]) -> Float[jax.Array, "*lead c"]:
-        """Transform each token alone."""
+        """Transform each token on its own."""
         return self.out(layers.geglu(self.proj(x)))
 
 
@@ -190,10 +190,11 @@ class TransformerBlock(nnx.Module):
 
     Args:
       channels: width of the tokens.
-      heads: number of heads of every attention.
+      heads: number of heads of each attention.
+      types: of the layers.
       context_dim: width of the cross-attention's context; None for no cross-attention.
       self_axes: axes that ``attn1`` folds into tokens.
-      domains: whether the second axis is (colour, normal): adds the cross-domain attention and gives normals
+      domains: whether the second axis is (color, normal): adds the cross-domain attention and gives normals
         a feed-forward of their own.
       leading_ff: whether a feed-forward comes first, as in the temporal blocks of Stable Video Diffusion.
     """
@@ -202,32 +203,29 @@ class TransformerBlock(nnx.Module):
         self,
         channels: int,
         heads: int,
+        types: layers.Types,
         *,
         context_dim: int | None = None,
         self_axes: tuple[int, ...] = SPATIAL,
         domains: bool = False,
         leading_ff: bool = False,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: layers.Rngs,
     ):
         self.self_axes, self.domains, self.leading_ff = self_axes, domains, leading_ff
         self.crosses = context_dim is not None
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         if leading_ff:
-            self.norm_in = layers.layer_norm(channels, **types)
-            self.ff_in = FeedForward(channels, **types)
-        self.norm1 = layers.layer_norm(channels, **types)
-        self.attn1 = Attention(channels, heads, **types)
+            self.norm_in = layers.layer_norm(channels, types)
+            self.ff_in = FeedForward(channels, types)
+        self.norm1 = layers.layer_norm(channels, types)
+        self.attn1 = Attention(channels, heads, types)
         if domains:
-            self.norm_joint_mid = layers.layer_norm(channels, **types)
-            self.attn_joint_mid = Attention(channels, heads, zero_out=True, **types)
-            self.ff_normal = FeedForward(channels, **types)
+            self.norm_joint_mid = layers.layer_norm(channels, types)
+            self.attn_joint_mid = Attention(channels, heads, types, zero_out=True)
+            self.ff_normal = FeedForward(channels, types)
         if self.crosses:
-            self.norm2 = layers.layer_norm(channels, **types)
-            self.attn2 = Attention(channels, heads, context_dim=context_dim, **types)
-        self.norm3 = layers.layer_norm(channels, **types)
-        self.ff = FeedForward(channels, **types)
+            self.norm2 = layers.layer_norm(channels, types)
+            self.attn2 = Attention(channels, heads, types, context_dim=context_dim)
+        self.norm3 = layers.layer_norm(channels, types)
+        self.ff = FeedForward(channels, types)
 
     def __call__(
         self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None = None

@@ -1,7 +1,7 @@
-"""Convolutional building blocks: residual blocks, resampling, embeddings, and the three kinds of U-Net stage.
+"""Convolutional building blocks: residual blocks, resampling, embeddings, and the levels of U-Nets.
 
-Activations are ``[*lead h w c]``: convolutions and norms treat every image of the leading axes alone, except those of
-the temporal residual block, which run along the axis before ``h``.
+Activations are ``[*lead h w c]``: convolutions and norms treat each image of the leading axes on its own, except those
+of the temporal residual block, which run along the axis before ``h``.
 """
 
 import functools
@@ -16,12 +16,12 @@ from jaxtyping import Float, Num
 
 from e3d_jax.models import layers
 
-# Makes a layer from its widths; everything else is bound.
+# Builds a layer from its widths; all other arguments are bound.
 Factory = Callable[..., Any]
 
 
 def sinusoids(positions: Num[jax.Array, "*b"], dim: int) -> Float[jax.Array, "*b {dim}"]:
-    """Cosines, then sines, of ``positions`` at ``dim / 2`` frequencies from 1 down to 1/10000 (arXiv 2006.11239)."""
+    """Return cosines, then sines, at ``dim / 2`` frequencies from 1 down to 1/10000 (arXiv 2006.11239)."""
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
     angles = jnp.asarray(positions, jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
@@ -30,10 +30,9 @@ def sinusoids(positions: Num[jax.Array, "*b"], dim: int) -> Float[jax.Array, "*b
 class EmbeddingMLP(nnx.Module):
     """Linear, SiLU, linear: turns sinusoids or labels into an embedding."""
 
-    def __init__(self, in_dim: int, hidden: int, out_dim: int, *, dtype: Any, param_dtype: Any, rngs: layers.Rngs):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.linear_1 = layers.linear(in_dim, hidden, **types)
-        self.linear_2 = layers.linear(hidden, out_dim, **types)
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, types: layers.Types):
+        self.linear_1 = layers.linear(in_dim, hidden, types)
+        self.linear_2 = layers.linear(hidden, out_dim, types)
 
     def __call__(self, x: Float[jax.Array, "*b i"]) -> Float[jax.Array, "*b o"]:
         """Embed."""
@@ -41,13 +40,10 @@ class EmbeddingMLP(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves height and width with a stride-2 convolution; ``padding`` is (before, after) on both axes."""
+    """Stride-2 convolution that halves height and width; ``padding`` is (before, after) on both axes."""
 
-    def __init__(
-        self, channels: int, *, padding: tuple[int, int] = (1, 1), dtype: Any, param_dtype: Any, rngs: layers.Rngs
-    ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.conv = layers.conv(channels, channels, (3, 3), strides=2, padding=(padding, padding), **types)
+    def __init__(self, channels: int, types: layers.Types, *, padding: tuple[int, int] = (1, 1)):
+        self.conv = layers.conv(channels, channels, 3, types, strides=2, padding=(padding, padding))
 
     def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h2 w2 c"]:
         """Halve."""
@@ -55,14 +51,14 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles height and width: nearest neighbour, then a 3x3 convolution.
+    """Nearest-neighbor enlargement that doubles height and width, then a 3x3 convolution.
 
-    This amounts to a 2x2 convolution for each of the four pixels that one becomes, and is done as such: 4/9 of the
-    operations, and the enlarged input is never held (sub-pixel convolution, arXiv 1609.05158).
+    Together they equal a 2x2 convolution for each of the four pixels that one becomes, and are computed as such: with
+    4/9 of the FLOPs and without storing the enlarged input (sub-pixel convolution, arXiv 1609.05158).
     """
 
-    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: layers.Rngs):
-        self.conv = layers.conv3x3(channels, channels, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    def __init__(self, channels: int, types: layers.Types):
+        self.conv = layers.conv3x3(channels, channels, types)
 
     def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h2 w2 c"]:
         """Double."""
@@ -84,7 +80,7 @@ class Upsample(nnx.Module):
 
 
 def _halves(kernel, axis):
-    """What is left of a kernel of three taps when its input holds every value twice: for even and odd positions."""
+    """Reduce a kernel of three taps to two, for an input that repeats each value: for even and for odd positions."""
     first, middle, last = jnp.split(kernel, 3, axis)
     return [jnp.concatenate(taps, axis) for taps in ((first, middle + last), (first + middle, last))]
 
@@ -95,39 +91,38 @@ class ResBlock(nnx.Module):
     Args:
       in_channels: width of the input.
       out_channels: width of the output; a 1x1 convolution adapts the residual if it differs.
+      types: of the layers.
       embed_dim: width of the embedding; None for a block without one.
       epsilon: of both norms.
-      temporal: convolve along frames (kernel 3x1x1 on ``[*lead t h w c]``) instead of along the image.
+      temporal: whether to convolve along frames (kernel 3x1x1 on ``[*lead t h w c]``) rather than along the image.
+      norm_groups: groups of both norms.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
+        types: layers.Types,
         *,
         embed_dim: int | None = None,
         epsilon: float = 1e-5,
         temporal: bool = False,
         norm_groups: int = 32,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: layers.Rngs,
     ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         norm: Factory = functools.partial(
-            layers.GroupNorm, groups=norm_groups, epsilon=epsilon, spatial_axes=3 if temporal else 2, **types
+            layers.GroupNorm, types=types, groups=norm_groups, epsilon=epsilon, spatial_axes=3 if temporal else 2
         )
-        conv = layers.TimeConv if temporal else layers.conv3x3
+        conv: Factory = layers.TimeConv if temporal else layers.conv3x3
         self.adapts = in_channels != out_channels
         self.norm1 = norm(in_channels)
-        self.conv1 = conv(in_channels, out_channels, **types)
+        self.conv1 = conv(in_channels, out_channels, types)
         if embed_dim is not None:
-            self.time_emb_proj = layers.linear(embed_dim, out_channels, **types)
+            self.time_emb_proj = layers.linear(embed_dim, out_channels, types)
         self.norm2 = norm(out_channels)
         # The block starts as the identity.
-        self.conv2 = conv(out_channels, out_channels, kernel_init=layers.zeros, **types)
+        self.conv2 = conv(out_channels, out_channels, types, kernel_init=layers.zeros)
         if self.adapts:
-            self.conv_shortcut = layers.conv1x1(in_channels, out_channels, **types)
+            self.conv_shortcut = layers.conv1x1(in_channels, out_channels, types)
 
     def __call__(
         self, x: Float[jax.Array, "*lead h w i"], embedding: Float[jax.Array, "... e"] | None = None
@@ -141,16 +136,17 @@ class ResBlock(nnx.Module):
 
 
 class TimeMixer(nnx.Module):
-    """Learned blend of what the image layers and what the frame layers say.
+    """Learned blend of the outputs of the image layers and of the frame layers.
 
     Args:
       start: initial logit of the weight.
+      types: of the weight.
       weighs_temporal: whether the weight belongs to the temporal branch rather than to the spatial one.
     """
 
-    def __init__(self, start: float, *, weighs_temporal: bool = False, param_dtype: Any = jnp.float32):
+    def __init__(self, start: float, types: layers.Types, *, weighs_temporal: bool = False):
         self.weighs_temporal = weighs_temporal
-        self.mix_factor = nnx.Param(jnp.full(1, start, param_dtype))
+        self.mix_factor = nnx.Param(jnp.full(1, start, types.param_dtype))
 
     def __call__(self, spatial: Float[jax.Array, "*s"], temporal: Float[jax.Array, "*s"]) -> Float[jax.Array, "*s"]:
         """Blend."""
@@ -161,35 +157,36 @@ class TimeMixer(nnx.Module):
 
 
 class SpatioTemporalResBlock(nnx.Module):
-    """A residual block per image, then one along frames, blended (Stable Video Diffusion, arXiv 2311.15127).
+    """Residual block on each image, then one along frames, blended (Stable Video Diffusion, arXiv 2311.15127).
 
     Args:
       in_channels: width of the input.
       out_channels: width of the output.
+      types: of the layers.
       epsilon: of the norms of the image block.
-      temporal_epsilon: of the norms of the frame block; None for the same.
+      temporal_epsilon: of the norms of the frame block; by default ``epsilon``.
       mix_start: see :class:`TimeMixer`.
       weighs_temporal: see :class:`TimeMixer`.
-      **kwargs: further arguments of :class:`ResBlock`.
+      **kwargs: further arguments of both :class:`ResBlock`.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
+        types: layers.Types,
         *,
         epsilon: float = 1e-5,
         temporal_epsilon: float | None = None,
         mix_start: float = 0.5,
         weighs_temporal: bool = False,
-        param_dtype: Any = jnp.float32,
         **kwargs: Any,
     ):
-        block: Factory = functools.partial(ResBlock, param_dtype=param_dtype, **kwargs)
+        block: Factory = functools.partial(ResBlock, types=types, **kwargs)
         temporal_epsilon = epsilon if temporal_epsilon is None else temporal_epsilon
         self.spatial_res_block = block(in_channels, out_channels, epsilon=epsilon)
         self.temporal_res_block = block(out_channels, out_channels, epsilon=temporal_epsilon, temporal=True)
-        self.time_mixer = TimeMixer(mix_start, weighs_temporal=weighs_temporal, param_dtype=param_dtype)
+        self.time_mixer = TimeMixer(mix_start, types, weighs_temporal=weighs_temporal)
 
     def __call__(
         self, x: Float[jax.Array, "b t h w i"], embedding: Float[jax.Array, "b t e"] | None = None
@@ -199,29 +196,25 @@ class SpatioTemporalResBlock(nnx.Module):
         return self.time_mixer(spatial, self.temporal_res_block(spatial, embedding))
 
 
-# What a layer keeps for the backward pass; the rest of its inside is recomputed there (arXiv 1604.06174).
+# What a layer keeps for the backward pass; everything else is recomputed there (arXiv 1604.06174).
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+REMAT = ("none", *REMAT_POLICIES)
 
 
 def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
-    """Call ``layer``.
+    """Call a layer.
 
     Args:
-      layer: the module; recomputed, it must not change its own variables.
+      layer: the module; if it is recomputed, it must not change its own variables.
       *args: its arguments.
-      remat: what its backward pass recomputes: "none", "full" for all of its inside, "dots" for all but products of
-        matrices.
-
-    Raises:
-      ValueError: no such policy.
+      remat: what its backward pass recomputes, one of ``REMAT``: nothing ("none"), everything ("full"), or everything
+        except matrix products ("dots").
     """
     if remat == "none":
         return layer(*args)  # type: ignore[operator]
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f"unknown remat policy {remat!r}; choose one of none, {', '.join(REMAT_POLICIES)}")
     graph, state = nnx.split(layer)
     run = jax.checkpoint(lambda state, args: nnx.merge(graph, state)(*args), policy=REMAT_POLICIES[remat])
     return run(*_together((state, args)))
@@ -229,10 +222,10 @@ def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
 
 @jax.custom_vjp
 def _together(inputs):
-    """The same inputs, none of whose gradients is used before all are computed.
+    """Return the inputs; none of their gradients is used before all are computed.
 
-    XLA would else leave those of parameters to the end of a program for several devices, and keep for them what each
-    layer recomputed.
+    Otherwise XLA leaves those of parameters to the end of a program for several devices, and until then keeps what
+    each layer recomputed for them.
     """
     return inputs
 
@@ -240,17 +233,17 @@ def _together(inputs):
 _together.defvjp(lambda inputs: (inputs, None), lambda _, gradients: (jax.lax.optimization_barrier(gradients),))
 
 
-class Stage(nnx.Module):
-    """Residual blocks, each followed by its attention where there is one, then resampling.
+class Level(nnx.Module):
+    """One resolution of a U-Net: residual blocks, each followed by its attention if there is one, then resampling.
 
-    The descending stages of a U-Net use what ``__call__`` returns besides the result as skips; its ascending stages
-    are given them back.
+    The descending levels of a U-Net use what ``__call__`` returns besides the result as skips; its ascending levels
+    take them as input.
 
     Args:
       resnets: residual blocks, called with (x, embedding).
-      attentions: as many as ``resnets``, or none; called with (x, context).
-      downsamplers: a :class:`Downsample`, or none.
-      upsamplers: an :class:`Upsample`, or none.
+      attentions: one per residual block, or none; called with (x, context).
+      downsamplers: one :class:`Downsample`, or none.
+      upsamplers: one :class:`Upsample`, or none.
       remat: see :func:`apply`.
     """
 
@@ -280,10 +273,10 @@ class Stage(nnx.Module):
           x: activations.
           embedding: added inside the residual blocks.
           context: of the cross-attentions.
-          skips: activations of a descending stage; the last ones are popped and joined to the input of each block.
+          skips: activations of the descending levels; each block pops the last one and joins it to its input.
 
         Returns:
-          The result and the activation after every layer.
+          The result, and the activation after each layer.
         """
         outputs = []
         for i, resnet in enumerate(self.resnets):
@@ -299,12 +292,12 @@ class Stage(nnx.Module):
         return x, outputs
 
 
-class MidStage(nnx.Module):
-    """The lowest stage: a residual block, then attention and residual block in turn.
+class MidLevel(nnx.Module):
+    """The lowest level: a residual block, then attentions and residual blocks in turn.
 
     Args:
       resnets: residual blocks, called with (x, embedding).
-      attentions: attention i stands before residual block i + 1; where there is none that block follows directly.
+      attentions: attention i comes before residual block i + 1; a block without one follows directly.
       remat: see :func:`apply`.
     """
 
@@ -318,7 +311,7 @@ class MidStage(nnx.Module):
         embedding: Float[jax.Array, "... e"] | None = None,
         context: Float[jax.Array, "... m f"] | None = None,
     ) -> Float[jax.Array, "*lead h w c"]:
-        """Transform; see :meth:`Stage.__call__`."""
+        """Transform; see :meth:`Level.__call__`."""
         x = apply(self.resnets[0], x, embedding, remat=self.remat)
         for i, resnet in enumerate(self.resnets[1:]):
             if i < len(self.attentions):

@@ -1,5 +1,6 @@
 """Elementary layers: quick initial values, and norms whose statistics are in at least float32."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -12,11 +13,11 @@ from jaxtyping import Float
 
 
 class ParamKeys:
-    """Stands for ``nnx.Rngs`` while a module is built: a source of randomness for each parameter, counted in Python.
+    """Stands in for ``nnx.Rngs`` while a network is built: one source of randomness per parameter, counted in Python.
 
-    Under ``jit`` these are keys; ``nnx.Rngs`` itself would count in an array that is looked up in all that was traced
-    before, which takes time quadratic in the number of layers. Elsewhere they are NumPy generators, because compiling
-    a draw for each shape takes a minute for a U-Net. The values of a seed hence depend on which of the two it is.
+    Under ``jit`` these are keys; ``nnx.Rngs`` itself would count in an array that is looked up in everything traced
+    so far, which takes time quadratic in the number of layers. Elsewhere they are NumPy generators, because compiling
+    a draw for each shape takes a minute for a U-Net. The initial values of a seed therefore depend on which it is.
     """
 
     def __init__(self, rngs: nnx.Rngs):
@@ -24,59 +25,102 @@ class ParamKeys:
         self._traced = isinstance(self._key, jax.core.Tracer)
 
     def params(self) -> jax.Array | np.random.Generator:
-        """The next source."""
+        """Return the next source."""
         self._count += 1
         if self._traced:
             return jax.random.fold_in(self._key, self._count)
         return np.random.default_rng([*np.asarray(jax.random.key_data(self._key)).tolist(), self._count])
 
 
-# What layers take, so that parts can be built alone too.
+# Layers take either, so that they can be built on their own.
 Rngs = nnx.Rngs | ParamKeys
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Types:
+    """What all layers of a network share: their number types and where their initial values come from.
+
+    Attributes:
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      rngs: source of randomness of the initial values.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    rngs: Rngs
+
+    def of_network(self) -> "Types":
+        """Return the types of one network, whose layers draw from a source of their own (:class:`ParamKeys`)."""
+        assert isinstance(self.rngs, nnx.Rngs), "networks are not nested"
+        return dataclasses.replace(self, rngs=ParamKeys(self.rngs))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of Flax layers."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": self.rngs}
+
+
 def normal(source: jax.Array | np.random.Generator, shape: tuple[int, ...], dtype: Any, scale: float) -> jax.Array:
-    """Normal values of standard deviation ``scale`` from what :meth:`ParamKeys.params` gives."""
+    """Draw normal values of standard deviation ``scale`` from a source of :meth:`ParamKeys.params`."""
     if isinstance(source, np.random.Generator):
         return jnp.asarray(scale * source.standard_normal(shape, np.float32), dtype)
     return scale * jax.random.normal(source, shape, dtype)
 
 
 def fan_in_normal(source: jax.Array | np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Initial kernel that keeps the variance: standard deviation 1 / sqrt(inputs of an output)."""
+    """Draw a kernel that keeps the variance: standard deviation 1 / sqrt(inputs per output)."""
     return normal(source, shape, dtype, 1 / math.sqrt(math.prod(shape[:-1])))
 
 
 zeros = nnx.initializers.zeros
 embedding_init = functools.partial(normal, scale=0.02)
 
-linear = functools.partial(nnx.Linear, kernel_init=fan_in_normal)
-conv = functools.partial(nnx.Conv, kernel_init=fan_in_normal)
-# SAME padding is asymmetric where the stride is 2; explicit numbers are not.
-conv3x3 = functools.partial(conv, kernel_size=(3, 3), padding=1)
-conv1x1 = functools.partial(conv, kernel_size=(1, 1), padding=0)
-# The fast variance E[x^2] - E[x]^2 loses digits when the mean is large.
-layer_norm = functools.partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+def linear(inputs: int, outputs: int, types: Types, *, kernel_init: Any = fan_in_normal, **options: Any) -> nnx.Linear:
+    """Build a linear layer; ``options`` are those of ``nnx.Linear``."""
+    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, **options, **types.arguments())
+
+
+def conv(
+    inputs: int, outputs: int, window: int, types: Types, *, kernel_init: Any = fan_in_normal, **options: Any
+) -> nnx.Conv:
+    """Build a convolution with a square window; ``options`` are those of ``nnx.Conv``."""
+    return nnx.Conv(inputs, outputs, (window, window), kernel_init=kernel_init, **options, **types.arguments())
+
+
+def conv3x3(inputs: int, outputs: int, types: Types, **options: Any) -> nnx.Conv:
+    """Build a 3x3 convolution padded by one pixel on every side (SAME padding is asymmetric at stride 2)."""
+    return conv(inputs, outputs, 3, types, padding=1, **options)
+
+
+def conv1x1(inputs: int, outputs: int, types: Types, **options: Any) -> nnx.Conv:
+    """Build a 1x1 convolution."""
+    return conv(inputs, outputs, 1, types, padding=0, **options)
+
+
+def layer_norm(channels: int, types: Types, *, epsilon: float = 1e-5) -> nnx.LayerNorm:
+    """Build a layer norm; the fast variance E[x^2] - E[x]^2, not used here, loses digits when the mean is large."""
+    return nnx.LayerNorm(channels, epsilon=epsilon, use_fast_variance=False, **types.arguments())
 
 
 def _gelu(x):
-    """Without a checkpoint, for functions that have their own: one inside another would compute it once more."""
+    """Compute GELU without a checkpoint, for functions that have their own: nested ones would compute it twice."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide / 2 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-@jax.checkpoint  # The backward pass keeps the input alone, not its wider intermediates.
+@jax.checkpoint  # The backward pass keeps only the input, not its wider intermediates.
 def gelu(x: Float[jax.Array, "*s"]) -> Float[jax.Array, "*s"]:
-    """GELU without approximating its normal distribution (arXiv 1606.08415).
+    """Compute GELU with the exact normal distribution (arXiv 1606.08415).
 
-    By erf: JAX's own goes by erfc, which keeps more digits where the result is nearly 0, and takes half as long again.
+    It uses erf. JAX's own uses erfc, which keeps more digits where the result is nearly 0 and takes 1.5 times as long.
     """
     return _gelu(x)
 
 
 @jax.checkpoint  # As above.
 def geglu(x: Float[jax.Array, "*s two_c"]) -> Float[jax.Array, "*s c"]:
-    """The first half of the channels times :func:`gelu` of the second (arXiv 2002.05202)."""
+    """Multiply the first half of the channels by :func:`gelu` of the second half (arXiv 2002.05202)."""
     value, gate = jnp.split(x, 2, axis=-1)
     return value * _gelu(gate)
 
@@ -84,22 +128,12 @@ def geglu(x: Float[jax.Array, "*s two_c"]) -> Float[jax.Array, "*s c"]:
 class TimeConv(nnx.Conv):
     """Convolution along frames, kernel 3x1x1.
 
-    All positions of an image are one axis of a convolution in two dimensions, for which libraries have faster kernels
-    than for three.
+    All positions of an image become one axis of a two-dimensional convolution, for which libraries have faster kernels
+    than for a three-dimensional one.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel_init: Any = fan_in_normal,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: Rngs,
-    ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(in_channels, out_channels, (3, 1, 1), kernel_init=kernel_init, **types)
+    def __init__(self, in_channels: int, out_channels: int, types: Types, *, kernel_init: Any = fan_in_normal):
+        super().__init__(in_channels, out_channels, (3, 1, 1), kernel_init=kernel_init, **types.arguments())
 
     def __call__(  # type: ignore[override]
         self, x: Float[jax.Array, "*lead t h w i"]
@@ -116,10 +150,11 @@ class TimeConv(nnx.Conv):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (arXiv 1803.08494) over the last spatial axes and the channels of a group.
+    """Group normalization (arXiv 1803.08494) over the last spatial axes and the channels of a group.
 
     Args:
       channels: width of the input.
+      types: of the layer.
       groups: number of groups; divides ``channels``.
       epsilon: added to the variance.
       spatial_axes: how many axes before the channels share statistics: 2 for images, 3 for frames of images.
@@ -128,26 +163,15 @@ class GroupNorm(nnx.Module):
       ValueError: ``groups`` does not divide ``channels``.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        groups: int = 32,
-        epsilon: float = 1e-5,
-        spatial_axes: int = 2,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: Rngs,
-    ):
+    def __init__(self, channels: int, types: Types, *, groups: int = 32, epsilon: float = 1e-5, spatial_axes: int = 2):
         if channels % groups:
             raise ValueError(f"{groups} norm groups do not divide {channels} channels; choose widths that they divide")
-        del rngs  # Constant initial values; the argument keeps one signature for all layers.
-        self.groups, self.epsilon, self.spatial_axes, self.dtype = groups, epsilon, spatial_axes, dtype
-        self.scale = nnx.Param(jnp.ones(channels, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(channels, param_dtype))
+        self.groups, self.epsilon, self.spatial_axes, self.dtype = groups, epsilon, spatial_axes, types.dtype
+        self.scale = nnx.Param(jnp.ones(channels, types.param_dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, types.param_dtype))
 
     def __call__(self, x: Float[jax.Array, "*lead h w c"]) -> Float[jax.Array, "*lead h w c"]:
-        """Normalise; the result has the compute type."""
+        """Normalize; the result has the type of the computation."""
         accumulate = jnp.promote_types(x.dtype, jnp.float32)
         scale, bias = (p.astype(accumulate) for p in (self.scale[...], self.bias[...]))
         centered = x.astype(accumulate)
@@ -156,7 +180,7 @@ class GroupNorm(nnx.Module):
         return (centered * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias).astype(self.dtype)
 
     def _group_mean(self, x):
-        """Means of the groups, for each of their channels: of channels first, as theirs is the axis in one piece."""
-        of_channels = x.mean(range(-1 - self.spatial_axes, -1), keepdims=True)
-        groups = of_channels.reshape(*of_channels.shape[:-1], self.groups, -1)
-        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(of_channels.shape)
+        """Return each channel's group mean; channels are averaged first because their axis is contiguous."""
+        channel_means = x.mean(range(-1 - self.spatial_axes, -1), keepdims=True)
+        groups = channel_means.reshape(*channel_means.shape[:-1], self.groups, -1)
+        return jnp.broadcast_to(groups.mean(-1, keepdims=True), groups.shape).reshape(channel_means.shape)

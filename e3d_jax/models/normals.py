@@ -1,68 +1,52 @@
-"""Normals of a picture: a small U-Net trained by regression, with the blocks of the denoisers."""
+"""Normals of an image: a small U-Net trained by regression, with the blocks of the denoisers."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Float
 
 from e3d_jax.models import blocks, layers, unet
 
 
-class NormalEstimator(unet.UNet):
-    """RGBA picture of an object to a map of its surface normals at the same resolution.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormalUNetSpec(unet.UNetSpec):
+    """Size of a normal estimator; its input is RGBA."""
 
-    Args:
-      in_channels: channels of the picture, 4 for RGBA.
-      block_out_channels: width of each level, from full resolution down; each further level halves the resolution.
-      attention_levels: whether each level has spatial attention; the middle always has.
-      layers_per_block: residual blocks of a descending stage.
-      heads: number of attention heads, one for all levels or one per level.
-      norm_groups: groups of the norms; divides every width.
-      dtype: of the computation; the result is float32.
-      param_dtype: of the weights.
-      remat: what the backward pass recomputes instead of keeping, see :func:`e3d_jax.models.blocks.apply`.
+    in_channels: int = unet.inherited(unet.UNetSpec, "in_channels", 4)
+    block_out_channels: tuple[int, ...] = unet.inherited(unet.UNetSpec, "block_out_channels", (32, 64, 96, 128))
+    attention_levels: tuple[bool, ...] = unet.inherited(unet.UNetSpec, "attention_levels", (False, False, False, True))
+    layers_per_block: int = unet.inherited(unet.UNetSpec, "layers_per_block", 1)
+    heads: int | tuple[int, ...] = unet.inherited(unet.UNetSpec, "heads", 4)
+
+
+class NormalEstimator(unet.UNet):
+    """Network from the RGBA image of an object to a map of its surface normals at the same resolution.
+
+    The result is float32 whatever the type of the computation.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int = 4,
-        block_out_channels: Sequence[int] = (32, 64, 96, 128),
-        attention_levels: Sequence[bool] = (False, False, False, True),
-        layers_per_block: int = 1,
-        heads: int | Sequence[int] = 4,
-        norm_groups: int = 32,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        remat: str = "none",
-        rngs: nnx.Rngs,
-    ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": layers.ParamKeys(rngs)}
+    def __init__(self, spec: NormalUNetSpec, types: layers.Types):
+        types = types.of_network()
         super().__init__(
-            in_channels=in_channels,
-            block_out_channels=block_out_channels,
-            attention=attention_levels,
-            heads=heads,
-            layers_per_block=layers_per_block,
-            resnet=functools.partial(blocks.ResBlock, norm_groups=norm_groups, **types),
-            transformer=functools.partial(unet.SpatialTransformer, norm_groups=norm_groups, **types),
-            norm_groups=norm_groups,
-            remat=remat,
-            **types,
+            spec,
+            types,
+            resnet=functools.partial(blocks.ResBlock, types=types, norm_groups=spec.norm_groups),
+            transformer=functools.partial(unet.SpatialTransformer, types=types, norm_groups=spec.norm_groups),
         )
-        # The untrained answer is +x, straight at the camera of the input view.
-        self.conv_out = unet.conv_out(
-            block_out_channels[0], 3, bias_init=lambda *_: jnp.array([1.0, 0.0, 0.0], param_dtype), **types
-        )
+
+        def toward_camera(*_):
+            """Start with +x everywhere, straight at the camera of the input view."""
+            return jnp.array([1.0, 0.0, 0.0], types.param_dtype)
+
+        self.conv_out = unet.conv_out(spec.block_out_channels[0], 3, types, bias_init=toward_camera)
 
     def __call__(self, rgba: Float[jax.Array, "b h w 4"]) -> Float[jax.Array, "b h w 3"]:
-        """Unit normals of pictures in [-1, 1], in the world frame, which the input view defines (its camera at +x).
+        """Estimate unit normals of images in [-1, 1].
 
-        Values outside the object have no meaning.
+        Normals are in the world frame, which the input view defines (its camera is at +x). Values outside the object
+        have no meaning.
         """
         raw = self.conv_out(self.trunk(self.conv_in(rgba))).astype(jnp.float32)
         # The small constant inside the root keeps the gradient finite at zero.

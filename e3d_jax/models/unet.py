@@ -1,7 +1,8 @@
-"""What all U-Nets share: the levels and how they are put together (arXiv 2112.10752, appendix E)."""
+"""What all U-Nets share: their settings, their levels and how these are put together (arXiv 2112.10752, appendix E)."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,74 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
+from e3d_jax import settings
 from e3d_jax.models import attention, blocks, layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetSpec(settings.Settings):
+    """Size of a U-Net. Sequences have one element per level, from full resolution down; each level halves it."""
+
+    in_channels: int = settings.setting(
+        "Channels of the input; a denoiser's are those of the noisy latent and of the condition latent stacked on it.",
+        8,
+        at_least=1,
+    )
+    block_out_channels: tuple[int, ...] = settings.setting("Width of each level.", (320, 640, 1280, 1280), at_least=1)
+    attention_levels: tuple[bool, ...] = settings.setting(
+        "Whether each level has attention; the middle always has.", (True, True, True, False)
+    )
+    layers_per_block: int = settings.setting(
+        "Residual blocks of a descending level; an ascending level has one more.", 2, at_least=1
+    )
+    heads: int | tuple[int, ...] = settings.setting(
+        "Attention heads: one number for all levels, or one per level.", 8, at_least=1
+    )
+    norm_groups: int = settings.setting("Groups of the norms; must divide every width.", 32, at_least=1)
+    remat: str = settings.setting(
+        "What the backward pass recomputes instead of keeping: nothing (none), everything inside a layer (full), or "
+        "everything except matrix products (dots). Not part of the architecture: it changes memory and time only.",
+        "none",
+        choices=blocks.REMAT,
+        resumable=True,
+    )
+
+    @property
+    def factor(self) -> int:
+        """By how much the lowest level is smaller; divides height and width of the input."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def level_heads(self) -> tuple[int, ...]:
+        """Attention heads of each level."""
+        return (self.heads,) * len(self.block_out_channels) if isinstance(self.heads, int) else self.heads
+
+    def check(self) -> None:
+        """Refuse sequences of different lengths.
+
+        Raises:
+          ValueError: names the settings.
+        """
+        levels = len(self.block_out_channels)
+        if levels == 0 or not len(self.attention_levels) == len(self.level_heads) == levels:
+            raise ValueError(
+                f"got {levels} block_out_channels, {len(self.attention_levels)} attention_levels and "
+                f"{len(self.level_heads)} heads; expected one of each per level"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoiserSpec(UNetSpec):
+    """Size of the U-Net of a denoiser; the defaults are those of Stable Diffusion."""
+
+    out_channels: int = settings.setting("Channels of the prediction.", 4, at_least=1)
+    cross_attention_dim: int = settings.setting("Width of the context tokens.", 768, at_least=1)
+    class_embed_dim: int = settings.setting("Width of the labels of each view's camera (and domain).", 12, at_least=1)
+
+
+def inherited(base: type[UNetSpec], name: str, default: Any) -> Any:
+    """Return a setting of a base class with another default."""
+    return dataclasses.field(default=default, metadata=base.__dataclass_fields__[name].metadata)
 
 
 class SpatialTransformer(nnx.Module):
@@ -18,27 +86,17 @@ class SpatialTransformer(nnx.Module):
     Args:
       channels: width of the feature maps.
       heads: number of attention heads.
+      types: of the layers.
       norm_groups: groups of the first norm.
       **block: further arguments of :class:`attention.TransformerBlock`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        *,
-        norm_groups: int = 32,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: layers.Rngs,
-        **block: Any,
-    ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.norm = layers.GroupNorm(channels, groups=norm_groups, epsilon=1e-6, **types)
-        self.proj_in = layers.linear(channels, channels, **types)
-        self.transformer_blocks = nnx.List([attention.TransformerBlock(channels, heads, **block, **types)])
+    def __init__(self, channels: int, heads: int, types: layers.Types, *, norm_groups: int = 32, **block: Any):
+        self.norm = layers.GroupNorm(channels, types, groups=norm_groups, epsilon=1e-6)
+        self.proj_in = layers.linear(channels, channels, types)
+        self.transformer_blocks = nnx.List([attention.TransformerBlock(channels, heads, types, **block)])
         # The whole branch starts at zero.
-        self.proj_out = layers.linear(channels, channels, kernel_init=layers.zeros, **types)
+        self.proj_out = layers.linear(channels, channels, types, kernel_init=layers.zeros)
 
     def transform(
         self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None
@@ -54,33 +112,32 @@ class SpatialTransformer(nnx.Module):
         return x + self.proj_out(self.transform(tokens, context)).reshape(x.shape)
 
 
+# From the contexts of windows [b 1 m e] and the number of image positions to those of every position [b n m e].
+ContextOrder = Callable[[jax.Array, int], jax.Array]
+
+
 class SpatioTemporalTransformer(SpatialTransformer):
-    """Spatial transformer block, then one along frames, blended (arXiv 2311.15127); arguments as its parent's."""
+    """Spatial transformer block, then one along frames, blended (arXiv 2311.15127).
 
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        *,
-        context_dim: int,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: layers.Rngs,
-        **kwargs: Any,
-    ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        super().__init__(channels, heads, context_dim=context_dim, **kwargs, **types)
-        temporal = attention.TransformerBlock(channels, heads, context_dim=context_dim, leading_ff=True, **types)
+    Args:
+      channels: width of the feature maps.
+      heads: number of attention heads.
+      types: of the layers.
+      context_dim: width of the context.
+      **kwargs: further arguments of :class:`SpatialTransformer`.
+
+    Attributes:
+      context_order: gives each image position its context in the block along frames; None gives every position that of
+        its window.
+    """
+
+    def __init__(self, channels: int, heads: int, types: layers.Types, *, context_dim: int, **kwargs: Any):
+        super().__init__(channels, heads, types, context_dim=context_dim, **kwargs)
+        temporal = attention.TransformerBlock(channels, heads, types, context_dim=context_dim, leading_ff=True)
         self.temporal_transformer_blocks = nnx.List([temporal])
-        self.time_pos_embed = blocks.EmbeddingMLP(channels, 4 * channels, channels, **types)
-        self.time_mixer = blocks.TimeMixer(0.5, param_dtype=param_dtype)
-
-    def temporal_context(
-        self, context: Float[jax.Array, "b 1 m e"] | None, positions: int
-    ) -> Float[jax.Array, "b _ m e"] | None:
-        """The context of each of ``positions`` image positions in the block along frames: that of its window."""
-        del positions
-        return context
+        self.time_pos_embed = blocks.EmbeddingMLP(channels, 4 * channels, channels, types)
+        self.time_mixer = blocks.TimeMixer(0.5, types)
+        self.context_order: ContextOrder | None = None
 
     def transform(
         self, x: Float[jax.Array, "b t n c"], context: Float[jax.Array, "b 1 m e"] | None
@@ -88,7 +145,8 @@ class SpatioTemporalTransformer(SpatialTransformer):
         """Transform tokens between the projections."""
         x = self.transformer_blocks[0](x, context)
         frames = blocks.sinusoids(jnp.arange(x.shape[1]), x.shape[-1])
-        context = self.temporal_context(context, x.shape[2])
+        if self.context_order is not None and context is not None:
+            context = self.context_order(context, x.shape[2])
         moved = attention.over_axes(
             lambda y: self.temporal_transformer_blocks[0](y, context),
             x + self.time_pos_embed(frames)[:, None],
@@ -98,79 +156,58 @@ class SpatioTemporalTransformer(SpatialTransformer):
 
 
 class UNet(nnx.Module):
-    """Descending stages, a middle and ascending stages with skips; subclasses add embeddings and ends.
+    """Descending levels, a middle and ascending levels with skips; subclasses add embeddings and ends.
 
     Args:
-      in_channels: width of the input.
-      block_out_channels: width of each level, from full resolution down; each further level halves the resolution.
-      attention: whether each level has attention.
-      heads: number of attention heads of each level, or one number for all.
-      layers_per_block: residual blocks of a descending stage; an ascending one has one more.
-      resnet: makes a residual block from (in_channels, out_channels, epsilon=...).
-      transformer: makes an attention from (channels, heads).
-      norm_groups: groups of every group norm.
+      spec: size of the network.
+      types: of the layers.
+      resnet: builds a residual block from (in_channels, out_channels, epsilon=...).
+      transformer: builds an attention from (channels, heads).
       down_epsilon: norm epsilon of the descending residual blocks of levels with attention.
       up_epsilon: norm epsilon of the ascending residual blocks.
-      remat: see :func:`e3d_jax.models.blocks.apply`.
-
-    Raises:
-      ValueError: the sequences differ in length.
     """
 
     def __init__(
         self,
+        spec: UNetSpec,
+        types: layers.Types,
         *,
-        in_channels: int,
-        block_out_channels: Sequence[int],
-        attention: Sequence[bool],
-        heads: int | Sequence[int],
-        layers_per_block: int,
         resnet: blocks.Factory,
         transformer: blocks.Factory,
-        norm_groups: int,
         down_epsilon: float = 1e-5,
         up_epsilon: float = 1e-5,
-        remat: str = "none",
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: layers.Rngs,
     ):
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        widths, levels = tuple(block_out_channels), len(block_out_channels)
-        heads = (heads,) * levels if isinstance(heads, int) else tuple(heads)
-        if not len(attention) == len(heads) == levels:
-            raise ValueError(
-                f"got {levels} block_out_channels, {len(attention)} attention flags and {len(heads)} heads; "
-                "give one of each per level"
-            )
+        widths, heads, levels = spec.block_out_channels, spec.level_heads, len(spec.block_out_channels)
 
         def attentions(level: int, count: int) -> list[nnx.Module]:
-            return [transformer(widths[level], heads[level]) for _ in range(count if attention[level] else 0)]
+            return [
+                transformer(widths[level], heads[level]) for _ in range(count if spec.attention_levels[level] else 0)
+            ]
 
-        self.conv_in = layers.conv3x3(in_channels, widths[0], **types)
-        self.down_blocks: nnx.List[blocks.Stage] = nnx.List([])
+        self.conv_in = layers.conv3x3(spec.in_channels, widths[0], types)
+        self.down_blocks: nnx.List[blocks.Level] = nnx.List([])
         skips = [widths[0]]
         for i, width in enumerate(widths):
-            epsilon = down_epsilon if attention[i] else 1e-5
-            sources = [skips[-1], *[width] * (layers_per_block - 1)]
+            epsilon = down_epsilon if spec.attention_levels[i] else 1e-5
+            sources = [skips[-1], *[width] * (spec.layers_per_block - 1)]
             resnets = [resnet(source, width, epsilon=epsilon) for source in sources]
-            down = [blocks.Downsample(width, **types)] if i < levels - 1 else []
-            skips += [width] * (layers_per_block + len(down))
-            stage = blocks.Stage(resnets, attentions(i, layers_per_block), downsamplers=down, remat=remat)
-            self.down_blocks.append(stage)
+            down = [blocks.Downsample(width, types)] if i < levels - 1 else []
+            skips += [width] * (spec.layers_per_block + len(down))
+            level = blocks.Level(resnets, attentions(i, spec.layers_per_block), downsamplers=down, remat=spec.remat)
+            self.down_blocks.append(level)
         middle = [resnet(widths[-1], widths[-1], epsilon=1e-5) for _ in range(2)]
-        self.mid_block = blocks.MidStage(middle, [transformer(widths[-1], heads[-1])], remat=remat)
-        self.up_blocks: nnx.List[blocks.Stage] = nnx.List([])
+        self.mid_block = blocks.MidLevel(middle, [transformer(widths[-1], heads[-1])], remat=spec.remat)
+        self.up_blocks: nnx.List[blocks.Level] = nnx.List([])
         last = widths[-1]
         for i, width in reversed(list(enumerate(widths))):
             resnets = []
-            for _ in range(layers_per_block + 1):
+            for _ in range(spec.layers_per_block + 1):
                 resnets.append(resnet(last + skips.pop(), width, epsilon=up_epsilon))
                 last = width
-            up = [blocks.Upsample(width, **types)] if i > 0 else []
-            stage = blocks.Stage(resnets, attentions(i, layers_per_block + 1), upsamplers=up, remat=remat)
-            self.up_blocks.append(stage)
-        self.conv_norm_out = layers.GroupNorm(widths[0], groups=norm_groups, **types)
+            up = [blocks.Upsample(width, types)] if i > 0 else []
+            level = blocks.Level(resnets, attentions(i, spec.layers_per_block + 1), upsamplers=up, remat=spec.remat)
+            self.up_blocks.append(level)
+        self.conv_norm_out = layers.GroupNorm(widths[0], types, groups=spec.norm_groups)
 
     def trunk(
         self,
@@ -178,10 +215,10 @@ class UNet(nnx.Module):
         embedding: Float[jax.Array, "... e"] | None = None,
         context: Float[jax.Array, "... m f"] | None = None,
     ) -> Float[jax.Array, "*lead h w c"]:
-        """From after the first convolution to before the last one.
+        """Compute everything between the first and the last convolution.
 
         Raises:
-          ValueError: height or width cannot be halved as often as there are levels.
+          ValueError: height or width cannot be halved at every level.
         """
         factor = 2 ** (len(self.down_blocks) - 1)
         if x.shape[-3] % factor or x.shape[-2] % factor:
@@ -190,12 +227,12 @@ class UNet(nnx.Module):
                 f"{len(self.down_blocks)} levels"
             )
         skips = [x]
-        for stage in self.down_blocks:
-            x, outputs = stage(x, embedding, context)
+        for level in self.down_blocks:
+            x, outputs = level(x, embedding, context)
             skips += outputs
         x = self.mid_block(x, embedding, context)
-        for stage in self.up_blocks:
-            x, _ = stage(x, embedding, context, skips)
+        for level in self.up_blocks:
+            x, _ = level(x, embedding, context, skips)
         return nnx.silu(self.conv_norm_out(x))
 
 

@@ -1,1 +1,1 @@
-"""From posed views to a signed distance field, by differentiable volume rendering."""
+"""Reconstruction: posed views to a signed distance field, by differentiable volume rendering, to a mesh."""

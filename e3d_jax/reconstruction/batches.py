@@ -1,4 +1,4 @@
-"""What each step of a fit looks at: pixels of the views, drawn on the device."""
+"""The rays and points of each step of a fit: pixels of the views, sampled on the device."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from e3d_jax import cameras, structs
-from e3d_jax.reconstruction import fields, schedule, volume
+from e3d_jax.reconstruction import config, fit_schedules, occupancy, volume
 
-NEAR_OBJECT = 0.9  # share of the rays that go through pixels near the object
+NEAR_OBJECT = 0.9  # fraction of the rays that go through pixels near the object
 
 
 @jax.tree_util.register_dataclass
@@ -22,11 +22,11 @@ class Pixels:
     Attributes:
       rgba: every pixel of every view.
       normals: unit normals in the world frame; zero where unknown.
-      cameras: of the views.
-      anchors: views that are trusted for masks and normals.
-      weights: trust in the colours of each view.
-      near_object: pixels of each view, those near its silhouette first.
-      num_near: how many those are.
+      cameras: the camera of each view.
+      anchors: views whose masks and normals are trusted.
+      weights: trust in each view.
+      near_object: pixel indices of each view, those near its silhouette first.
+      num_near: number of pixels near the silhouette of each view.
     """
 
     rgba: Float[Array, "v hw 4"]
@@ -41,20 +41,20 @@ class Pixels:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One step, or a stack of steps.
+    """The rays and points of one step, or of a stack of steps.
 
     Attributes:
-      rays: rays through pixel centres.
-      view: the view of each.
-      across: how a ray's direction changes a pixel to the right, and a pixel down.
-      placed: their samples.
-      rgba: what they should see.
-      normals: world normals that they should see; zero where unknown.
-      anchor: whether their view is an anchor.
-      weights: trust in their view.
-      background: the colour behind the object, random so that nothing outside the surface can pass for it.
+      rays: rays through pixel centers.
+      view: the view of each ray.
+      across: change of a ray's direction per pixel to the right, and per pixel down.
+      placed: the samples of the rays.
+      rgba: colors and coverage that the rays should see.
+      normals: world normals that the rays should see; zero where unknown.
+      anchor: whether the view of a ray is an anchor.
+      weights: trust in the view of each ray.
+      background: color behind the object, random so that nothing outside the surface can imitate it.
       points: random points of the box.
-      nearby: a random neighbour of each.
+      nearby: a random neighbor of each point.
     """
 
     rays: structs.Rays
@@ -71,7 +71,13 @@ class Batch:
 
 
 def load(views: structs.ViewSet, weights: Float[structs.ArrayLike, " v"], *, contrast: float) -> Pixels:
-    """Views on the device, each with the weight of its errors; coverage is sharpened ``contrast`` times around 0.5."""
+    """Move views to the device.
+
+    Args:
+      views: the views.
+      weights: trust in each view.
+      contrast: factor that sharpens the coverage around one half.
+    """
     num_views, height, width = views.rgba.shape[:3]
     alpha = ((views.rgba[..., 3:] - 0.5) * contrast + 0.5).clip(0, 1)
     rgba = np.concatenate([views.rgba[..., :3], alpha], -1)
@@ -90,42 +96,25 @@ def load(views: structs.ViewSet, weights: Float[structs.ArrayLike, " v"], *, con
     )
 
 
-def draw(
-    key: jax.Array,
-    pixels: Pixels,
-    progress: Float[Array, ""],
-    cached: Float[Array, "x y z 1"],
-    box: Float[Array, "2 3"],
-    *,
-    band: Float[Array, ""],
-    rays: int,
-    candidates: int,
-    samples: int,
-    random_points: int,
-    spread: float,
-    all_views: tuple[float, ...],
+def sample(
+    key: jax.Array, pixels: Pixels, progress: Float[Array, ""], cache: occupancy.Cache, settings: config.FitSettings
 ) -> Batch:
-    """One batch: rays from the anchors or from all views by the schedule, and random points.
+    """Return one batch: rays from the anchors or from all views, depending on the schedule, and random points.
 
     Args:
-      key: spent here.
+      key: used here only.
       pixels: the views.
-      progress: of the fit, [0, 1].
-      cached: occupancy cache, see :mod:`e3d_jax.reconstruction.occupancy`.
-      box: region that the cache spans.
-      band: see :func:`occupancy.band`.
-      rays: number of rays.
-      candidates: see :func:`volume.place_samples`.
-      samples: samples a ray.
-      random_points: number of random points.
-      spread: standard deviation of the way from a point to its neighbour, object units.
-      all_views: see :func:`schedule.uses_all_views`.
+      progress: progress of the fit, [0, 1].
+      cache: says where along the rays the surface can be.
+      settings: numbers of rays, samples and points, and the schedule of the views.
     """
+    rays, box = settings.rays, cache.box
     num_views, num_pixels = pixels.rgba.shape[:2]
     choice_key, place_key, background_key, point_key, nearby_key = jax.random.split(key, 5)
     chance = jax.random.uniform(choice_key, (4, rays))
     anchor = pixels.anchors[_pick(chance[0], len(pixels.anchors))]
-    view = jnp.where(schedule.uses_all_views(progress, all_views), _pick(chance[0], num_views), anchor)
+    all_views = fit_schedules.uses_all_views(progress, settings.all_views)
+    view = jnp.where(all_views, _pick(chance[0], num_views), anchor)
     near = pixels.near_object[view, _pick(chance[1], pixels.num_near[view])]
     pixel = jnp.where(chance[3] < NEAR_OBJECT, near, _pick(chance[2], num_pixels))
     width = pixels.cameras.width
@@ -136,12 +125,12 @@ def draw(
         place_key,
         through,
         box,
-        lambda points: fields.interpolate(cached, box, points)[:, 0],
-        band=band,
-        candidates=candidates,
-        samples=samples,
+        cache.distance,
+        band=cache.band,
+        candidates=settings.candidates,
+        samples=settings.samples,
     )
-    points = jax.random.uniform(point_key, (random_points, 3), minval=box[0], maxval=box[1])
+    points = jax.random.uniform(point_key, (settings.random_points, 3), minval=box[0], maxval=box[1])
     return Batch(
         rays=through,
         view=view,
@@ -153,10 +142,10 @@ def draw(
         weights=pixels.weights[view],
         background=jax.random.uniform(background_key, (rays, 3)),
         points=points,
-        nearby=points + spread * jax.random.normal(nearby_key, points.shape),
+        nearby=points + settings.smoothness_step * jax.random.normal(nearby_key, points.shape),
     )
 
 
 def _pick(chance, count):
-    """Index below ``count`` from a number in [0, 1)."""
+    """Return an index below ``count`` for a number in [0, 1)."""
     return jnp.minimum((chance * count).astype(jnp.int32), count - 1)

@@ -1,13 +1,13 @@
-"""A neural surface: signed distance and colour of a point, as one pytree of arrays.
+"""A neural surface: signed distance and color at a point, as one pytree of arrays.
 
-The signed distance (positive outside, object units) is a coarse grid of distances, which starts as the visual hull,
+The signed distance (positive outside, object units) is a coarse grid of distances, initialized to the visual hull,
 plus a correction: a multi-resolution grid of features, read by trilinear interpolation with the coordinates appended
 and passed through one hidden layer (the progressive grids of Neuralangelo, arXiv 2306.03092, with dense levels instead
-of hashed ones: an object at 64 cells a side is small enough to store, and dense levels cannot collide). Its gradient is
-exact: of the trilinear interpolation and of the layers, not a finite difference.
+of hashed ones: an object at 64 cells per side is small enough to store, and dense levels cannot collide). Its
+gradient is exact, through the trilinear interpolation and the layers, not a finite difference.
 
-Colour is a small network of feature grids of its own, the distance's feature vector, the normal and the viewing
-direction (NeuS, arXiv 2106.10689, section 3.1).
+Color comes from a small network whose inputs are separate feature grids, the feature vector of the distance, the
+normal and the viewing direction (NeuS, arXiv 2106.10689, section 3.1).
 
 All coordinates are in the world frame; grids span the field's box, corner to corner.
 """
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from e3d_jax import structs
 
 Layers = tuple[tuple[jax.Array, jax.Array], ...]
-FEATURE_WIDTH = 13  # of the vector that the distance layers hand to the colour layers
+FEATURE_WIDTH = 13  # width of the vector that the distance layers pass to the color layers
 DIRECTION_WIDTH = 9  # spherical harmonics below degree 3
 
 
@@ -37,12 +37,12 @@ class Field:
       box: lower and upper corner of the region that the grids span, object units.
       base: coarse signed distance on the lattice of the box.
       levels: feature grids of the distance, coarse to fine.
-      color_levels: feature grids of the colour. They are apart because texture is sharper than shape: what a pattern
-        needs would be roughness to the distance.
+      color_levels: feature grids of the color. They are separate because texture is sharper than shape: details of
+        a pattern would make the surface rough.
       distance_layers: weights and biases from encoding to (correction, feature vector).
-      color_layers: weights and biases from (encoding, feature vector, normal, direction) to colour logits.
-      view_shifts: how far the rays of each view pass from its pixels, in pixels (x, y): pictures that a network made do
-        not all show the object at the same place.
+      color_layers: weights and biases from (encoding, feature vector, normal, direction) to color logits.
+      view_shifts: offset of the rays of each view from its pixels, in pixels (x, y): generated images do not all show
+        the object at the same place.
       log_sharpness: logarithm of the inverse standard deviation s of the NeuS density, 1 / object unit.
     """
 
@@ -63,8 +63,8 @@ class Samples:
 
     Attributes:
       distance: signed distance, object units, positive outside.
-      gradient: its gradient in world axes; of length one where the field is a true distance.
-      feature: what the colour layers read of the shape.
+      gradient: its gradient in world axes; of length one where the field is an exact distance.
+      feature: input of the color layers that describes the shape.
     """
 
     distance: Float[Array, " n"]
@@ -85,13 +85,13 @@ def create(
     hidden: int,
     sharpness: float,
 ) -> Field:
-    """A field whose distance is ``base`` exactly; levels are the cells a side of the feature grids.
+    """Create a field whose distance is exactly ``base``; ``levels`` are the cells per side of the feature grids.
 
     Raises:
-      ValueError: a level of no cells.
+      ValueError: a level has no cells.
     """
     if min(*levels, *color_levels) < 1:
-        raise ValueError(f"feature grids need at least 1 cell a side, got {tuple(levels)} and {tuple(color_levels)}")
+        raise ValueError(f"feature grids need at least 1 cell per side, got {tuple(levels)} and {tuple(color_levels)}")
     distance_key, color_key = jax.random.split(key)
     encoding = 3 + features * len(levels)
     distance_layers = _init_layers(distance_key, (encoding, hidden, 1 + FEATURE_WIDTH))
@@ -111,11 +111,11 @@ def create(
 
 
 def sample(field: Field, points: Float[Array, "n 3"], level_weights: Float[Array, " l"]) -> Samples:
-    """Distance, gradient and feature at world points; outside the box the nearest point of the box answers.
+    """Return distance, gradient and feature at world points; points outside the box are moved to its border.
 
     ``level_weights`` in [0, 1] fade the feature grids in, coarse to fine.
     """
-    # Corners are looked up once and serve the distance and its gradient, so that the backward pass scatters once.
+    # Corners are looked up once for both the distance and its gradient, so that the backward pass scatters once.
     grids = (field.base, *field.levels)
     corners = [_corners(grid, _unit(field.box, points)) for grid in grids]
 
@@ -141,33 +141,33 @@ def color(
     normals: Float[Array, "n 3"],
     directions: Float[Array, "n 3"],
 ) -> Float[Array, "n 3"]:
-    """Display-encoded RGB in [0, 1] seen along unit ``directions`` at points with unit ``normals``."""
+    """Return display-encoded RGB in [0, 1] seen along unit ``directions`` at points with unit ``normals``."""
     texture = [interpolate(grid, field.box, points) for grid in field.color_levels]
     encoding = [2 * _unit(field.box, points) - 1, *texture, feature, normals, harmonics(directions)]
     return jax.nn.sigmoid(_apply_layers(field.color_layers, jnp.concatenate(encoding, -1), jax.nn.relu))
 
 
 def interpolate(grid: Float[Array, "x y z c"], box: Float[Array, "2 3"], points: Float[Array, "n 3"]):
-    """Trilinear values ``[n, c]`` of a grid that spans ``box``; points outside are moved to the box."""
+    """Return trilinear values ``[n, c]`` of a grid that spans ``box``; points outside are moved to its border."""
     unit = _unit(box, points)
     corners, cell = _corners(grid, unit)
     return _blend(corners, unit * (jnp.array(grid.shape[:3]) - 1) - cell)
 
 
 def lattice(box: Float[structs.ArrayLike, "2 3"], shape: tuple[int, int, int]) -> Float[Array, "x y z 3"]:
-    """World points of the grid of that shape that spans ``box``, corner to corner."""
+    """Return the world points of a grid of the given shape that spans ``box``, corner to corner."""
     axes = [jnp.linspace(box[0, i], box[1, i], shape[i]) for i in range(3)]
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
 
 
 def harmonics(directions: Float[Array, "n 3"]) -> Float[Array, "n 9"]:
-    """Real spherical harmonics of unit vectors below degree 3, up to constant factors."""
+    """Return real spherical harmonics of unit vectors below degree 3, up to constant factors."""
     x, y, z = directions[:, 0], directions[:, 1], directions[:, 2]
     return jnp.stack([jnp.ones_like(x), x, y, z, x * y, y * z, 3 * z * z - 1, z * x, x * x - y * y], -1)
 
 
 def normalize(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
-    """Unit vectors, with finite gradients at zero."""
+    """Return unit vectors, with finite gradients at zero."""
     return vectors * jax.lax.rsqrt(jnp.maximum((vectors**2).sum(-1, keepdims=True), 1e-12))
 
 
@@ -177,7 +177,7 @@ def _unit(box, points):
 
 
 def _corners(grid, unit):
-    """The eight lattice values around each point, ``[n, 2, 2, 2, c]``, and the index of the lowest, ``[n, 3]``."""
+    """Return the eight lattice values around points, ``[n, 2, 2, 2, c]``, and the index of the lowest, ``[n, 3]``."""
     size = jnp.array(grid.shape[:3])
     cell = jnp.clip(jnp.floor(unit * (size - 1)).astype(jnp.int32), 0, size - 2)
     window = (2, 2, 2, grid.shape[3])

@@ -1,8 +1,9 @@
-"""The visual hull as a signed distance: where the fit starts.
+"""The visual hull as a signed distance, which the fit starts from.
 
 A point is outside the hull of exact silhouettes if any view sees it on the background. Generated silhouettes disagree
-by a few pixels, so a view has a vote, not a veto: the distance of a point is the (votes + 1)-th largest among the views
-of its image's distance to the silhouette, carried from pixels to object units at the depth of the point.
+by a few pixels, so a view has a vote, not a veto. In each view, the projection of a point has a distance to the
+silhouette, converted from pixels to object units at the depth of the point; the distance of the point is the
+(votes + 1)-th largest of these.
 """
 
 import functools
@@ -21,17 +22,17 @@ from e3d_jax.reconstruction import fields
 def carve(
     alpha: Float[np.ndarray, "v h w"], cameras: structs.Cameras, *, half_extent: float, cells: int, votes: int
 ) -> tuple[Float[np.ndarray, "x y z"], Float[np.ndarray, "2 3"]]:
-    """The hull's signed distance on a lattice of ``cells`` cells a side, and the box around the hull that it spans.
+    """Return the signed distance of the hull on a lattice, and the box around the hull that the lattice spans.
 
     Args:
       alpha: coverage in [0, 1].
-      cameras: their cameras.
-      half_extent: the hull is looked for in the cube of twice this side around the origin, object units.
-      cells: cells a side.
-      votes: how many views may be wrong about a point being outside.
+      cameras: one camera per view.
+      half_extent: the hull is searched for in the cube from ``-half_extent`` to ``half_extent``, object units.
+      cells: cells per side of the lattice.
+      votes: number of views that may be wrong about a point being outside.
 
     Raises:
-      ValueError: no view shows an object, a camera looks elsewhere, or the views share no object inside the cube.
+      ValueError: no view shows an object, a camera does not look at the cube, or the views share no object inside it.
     """
     if not (alpha > 0.5).any():
         raise ValueError("no view shows an object: alpha is below one half everywhere")
@@ -54,7 +55,7 @@ def carve(
 
 
 def _check_cameras(cameras: structs.Cameras, half_extent: float) -> None:
-    """Every camera must see something of the ball around the origin that the cube holds."""
+    """Refuse cameras that see no part of the ball inscribed in the cube."""
     pose = np.asarray(cameras.world_from_cam)
     if broken := np.flatnonzero(~np.isfinite(pose).all((1, 2))).tolist():
         raise ValueError(f"the poses of views {', '.join(map(str, broken))} are not finite; leave these views out")
@@ -80,34 +81,34 @@ def agreement(
     box: Float[np.ndarray, "2 3"],
     cells: int = 48,
 ) -> Float[np.ndarray, " v"]:
-    """How well each silhouette is that of the hull: their intersection over union in a raster of the picture.
+    """Return how well each silhouette matches that of the hull: their intersection over union on a raster.
 
     Args:
       alpha: coverage in [0, 1].
-      cameras: their cameras.
+      cameras: one camera per view.
       base: signed distance of the hull, see :func:`carve`.
-      box: the region that it spans.
-      cells: of the raster, along the longer side of a picture.
+      box: the region that ``base`` spans.
+      cells: raster cells along the longer side of an image.
     """
-    # Coordinates are the first axis, so that each is in one piece.
+    # Coordinates come first, so that each is contiguous.
     solid = np.ascontiguousarray(np.asarray(fields.lattice(box, base.shape))[base < 0].T)
     size = np.array([cameras.width, cameras.height])
     cell = max(size.max() / cells, 1.0)
     shape = np.ceil(size / cell).astype(int)
     focal, center = (np.asarray(x)[..., None] for x in (cameras.focal, cameras.center))
-    found = np.empty(len(alpha))
+    scores = np.empty(len(alpha))
     for view, pose in enumerate(np.asarray(cameras.world_from_cam)):
         cam = pose[:3, :3].T @ (solid - pose[:3, 3:])
         pixel = cam[:2] / np.maximum(cam[2], 1e-3) * focal[view] + center[view]
         row, column = np.nonzero(alpha[view] > 0.5)
-        hull, seen = (_raster(at, cell, shape) for at in (pixel, np.stack([column, row]) + 0.5))
-        found[view] = (hull & seen).sum() / max((hull | seen).sum(), 1)
-    return found
+        hull, silhouette = (_raster(at, cell, shape) for at in (pixel, np.stack([column, row]) + 0.5))
+        scores[view] = (hull & silhouette).sum() / max((hull | silhouette).sum(), 1)
+    return scores
 
 
 def _raster(points, cell, shape):
-    """Cells that hold one of the points, ``[2, n]``."""
-    # With a border for those outside: faster than leaving them out.
+    """Return a mask of the cells that hold at least one of the points, ``[2, n]``."""
+    # Points outside fall into a border, which is faster than filtering them out.
     column, row = np.clip(points / cell + 1, 0, shape[:, None] + 1).astype(np.int32)
     out = np.zeros(shape + 2, bool)
     out[column, row] = True
@@ -118,7 +119,7 @@ def _raster(points, cell, shape):
 def _ranked_distance(
     maps: Float[structs.ArrayLike, "v h w"], cameras: structs.Cameras, points: Float[Array, "x y z 3"], rank: int
 ) -> Float[Array, "x y z"]:
-    """The ``rank``-th largest of the views' distances, in object units, counted from 0; slab by slab."""
+    """Return the ``rank``-th largest (from 0) of the views' distances, in object units, slab by slab."""
 
     def seen_from(points, seen, pose, focal, center):
         cam = ((points - pose[:3, 3])[:, :, None] * pose[:3, :3]).sum(1)
@@ -137,11 +138,11 @@ def _ranked_distance(
 
 
 def silhouette_distance(silhouette: np.ndarray) -> Float[np.ndarray, "h w"]:
-    """Signed distance of pixel centres to the outline of a boolean image, in pixels, positive outside."""
+    """Return the signed distance of pixel centers to the outline of a boolean image, in pixels, positive outside."""
     if not silhouette.any():
-        # Without a silhouette every pixel is outside; the image's size stands for "far".
+        # Without a silhouette, every pixel is outside; the image size stands for "far".
         return np.full(silhouette.shape, float(max(silhouette.shape)), np.float32)
     outside = ndimage.distance_transform_edt(~silhouette)
-    # The frame of the picture is no outline: an object that leaves the picture goes on behind its edge.
+    # The image border is not an outline: an object that leaves the image continues beyond its border.
     inside = ndimage.distance_transform_edt(silhouette) if not silhouette.all() else np.full(silhouette.shape, 1e3)
     return (np.maximum(outside - 0.5, 0) - np.maximum(inside - 0.5, 0)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""From views to a mesh in one call."""
+"""Views to a mesh in one call."""
 
 import dataclasses
 import functools
@@ -9,81 +9,33 @@ import numpy as np
 
 from e3d_jax import structs
 from e3d_jax.mesh import extract, texture
-from e3d_jax.reconstruction import fields, fit
-
-
-@dataclasses.dataclass(frozen=True)
-class SurfaceConfig:
-    """How the fitted field becomes a mesh.
-
-    Attributes:
-      resolution: marching-cubes cells along the longest side of the object.
-      max_faces: the mesh is decimated to so many.
-      texture_size: width and height of the texture in pixels.
-      smoothing: see :func:`extract.extract_mesh`; for generated views.
-    """
-
-    resolution: int = 128
-    max_faces: int = 20_000
-    texture_size: int = 1024
-    smoothing: float = 0.0
-
-    def __post_init__(self):
-        """Refuses what would fail only after the fit.
-
-        Raises:
-          ValueError: names the first setting out of range.
-        """
-        limits = {
-            "resolution": (8, 1024),
-            "max_faces": (100, 10**7),
-            "texture_size": (16, 16_384),
-            "smoothing": (0, 10),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected {low} to {high}")
-
-
-# Speed against detail, for views of 128 to 512 pixels.
-QUALITIES = {
-    "fast": (fit.FitConfig(steps=500), SurfaceConfig(max_faces=10_000, texture_size=512)),
-    "standard": (fit.FitConfig(steps=1200, rays=1024), SurfaceConfig(resolution=192)),
-    "best": (
-        fit.FitConfig(steps=4000, rays=2048, levels=(16, 32, 64, 128), color_levels=(16, 64, 128)),
-        SurfaceConfig(resolution=320, max_faces=40_000, texture_size=2048),
-    ),
-}
+from e3d_jax.reconstruction import config, fields, fit
 
 
 def reconstruct(
     views: structs.ViewSet,
-    config: fit.FitConfig,
+    settings: config.ReconstructionSettings,
     key: jax.Array,
-    progress: fit.Progress | None = None,
-    *,
-    surface: SurfaceConfig = SurfaceConfig(),
+    on_chunk: fit.OnChunk | None = None,
 ) -> structs.Mesh:
-    """Fit a field to the views, extract its surface and paint it; arguments and errors of ``fit.fit``."""
-    config = fit.adapt(config, views)
-    field, pixels = fit.start(views, config, key)
-    field = fit.optimise(field, pixels, config, key, progress)
-    distance_fn, color_fn = surface_functions(field)
+    """Fit a field to the views, extract its surface and paint it; arguments and errors as in :func:`fit.fit`."""
+    fitted = fit.fit(views, settings.fit, key, on_chunk)
+    distance_fn, color_fn = surface_functions(fitted.field)
     mesh = extract.extract_mesh(
         distance_fn,
         color_fn,
-        field.box,
-        surface.resolution,
-        max_faces=surface.max_faces,
-        smoothing=surface.smoothing,
+        fitted.field.box,
+        settings.resolution,
+        max_faces=settings.max_faces,
+        smoothing=settings.smoothing,
     )
-    center = np.asarray(views.cameras.center) - np.asarray(field.view_shifts)
+    center = np.asarray(views.cameras.center) - np.asarray(fitted.field.view_shifts)
     views = dataclasses.replace(views, cameras=dataclasses.replace(views.cameras, center=center))
-    return texture.paint(mesh, color_fn, views, surface.texture_size, view_weights=pixels.weights)
+    return texture.paint(mesh, color_fn, views, settings.texture_size, view_weights=fitted.view_weights)
 
 
 def surface_functions(field: fields.Field) -> tuple[extract.DistanceFn, extract.ColorFn]:
-    """Signed distance of world points, and colour of points on the surface."""
+    """Return functions for the signed distance at world points and the color of points on the surface."""
     return functools.partial(_distance, field), functools.partial(_color, field)
 
 
@@ -94,7 +46,7 @@ def _distance(field, points):
 
 @jax.jit
 def _color(field, points):
-    """Colour of surface points as a viewer straight in front of them sees it."""
-    found = fields.sample(field, points, jnp.ones(len(field.levels)))
-    normals = fields.normalize(found.gradient)
-    return fields.color(field, points, found.feature, normals, -normals)
+    """Return the color of surface points as seen from straight in front of them."""
+    samples = fields.sample(field, points, jnp.ones(len(field.levels)))
+    normals = fields.normalize(samples.gradient)
+    return fields.color(field, points, samples.feature, normals, -normals)

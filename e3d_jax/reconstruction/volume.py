@@ -1,7 +1,7 @@
-"""NeuS volume rendering (arXiv 2106.10689) with a fixed number of samples a ray.
+"""NeuS volume rendering (arXiv 2106.10689) with a fixed number of samples per ray.
 
 Symbols: r rays, s samples of a ray, t distance along a ray (object units), *edges* the s + 1 ends of its s intervals.
-The renderer sees the surface through callables only.
+The renderer accesses the surface through callables only.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ ColorFn = Callable[
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """Where rays are sampled; batches may be stacked.
+    """The sampling intervals of rays; batches may be stacked.
 
     Attributes:
-      edges: increasing ends of the intervals.
-      longest: length that an interval counts for at most, since it may span skipped space.
-      occupied: rays that come near the surface; the others are transparent and their samples of no use.
+      edges: ends of the intervals, increasing.
+      longest: the largest length that an interval counts for, since it may span skipped space.
+      occupied: rays that come near the surface; the others are transparent and their samples unused.
     """
 
     edges: Float[Array, "*b r e"]
@@ -40,12 +40,12 @@ class Placed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rendering:
-    """What rays see.
+    """The result of rendering rays.
 
     Attributes:
       color: RGB in [0, 1], premultiplied by opacity.
       opacity: accumulated weight, [0, 1].
-      normal: weighted mean of unit normals, not normalised.
+      normal: weighted mean of unit normals, not normalized.
       gradient: gradient of the distance at every sample.
     """
 
@@ -61,10 +61,10 @@ def neus_alpha(
     length: Float[Array, "*n"],
     sharpness: Float[Array, ""],
 ) -> Float[Array, "*n"]:
-    """Opacity of intervals from the distance at their middles, Eq. 13 of arXiv 2106.10689.
+    """Return the opacity of intervals from the distance at their midpoints, Eq. 13 of arXiv 2106.10689.
 
     Args:
-      distance: signed distance at the middles.
+      distance: signed distance at the midpoints.
       slope: derivative of the distance along the ray, at most 0 where the ray enters.
       length: lengths of the intervals.
       sharpness: s, the inverse standard deviation of the density.
@@ -75,22 +75,22 @@ def neus_alpha(
 
 
 def annealed_slope(cosine: Float[Array, "*n"], ratio: Float[Array, ""]) -> Float[Array, "*n"]:
-    """Slope of the distance along the ray, never positive; at ratio 0 it is softened so that wrong normals can turn.
+    """Return the slope of the distance along the ray, never positive; softened at ratio 0 so that normals can turn.
 
-    From the code of NeuS (``cos_anneal_ratio``); not in the paper's text.
+    From the code of NeuS (``cos_anneal_ratio``); the paper does not mention it.
     """
     return -(jax.nn.relu(0.5 - 0.5 * cosine) * (1 - ratio) + jax.nn.relu(-cosine) * ratio)
 
 
 def transmittance_weights(alpha: Float[Array, "r s"]) -> Float[Array, "r s"]:
-    """Weights of the samples, alpha times the light that reaches them; their sum is at most 1. Eq. 3."""
+    """Return the weights of the samples: alpha times the transmittance before them; their sum is at most 1. Eq. 3."""
     # Products in log space would need log(0) for opaque samples; s is small, so the plain product is exact enough.
     through = jnp.cumprod(1 - alpha[:, :-1], axis=1)
     return alpha * jnp.concatenate([jnp.ones_like(alpha[:, :1]), through], 1)
 
 
 def box_interval(rays: structs.Rays, box: Float[Array, "2 3"]) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
-    """Where rays enter and leave the box; equal where they miss it."""
+    """Return the distances at which rays enter and leave the box; they are equal if a ray misses it."""
     directions = jnp.where(jnp.abs(rays.directions) < 1e-9, 1e-9, rays.directions)
     crossings = (box[:, None] - rays.origins) / directions
     near = jnp.maximum(crossings.min(0).max(-1), 0.0)
@@ -107,16 +107,16 @@ def place_samples(
     candidates: int,
     samples: int,
 ) -> Placed:
-    """Edges of the intervals, concentrated where the cached distance says that the ray meets the surface.
+    """Return intervals that are concentrated where, by the cached distance, the ray meets the surface.
 
     Args:
-      key: jitters the edges.
+      key: seed of the jitter of the edges.
       rays: the rays.
       box: region of the field.
       cached_distance: cheap approximation of the signed distance.
-      band: stretches farther than this from the cached surface get no samples.
-      candidates: stretches a ray is cut into for the search.
-      samples: intervals returned, a fixed budget.
+      band: segments farther than this from the cached surface get no samples.
+      candidates: number of segments per ray for the search.
+      samples: number of intervals per ray.
     """
     near, far = box_interval(rays, box)
     t = near[:, None] + (far - near)[:, None] * jnp.linspace(0, 1, candidates + 1)
@@ -124,7 +124,7 @@ def place_samples(
     distance = cached_distance(points.reshape(-1, 3)).reshape(t.shape)
     closest = jnp.minimum(jnp.abs(distance[:, 1:]), jnp.abs(distance[:, :-1]))
     occupied = (closest < band) & (far > near)[:, None]
-    # First the surface that the ray meets, softened to the width of the band; a share for whatever else is close.
+    # Mostly the first surface that the ray meets, softened to the width of the band; some for other close surfaces.
     soft = jax.nn.sigmoid(distance * (4 / band))
     alpha = jnp.clip((soft[:, :-1] - soft[:, 1:]) / (soft[:, :-1] + 1e-5), 0, 1)
     density = jnp.where(occupied, transmittance_weights(alpha) + 0.1 * jnp.exp(-4 * closest / band) + 1e-3, 0.0)
@@ -149,12 +149,12 @@ def render(
     middle, length = (start + end) / 2, jnp.minimum(end - start, placed.longest[:, None])
     points = _points_at(rays, middle)
     directions = jnp.broadcast_to(jnp.asarray(rays.directions)[:, None], points.shape)
-    found = sample_fn(points.reshape(-1, 3))
-    normals = fields.normalize(found.gradient)
-    color = color_fn(points.reshape(-1, 3), found.feature, normals, directions.reshape(-1, 3)).reshape(points.shape)
-    gradient = found.gradient.reshape(points.shape)
+    samples = sample_fn(points.reshape(-1, 3))
+    normals = fields.normalize(samples.gradient)
+    color = color_fn(points.reshape(-1, 3), samples.feature, normals, directions.reshape(-1, 3)).reshape(points.shape)
+    gradient = samples.gradient.reshape(points.shape)
     slope = annealed_slope((gradient * directions).sum(-1), annealing)
-    alpha = neus_alpha(found.distance.reshape(middle.shape), slope, length, sharpness)
+    alpha = neus_alpha(samples.distance.reshape(middle.shape), slope, length, sharpness)
     weights = transmittance_weights(jnp.where(placed.occupied[:, None], alpha, 0.0))
     return Rendering(
         color=(weights[..., None] * color).sum(1),

@@ -15,7 +15,8 @@ from e3d_jax import cameras, settings, structs
 from e3d_jax.data import latents as latent_records
 from e3d_jax.data import records
 from e3d_jax.diffusion import denoiser, samplers, schedules
-from e3d_jax.models import anchor, denoisers, image_encoder, latents, layers
+from e3d_jax.models import anchor, denoisers, latents, layers
+from e3d_jax.models import image_encoder as encoders
 from e3d_jax.stages import base, caching, common, image_loss, normals
 
 NETWORKS = {"unet": anchor.AnchorUNet}
@@ -31,8 +32,8 @@ class Model(base.ModelSettings):
 
     architecture: str = settings.setting("Which denoising network.", "unet", choices=tuple(NETWORKS))
     unet: anchor.AnchorUNetSpec = settings.setting("Multi-view U-Net.", anchor.AnchorUNetSpec())
-    image_encoder: image_encoder.ImageEncoderSpec = settings.setting(
-        "Makes the image tokens.", image_encoder.ImageEncoderSpec()
+    image_encoder: encoders.ImageEncoderSpec = settings.setting(
+        "Makes the image tokens.", encoders.ImageEncoderSpec()
     )
     injection: bool = settings.setting(
         "Inject the image-normal pair as in the paper; False is what the paper compares it with.", True
@@ -409,7 +410,7 @@ class Anchor(base.Stage):
 
     def build(self, model: Model, types: layers.Types) -> nnx.Module:
         """Make the denoiser with its image encoder."""
-        encoder = image_encoder.ImageEncoder(model.image_encoder, types)
+        encoder = encoders.ImageEncoder(model.image_encoder, types)
         network = NETWORKS[model.architecture](model.network, types)
         return denoisers.AnchorDenoiser(model.architecture, network, encoder, model.injection)
 

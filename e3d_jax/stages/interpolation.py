@@ -15,7 +15,8 @@ from e3d_jax import cameras, settings, structs
 from e3d_jax.data import latents as latent_records
 from e3d_jax.data import records
 from e3d_jax.diffusion import denoiser, samplers, schedules
-from e3d_jax.models import denoisers, image_encoder, interpolation, latents, layers
+from e3d_jax.models import denoisers, interpolation, latents, layers
+from e3d_jax.models import image_encoder as encoders
 from e3d_jax.stages import base, caching, common
 
 NETWORKS = {"unet": interpolation.InterpolationUNet}
@@ -29,8 +30,8 @@ class Model(base.ModelSettings):
     unet: interpolation.InterpolationUNetSpec = settings.setting(
         "Spatio-temporal U-Net.", interpolation.InterpolationUNetSpec()
     )
-    image_encoder: image_encoder.ImageEncoderSpec = settings.setting(
-        "Makes the image token.", image_encoder.ImageEncoderSpec()
+    image_encoder: encoders.ImageEncoderSpec = settings.setting(
+        "Makes the image token.", encoders.ImageEncoderSpec()
     )
 
 
@@ -267,7 +268,7 @@ class Interpolation(base.Stage):
 
     def build(self, model: Model, types: layers.Types) -> nnx.Module:
         """Make the denoiser with its image encoder."""
-        encoder = image_encoder.ImageEncoder(model.image_encoder, types)
+        encoder = encoders.ImageEncoder(model.image_encoder, types)
         network = NETWORKS[model.architecture](model.network, types)
         return denoisers.InterpolationDenoiser(model.architecture, network, encoder)
 

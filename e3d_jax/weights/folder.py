@@ -1,9 +1,9 @@
 """Weights folders: one system's weights as safetensors, with the config that they belong to.
 
-    config.json                           the system's config (:mod:`configs`), as JSON
+    config.json                           the system's config (:mod:`e3d_jax.config`), as JSON
     <component>-00001-of-00002.safetensors  tensors named by their path in the module
 
-Components are those of :mod:`e3d_jax.models.build`; training adds them to the folder one by one.
+Training adds the components to the folder one by one.
 """
 
 import functools
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from e3d_jax import files
-from e3d_jax.models import build
+from e3d_jax import config as config_lib
+from e3d_jax import files, stages
+from e3d_jax.models import layers
 from e3d_jax.weights import tensors
 
 CONFIG = "config.json"
@@ -43,20 +44,19 @@ def resolve(name_or_folder: str | os.PathLike) -> pathlib.Path:
     return folder
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The config that the weights of a folder belong to.
+def read_config(folder: pathlib.Path) -> config_lib.SystemConfig:
+    """Read the config that the weights of a folder belong to.
 
     Raises:
-      ValueError: the file is no JSON map.
+      ValueError: the file is not JSON, or not the config of a system.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        return dict(config)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error}); restore the weights folder") from error
+        return stages.parse_config(json.loads((folder / CONFIG).read_text()))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}; restore the weights folder, or make it again") from error
 
 
-def save(folder: str | os.PathLike, component: build.Component, module: nnx.Module, config: Mapping[str, Any]) -> None:
+def save(folder: str | os.PathLike, component: str, module: nnx.Module, config: config_lib.SystemConfig) -> None:
     """Add a component's weights (rounded to bfloat16) and its part of the config to a weights folder."""
     bfloat16 = np.dtype(jnp.bfloat16)
     rounded = {
@@ -68,9 +68,9 @@ def save(folder: str | os.PathLike, component: build.Component, module: nnx.Modu
 
 def write(
     folder: str | os.PathLike,
-    component: build.Component,
+    component: str,
     contents: Mapping[str, tensors.Tensor],
-    config: Mapping[str, Any],
+    config: config_lib.SystemConfig,
     shard_bytes: int,
 ) -> None:
     """Add a component's tensors and its part of the config to a weights folder.
@@ -88,18 +88,20 @@ def write(
     for stale in _shards(folder, component):
         if stale.name not in names:
             stale.unlink()
-    known = read_config(folder) if (folder / CONFIG).is_file() else {}
-    trained: dict[str, Any] = {k: v for k, v in known.items() if k in build.components_of(known) and _shards(folder, k)}
-    merged: dict[str, Any] = {**config, **trained, component: config[component]}
+    merged = config.to_dict()
+    if (folder / CONFIG).is_file():
+        stored = read_config(folder).to_dict()
+        merged |= {name: stored[name] for name in stored if _shards(folder, name)}
+    merged[component] = config[component].to_dict()
     files.write_atomically(folder / CONFIG, json.dumps(merged, indent=2).encode())
 
 
-def has(folder: str | os.PathLike, component: build.Component) -> bool:
+def has(folder: str | os.PathLike, component: str) -> bool:
     """Whether a folder holds a component's weights."""
     return bool(_shards(pathlib.Path(folder), component))
 
 
-def read(folder: pathlib.Path, component: build.Component) -> dict[str, tensors.Tensor]:
+def read(folder: pathlib.Path, component: str) -> dict[str, tensors.Tensor]:
     """A component's tensors by dotted path of their parameter, not read yet.
 
     Raises:
@@ -112,7 +114,7 @@ def read(folder: pathlib.Path, component: build.Component) -> dict[str, tensors.
     return tensors.read_files(shards)
 
 
-def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -> None:
+def load(folder: pathlib.Path, component: str, module: nnx.Module) -> None:
     """Fill a module with a component's weights, one by one, cast to the module's parameter types.
 
     Args:
@@ -138,14 +140,23 @@ def load(folder: pathlib.Path, component: build.Component, module: nnx.Module) -
         tensors.fill(parameter, stored[name])
 
 
-def restore(folder: pathlib.Path, component: build.Component, config: Mapping[str, Any], **types: Any) -> nnx.Module:
-    """A component of a system's config with its stored weights; ``types`` are ``dtype`` and ``param_dtype``.
+def restore(
+    folder: pathlib.Path,
+    component: str,
+    config: config_lib.SystemConfig,
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> nnx.Module:
+    """Make a component of a system's config with its stored weights.
 
     Raises:
       FileNotFoundError, ValueError: see :func:`load`.
     """
     # Shapes only: initial values would be computed just to be thrown away.
-    module = nnx.eval_shape(lambda: build.build(component, config[component]["model"], **types, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(
+        lambda: stages.build(config, component, layers.Types(dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    )
     load(folder, component, module)
     return module
 

@@ -1,4 +1,4 @@
-"""Pictures of a field by volume rendering, to look at a fit while it runs."""
+"""Images of a field by volume rendering, to watch a fit while it runs."""
 
 import functools
 
@@ -7,60 +7,62 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from e3d_jax import cameras, structs
+from e3d_jax import cameras, images, structs
 from e3d_jax.reconstruction import fields, occupancy, volume
 
-CHUNK = 1 << 12  # rays of one call
+CHUNK = 1 << 12  # rays per call
 
 
-def draw(
+def render_field(
     field: fields.Field, camera: structs.Cameras, *, cells: int = 48, candidates: int = 64, samples: int = 24
 ) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "h w 4"]]:
-    """Colours and normals (RGB = (n + 1) / 2, world frame) that one camera sees; RGBA in [0, 1], straight alpha.
+    """Render the colors and the encoded normals (:func:`images.encode_normal`) that one camera sees.
 
     Args:
       field: the surface.
-      camera: a single one.
+      camera: a single camera.
       cells: see :func:`occupancy.cache`.
       candidates: see :func:`volume.place_samples`.
-      samples: samples a ray.
+      samples: samples per ray.
+
+    Returns:
+      Two RGBA images in [0, 1], straight alpha.
     """
     rays = cameras.image_rays(camera)
     flat = np.concatenate([np.asarray(rays.origins), np.asarray(rays.directions)], -1).reshape(-1, 6)
-    cached, band = _cache(field, cells)
+    cache = _cache(field, cells)
     out = []
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK]
         padded = np.pad(chunk, ((0, CHUNK - len(chunk)), (0, 0)), mode="edge")
-        out.append(np.asarray(_see(field, cached, band, padded, candidates, samples))[: len(chunk)])
+        out.append(np.asarray(_render(field, cache, padded, candidates, samples))[: len(chunk)])
     color, alpha, normal = np.split(np.concatenate(out).reshape(camera.height, camera.width, 7), [3, 4], -1)
     opaque = np.maximum(alpha, 1e-3)
     unit = normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
-    shaded = np.concatenate([unit / 2 + 0.5, alpha.clip(0, 1)], -1)
-    return np.concatenate([(color / opaque).clip(0, 1), alpha.clip(0, 1)], -1), shaded
+    alpha = alpha.clip(0, 1)
+    shaded = np.asarray(images.encode_normal(unit, alpha[..., 0]))
+    return np.concatenate([(color / opaque).clip(0, 1), alpha], -1), shaded
 
 
 @functools.partial(jax.jit, static_argnames="cells")
-def _cache(field, cells):
-    weights = jnp.ones(len(field.levels))
-    cached = occupancy.cache(lambda points: fields.sample(field, points, weights).distance, field.box, cells)
-    return cached, occupancy.band(field.box, cells, jnp.exp(field.log_sharpness))
+def _cache(field, cells) -> occupancy.Cache:
+    return occupancy.cache_field(field, jnp.ones(len(field.levels)), cells)
 
 
 @functools.partial(jax.jit, static_argnames=("candidates", "samples"))
-def _see(field, cached, band, flat: Float[Array, "r 6"], candidates, samples) -> Float[Array, "r 7"]:
-    """Premultiplied colour, opacity and normal of each ray."""
+def _render(field, cache, flat: Float[Array, "r 6"], candidates, samples) -> Float[Array, "r 7"]:
+    """Return premultiplied color, opacity and normal of each ray."""
     rays = structs.Rays(origins=flat[:, :3], directions=flat[:, 3:])
     placed = volume.place_samples(
         jax.random.key(0),
         rays,
         field.box,
-        lambda points: fields.interpolate(cached, field.box, points)[:, 0],
-        band=band,
+        cache.distance,
+        band=cache.band,
         candidates=candidates,
         samples=samples,
     )
-    seen = volume.render(
+    rendering = volume.render(
         rays,
         placed,
         lambda points: fields.sample(field, points, jnp.ones(len(field.levels))),
@@ -68,4 +70,4 @@ def _see(field, cached, band, flat: Float[Array, "r 6"], candidates, samples) ->
         sharpness=jnp.exp(field.log_sharpness),
         annealing=jnp.float32(1),
     )
-    return jnp.concatenate([seen.color, seen.opacity[:, None], seen.normal], -1)
+    return jnp.concatenate([rendering.color, rendering.opacity[:, None], rendering.normal], -1)

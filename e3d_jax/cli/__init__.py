@@ -1,0 +1,48 @@
+"""The command line: ``e3d COMMAND``, one module per command.
+
+A command module has a docstring, which is its help, ``define(flags)`` and ``run(flags, arguments)``
+(:mod:`e3d_jax.cli.flags`); it is added to :data:`COMMANDS`.
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "infer": "images to views and meshes",
+    "train": "train one stage of a system",
+    "fit": "a mesh from posed views",
+    "eval": "compare views or meshes with their ground truth",
+    "benchmark": "score a system on held-out objects",
+    "data synthetic": "draw training records of synthetic objects",
+    "data assets": "draw training records of your own meshes",
+    "cache": "cache the latents of training records",
+    "plan": "memory and time of training, without its hardware",
+    "weights import": "make a weights folder of released pipelines",
+    "weights export": "write a weights folder as pipelines",
+    "weights verify": "compare pipelines with recorded outputs",
+    "weights init": "start training from Stable Diffusion or Stable Video Diffusion",
+    "weights from-checkpoint": "export the EMA weights of a checkpoint",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command that the arguments name.
+
+    Raises:
+      SystemExit: the command does not exist, or ends in an error; one sentence says why.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            from e3d_jax.cli import flags
+
+            module = importlib.import_module("e3d_jax.cli." + name.replace(" ", "_").replace("-", "_"))
+            flags.run(module, name, arguments[words:])
+            return
+    listed = "\n".join(f"  {name:24s} {what}" for name, what in COMMANDS.items())
+    usage = f"usage: e3d COMMAND [--flag=value ...]\n\n{listed}\n\n'e3d COMMAND --help' explains a command."
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage)
+        return
+    sys.exit(f"e3d: unknown command {' '.join(arguments[:2])!r}\n\n{usage}")

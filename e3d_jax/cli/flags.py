@@ -1,0 +1,170 @@
+"""One dialect of flags for all commands, and one way to end in a sentence."""
+
+import logging as python_logging
+import re
+import sys
+from types import ModuleType
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from e3d_jax import config as config_lib
+from e3d_jax import presets, settings, stages
+
+
+class Flags:
+    """The flags of one call of a command, as attributes: ``flags.out`` is the value of ``--out``.
+
+    Args:
+      argv: the command's arguments, without its name.
+    """
+
+    def __init__(self, argv: list[str]):
+        self._argv = argv
+        self._values = flags.FlagValues()
+        self._has_config = False
+
+    def __getattr__(self, name: str) -> Any:
+        return self._values[name].value
+
+    def string(self, name: str, default: str | None, doc: str, *, required: bool = False) -> None:
+        """Define ``--name=TEXT``."""
+        flags.DEFINE_string(name, default, doc, flag_values=self._values, required=required)
+
+    def strings(self, name: str, doc: str, *, required: bool = False) -> None:
+        """Define ``--name=TEXT``, which may be repeated."""
+        flags.DEFINE_multi_string(name, None, doc, flag_values=self._values, required=required)
+
+    def integer(self, name: str, default: int | None, doc: str, *, at_least: int = 0, required: bool = False) -> None:
+        """Define ``--name=NUMBER``."""
+        flags.DEFINE_integer(name, default, doc, at_least, flag_values=self._values, required=required)
+
+    def number(self, name: str, default: float | None, doc: str, *, at_least: float = 0.0) -> None:
+        """Define ``--name=NUMBER``, which need not be whole."""
+        flags.DEFINE_float(name, default, doc, at_least, flag_values=self._values)
+
+    def choice(self, name: str, default: str | None, choices: list[str], doc: str, *, required: bool = False) -> None:
+        """Define ``--name=CHOICE``."""
+        flags.DEFINE_enum(name, default, choices, doc, flag_values=self._values, required=required)
+
+    def switch(self, name: str, default: bool, doc: str) -> None:
+        """Define ``--name`` and ``--noname``."""
+        flags.DEFINE_bool(name, default, doc, flag_values=self._values)
+
+    def config(self, default: str) -> None:
+        """Define ``--config=NAME_OR_FILE[:VARIANT]`` and ``--config.SETTING=VALUE``.
+
+        Raises:
+          OSError, ValueError: see :func:`e3d_jax.presets.load`; or a setting does not exist.
+        """
+        name = self.given("config") or default
+        self.settings(presets.load(name))
+
+    def settings(self, config: Any) -> None:
+        """Define ``--config.SETTING=VALUE`` for a config that is known already."""
+        self._has_config = True
+        self._argv = [argument for argument in self._argv if not argument.startswith("--config=")]
+        for argument in self._argv:
+            if match := re.match(r"--(?:no)?config\.([^=]+)", argument):
+                _check_setting(config, match[1])
+        config_flags.DEFINE_config_dict("config", config, flag_values=self._values, sys_argv=["e3d", *self._argv])
+
+    def given(self, name: str) -> str | None:
+        """The value of ``--name=VALUE`` on the command line, before the flags are parsed."""
+        values = [argument.partition("=")[2] for argument in self._argv if argument.startswith(f"--{name}=")]
+        return values[-1] if values else None
+
+    def parsed_config(self) -> config_lib.SystemConfig:
+        """The config, checked.
+
+        Raises:
+          ValueError: see :func:`e3d_jax.stages.parse_config`.
+        """
+        return stages.parse_config(self._values["config"].value.to_dict())
+
+    def parse(self) -> list[str]:
+        """Read the command line; returns the arguments that are not flags.
+
+        Raises:
+          flags.Error: a flag does not exist, is missing, or has a bad value.
+        """
+        return self._values(["e3d", *self._argv])[1:]
+
+    def help(self) -> str:
+        """All flags, and the settings if there is a config, with their meaning."""
+        lines = []
+        for name in sorted(self._values):
+            flag = self._values[name]
+            if name != "config" and "." not in name:
+                default = "" if flag.default is None else f" (default: {flag.default_as_str})"
+                lines.append(f"  --{name}: {flag.help}{default}")
+        if self._has_config:
+            lines.append("\nSettings (--config.NAME=VALUE):")
+            lines += [f"  {name}: {doc}" for name, doc in _described(self.parsed_config())]
+        return "\n".join(lines)
+
+
+def _described(config: config_lib.SystemConfig):
+    """Names and meanings of all settings of a config."""
+    groups: list[tuple[str, type[settings.Settings]]] = [("", config_lib.SystemSettings)]
+    for name, component in config.components.items():
+        for section in ("model", "diffusion", "loss", "sampling", "train"):
+            if (values := getattr(component, section)) is not None:
+                groups.append((f"{name}.{section}", type(values)))
+    for path, group in groups:
+        for name, kind, _, doc in settings.described(group, path):
+            yield name, f"{doc} ({kind})"
+
+
+def _check_setting(config: Any, path: str) -> None:
+    """Refuse a setting that does not exist, naming those that do."""
+    group, walked = config, []
+    for part in path.split("."):
+        if not hasattr(group, "keys") or part not in group:
+            known = f"; known: {', '.join(sorted(group.keys()))}" if hasattr(group, "keys") else ""
+            raise ValueError(f"unknown setting {'.'.join([*walked, part])}{known}")
+        group = group[part]
+        walked.append(part)
+
+
+def run(module: ModuleType, command: str, argv: list[str]) -> None:
+    """Run a command: define and parse its flags, then do its work.
+
+    Args:
+      module: has ``define(flags)`` and ``run(flags, arguments)``.
+      command: its name in messages.
+      argv: its arguments.
+
+    Raises:
+      SystemExit: a flag, the config, a setting or an input cannot be used; one sentence says which.
+    """
+    # Orbax logs every step it takes.
+    logging.set_verbosity(logging.WARNING)
+    python_logging.getLogger("orbax").setLevel(python_logging.WARNING)
+    given = Flags(argv)
+    try:
+        module.define(given)
+        if any(argument in ("--help", "-h") for argument in argv):
+            print(f"e3d {command}: {(module.__doc__ or '').strip()}\n\nFlags:\n{given.help()}")
+            return
+        arguments = given.parse()
+        module.run(given, arguments)
+    except (ValueError, OSError, flags.Error) as error:
+        sys.exit(f"e3d {command}: {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    """An error's message in one line; the last line of several says why."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
+
+
+def no_arguments(arguments: list[str]) -> None:
+    """Refuse arguments that are not flags.
+
+    Raises:
+      ValueError: names the first.
+    """
+    if arguments:
+        raise ValueError(f"unexpected argument {arguments[0]!r}; flags are given as --name=value")

@@ -1,0 +1,75 @@
+"""Turn images into 32 views and a mesh each.
+
+e3d infer IMAGE [IMAGE ...] --out=DIR [--weights=mini] [--normal=NORMAL.png] [--seed=0] [--config.SETTING=VALUE ...]
+
+Settings are those that the weights came with, unless --config names others.
+"""
+
+import os
+import pathlib
+import sys
+import warnings
+
+from absl import logging
+
+from e3d_jax.cli.flags import Flags
+
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "e3d_jax"
+MAX_SEED = 2**32 - 1
+
+
+def define(flags: Flags) -> None:
+    """Define the flags."""
+    from e3d_jax import presets
+    from e3d_jax.weights import folder
+
+    flags.string("out", None, "Where the results go, one folder per image.", required=True)
+    flags.string("weights", "mini", "Bundled weights, or a folder such as WORKDIR/weights of training.")
+    flags.string("normal", None, "Normal map of the (single) image; estimated when not given.")
+    flags.integer("seed", 0, f"Seed of all randomness, at most {MAX_SEED}.")
+    if flags.given("config"):
+        flags.config("mini")
+    else:
+        stored = folder.read_config(folder.resolve(flags.given("weights") or "mini"))
+        flags.settings(presets.config_of(stored.to_dict()))
+
+
+def run(flags: Flags, arguments: list[str]) -> None:
+    """Process one image after another; a bad one does not stop the others."""
+    import jax
+
+    from e3d_jax import outputs, system
+
+    logging.set_verbosity(logging.ERROR)
+    warnings.formatwarning = lambda message, *_, **__: f"e3d infer: {message}\n"
+    pictures = [pathlib.Path(argument) for argument in arguments]
+    if not pictures:
+        raise ValueError("no image given; usage: e3d infer IMAGE [IMAGE ...] --out=DIR")
+    if not flags.out:
+        raise ValueError("--out is empty; give a folder for the results")
+    if flags.normal and len(pictures) > 1:
+        raise ValueError(f"--normal goes with one image, {len(pictures)} are given")
+    names = [picture.stem for picture in pictures]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"several images are named {sorted(twice)}, which name their result folders; rename them")
+    # Compiling takes longer than running a small system, so it is done once per machine.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    config = flags.parsed_config()
+    outputs.check_writable(flags.out)
+    model = system.load(flags.weights, config)
+    failed = 0
+    for picture in pictures:
+        target = pathlib.Path(flags.out) / picture.stem
+        try:
+            outputs.check_replaceable(target)
+            result = model(picture, normal=flags.normal, seed=flags.seed, progress=True)
+            outputs.write_result(target, result, seed=flags.seed, config=config.to_dict())
+        except (ValueError, OSError) as error:
+            failed += 1
+            print(f"e3d infer: {picture}: {error}", file=sys.stderr)
+        else:
+            print(f"{picture}: see {target}/contact_sheet.png, {target}/mesh.glb")
+    if failed:
+        raise ValueError(f"{failed} of {len(pictures)} images failed")

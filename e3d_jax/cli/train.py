@@ -1,0 +1,69 @@
+"""Train one stage of a system.
+
+e3d train --config=mini --stage=anchor --workdir=runs/mini --data=runs/records
+
+Stages, in order: autoencoder and normals (either first), then anchor and interpolation. With --init=WEIGHTS a stage,
+and the components that it needs, start from another weights folder.
+"""
+
+import os
+
+# The loader's processes do many small products at once; more threads each would only fight over the cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from e3d_jax.cli.flags import Flags, no_arguments
+
+
+def define(flags: Flags) -> None:
+    """Define the flags."""
+    flags.string("stage", None, "The stage to train.", required=True)
+    flags.string("workdir", None, "Where checkpoints, metrics and weights go.", required=True)
+    flags.string("init", None, "Weights folder to start from, such as 'e3d weights init' makes.")
+    flags.strings("data", "Folder of record shards, as FOLDER or FOLDER@WEIGHT; WORKDIR/records if not given.")
+    flags.string("heldout", None, "Folder of records of held-out objects to evaluate on.")
+    flags.string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs://.")
+    flags.string("profile", None, "FIRST,LAST: write a trace of these steps, counted from 1.")
+    flags.switch("distributed", False, "Call jax.distributed.initialize(); TPU pods and SLURM are detected.")
+    flags.string("coordinator", None, "HOST:PORT of process 0, if it is not detected.")
+    flags.integer("processes", None, "With --coordinator: how many processes there are.", at_least=1)
+    flags.integer("process", None, "With --coordinator: the number of this one.")
+    flags.config("mini")
+
+
+def run(flags: Flags, arguments: list[str]) -> None:
+    """Join the other processes, if any, and train."""
+    import jax
+
+    from e3d_jax import distributed
+    from e3d_jax.data import loader
+    from e3d_jax.training import loop
+
+    no_arguments(arguments)
+    for folder in (flags.workdir, flags.init, flags.heldout, *(flags.data or ())):
+        if folder and "://" in folder:
+            raise ValueError(f"{folder} is not a local folder; mount the bucket: only --checkpoints may be elsewhere")
+    config = flags.parsed_config()
+    jax.config.update("jax_threefry_partitionable", True)
+    distributed.stable_cache_keys()
+    distributed.join(flags.distributed, flags.coordinator, flags.processes, flags.process)
+    loop.train(
+        config,
+        flags.stage,
+        flags.workdir,
+        loader.parse_weights(flags.data or [f"{flags.workdir}/records"]),
+        flags.init,
+        heldout=flags.heldout,
+        checkpoints=flags.checkpoints,
+        profile=_steps(flags.profile),
+    )
+
+
+def _steps(profile: str | None) -> tuple[int, int] | None:
+    """The steps of --profile."""
+    if profile is None:
+        return None
+    try:
+        first, last = map(int, profile.split(","))
+    except ValueError as error:
+        raise ValueError(f"--profile is {profile!r}; expected two steps, as in 10,12") from error
+    return first, last

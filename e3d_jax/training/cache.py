@@ -1,0 +1,186 @@
+"""Cache latents: records of images become records of what the frozen components of a stage make of them.
+
+The denoiser then trains without its encoders. Needs the stage's image encoder, its autoencoder and, for the anchor
+stage, the normal estimator in the weights; the image encoder must be one that training leaves alone
+(``train.freeze``). Anchor examples are not mirrored then, as they are when made from images.
+"""
+
+import functools
+import itertools
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from e3d_jax import config as config_lib
+from e3d_jax import distributed, stages
+from e3d_jax.data import engine, loader, records
+from e3d_jax.data import latents as latent_records
+from e3d_jax.stages import caching
+from e3d_jax.weights import folder
+
+OBJECTS_AT_ONCE = 4
+# Float arrays are stored in half precision, except these.
+FULL_PRECISION = {"strength", "poses", "input_poses"}
+
+Decoded = tuple[str, dict[str, np.ndarray]]
+
+
+class PackedRecords(Sequence):
+    """The records of a shard, read one by one."""
+
+    def __init__(self, path: str):
+        self._source = loader.open_shards([path])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._source[index]
+
+
+def cache_dataset(
+    config: config_lib.SystemConfig,
+    stage: str,
+    weights: str,
+    dataset: str,
+    out: str,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> engine.Counts:
+    """Cache a dataset of images for a stage; shards keep their names, and those that exist are kept.
+
+    Args:
+      config: of the system.
+      stage: that will be trained.
+      weights: folder of the frozen components, or bundled weights.
+      dataset: folder of record shards of images.
+      out: folder of the new shards.
+      seed: of the noise in the anchors of windows.
+      workers: decoding processes; one per core when not given.
+      shard: (i, n): do every n-th shard from the i-th on.
+
+    Raises:
+      FileNotFoundError: records or weights are missing.
+      ValueError: the dataset does not hold images that the stage can learn from, or the stage cannot be trained on
+        cached latents.
+      OSError: ``out`` cannot be written.
+    """
+    index, count = shard
+    definition = stages.get(stage)
+    if loader.kind_of([dataset], definition, config) != "images":
+        raise ValueError(f"{dataset} holds cached latents; give a dataset of images")
+    source = cached_source(config, stage)
+    compute = make_compute(config, stage, weights, seed)
+    paths = records.find_shards(dataset)[index::count]
+    shards = [engine.Shard(pathlib.PurePath(path).name.removesuffix(records.SUFFIX), PackedRecords(path)) for path in paths]
+    work = engine.Work(
+        prepare=functools.partial(_read, source, config),
+        device=functools.partial(compute_objects, compute),
+        finish=functools.partial(_pack, stage),
+    )
+    return engine.write_shards(out, shards, work, workers=workers)
+
+
+def cached_source(config: config_lib.SystemConfig, stage: str) -> caching.CachedSource:
+    """Return what a stage caches.
+
+    Raises:
+      ValueError: it learns from images alone, or its settings need them.
+    """
+    definition = stages.get(stage)
+    source = definition.sources.get("latents")
+    if not isinstance(source, caching.CachedSource):
+        raise ValueError(f"the {stage} stage trains on images, which cached latents do not hold")
+    definition.check_source("latents", config[stage])
+    return source
+
+
+def _read(source: caching.CachedSource, config: config_lib.SystemConfig, data: bytes) -> Decoded:
+    record = records.unpack(data)
+    return record.id, source.read(record, config)
+
+
+def _pack(stage: str, computed: Decoded) -> bytes:
+    name, arrays = computed
+    return latent_records.pack(latent_records.Latents(name, stage, arrays))
+
+
+def make_compute(
+    config: config_lib.SystemConfig, stage: str, weights: str, seed: int = 0
+) -> Callable[[list[Decoded]], dict[str, Array]]:
+    """Return a function from the decoded images of some objects to their cached arrays, one leading axis for all.
+
+    Args:
+      config: of the system.
+      stage: to cache for.
+      weights: folder, or bundled weights.
+      seed: of the noise in the anchors of windows.
+
+    Raises:
+      FileNotFoundError, ValueError: weights are missing or have another architecture; or see :func:`cached_source`.
+    """
+    source = cached_source(config, stage)
+    dtype = distributed.compute_dtype()
+    path, modules = folder.resolve(weights), {}
+    for role in (stage, *stages.get(stage).needs):
+        name = config.provider(stage, role) if role != stage else stage
+        modules[role] = folder.restore(path, name, config, dtype=dtype)
+    graph, state = nnx.split(modules)
+
+    @jax.jit
+    def compute_all(state, arrays, keys):
+        frozen = nnx.merge(graph, state)
+        model = frozen.pop(stage)
+        computed = jax.lax.map(lambda inputs: source.compute(model, frozen, *inputs, config), (arrays, keys))
+        halve = lambda name, x: x.dtype == jnp.float32 and name not in FULL_PRECISION  # noqa: E731
+        return {name: x.astype(jnp.float16) if halve(name, x) else x for name, x in computed.items()}
+
+    def compute(objects):
+        # The noise follows the object, not its place in a shard.
+        seeds = np.array([zlib.crc32(name.encode(), seed) for name, _ in objects], np.uint32)
+        arrays = jax.tree.map(lambda *rows: np.stack(rows), *(arrays for _, arrays in objects))
+        return compute_all(state, arrays, jax.vmap(jax.random.key)(seeds))
+
+    return compute
+
+
+def compute_objects(
+    compute: Callable[[list[Decoded]], dict[str, Array]], objects: Iterator[Decoded]
+) -> Iterator[Decoded]:
+    """Yield the id and cached arrays of each object, the device working on the next few objects meanwhile.
+
+    Args:
+      compute: from :func:`make_compute`.
+      objects: ids and decoded images.
+
+    Raises:
+      ValueError: an array is not finite.
+    """
+    objects = iter(objects)
+    pending: tuple[list[str], dict[str, Array]] = ([], {})
+    while batch := list(itertools.islice(objects, OBJECTS_AT_ONCE)):
+        # The last batch repeats its last object, so that only one shape is ever compiled.
+        filled = batch + batch[-1:] * (OBJECTS_AT_ONCE - len(batch))
+        ahead = [name for name, _ in batch], compute(filled)
+        yield from _fetch(*pending)
+        pending = ahead
+    yield from _fetch(*pending)
+
+
+def _fetch(names: list[str], arrays: dict[str, Array]) -> Iterator[Decoded]:
+    arrays = jax.device_get(arrays)
+    for row, name in enumerate(names):
+        kept = {part: np.asarray(x[row]) for part, x in arrays.items()}
+        overflown = sorted(part for part, x in kept.items() if x.dtype.kind == "f" and not np.isfinite(x).all())
+        if overflown:
+            raise ValueError(f"record {name!r}: {', '.join(overflown)} are not finite in float16; check the weights")
+        yield name, kept
