@@ -1,6 +1,6 @@
-"""Pictures: read, check, cut out, crop. The one path for a user's picture and for a training render.
+"""Images: read, check, cut out, crop, encode. Users' pictures and training renders take the same path.
 
-In memory a picture is float32 in [0, 1] with straight alpha. Where alpha is 0 its colour means nothing; :func:`crop`
+In memory an image is float32 in [0, 1] with straight alpha. Where alpha is 0, the color is meaningless; :func:`crop`
 sets it to white, the background of every view.
 """
 
@@ -12,6 +12,7 @@ import pathlib
 import struct
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageOps
@@ -21,28 +22,28 @@ from e3d_jax import files, structs
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MIN_SIDE = 16
-# Read from the header before anything is decoded. Cameras of today stay below; a decompression bomb does not.
+# Checked in the header before anything is decoded. Current cameras stay below; a decompression bomb does not.
 MAX_SIDE = 16_384
 MAX_PIXELS = 64_000_000
-# Larger pictures are shrunk when read: no model looks at more, and the cut-out stays fast.
+# Larger images are shrunk when read: no model needs more, and the cut-out stays fast.
 WORKING_SIDE = 2048
-# The longer side of the silhouette's box over the side of the square crop.
+# Longer side of the silhouette's bounding box over the side of the square crop.
 FILL = 0.875
 
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
 
 
 def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 4"]:
-    """Reads a picture as RGBA in [0, 1], straight alpha, upright (EXIF orientation applied).
+    """Read an image as RGBA in [0, 1], straight alpha, upright (EXIF orientation applied).
 
-    Grey, palette, 16-bit and CMYK pictures become RGB; of an animation the first frame is taken, with a warning; one
-    with a side above 2048 px is shrunk to it.
+    Gray, palette, 16-bit and CMYK images become RGB. The first frame of an animation is used, with a warning. Images
+    with a side above 2048 px are shrunk to 2048 px.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       OSError: the file cannot be opened.
-      ValueError: it is no picture, is damaged, has a side below 16 px or above 16,384 px or more than 64 megapixels,
-        or is fully transparent.
+      ValueError: the file is not an image, is damaged, has a side below 16 px or above 16,384 px or more than 64
+        megapixels, or is fully transparent.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -61,9 +62,9 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 4"]:
 
 
 def _decode(file, path: pathlib.Path) -> Image.Image:
-    """The picture in an open file as an upright 8-bit RGBA image of at most the working size."""
+    """Return the image in an open file, upright, as 8-bit RGBA of at most the working size."""
     try:
-        with warnings.catch_warnings():  # Pillow's own limit warns where ours refuses.
+        with warnings.catch_warnings():  # Pillow's own limit warns where this code refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -75,10 +76,10 @@ def _decode(file, path: pathlib.Path) -> Image.Image:
         raise ValueError(f"{path} is {width} x {height} px, too small; each side needs at least {MIN_SIDE} px")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise ValueError(
-            f"{path} is {width} x {height} px, too large; shrink it below {MAX_SIDE} px a side "
+            f"{path} is {width} x {height} px, too large; shrink it below {MAX_SIDE} px per side "
             f"and {MAX_PIXELS // 10**6} megapixels"
         )
-    # Phones store depth maps and the like as further frames of a JPEG (MPO): that is no animation.
+    # Phones store depth maps and the like as extra frames of a JPEG (MPO), which is not an animation.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=3)
     try:
@@ -92,7 +93,7 @@ def _decode(file, path: pathlib.Path) -> Image.Image:
 
 
 def _to_rgba(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as 8-bit RGBA; Pillow itself would clip 16-bit grey rather than scale it."""
+    """Convert any Pillow mode to 8-bit RGBA; Pillow itself would clip 16-bit gray instead of scaling it."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
     return image.convert("RGBA")
@@ -102,13 +103,13 @@ def _to_rgba(image: Image.Image) -> Image.Image:
 
 
 def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
-    """The picture with its background made transparent.
+    """Make the background of a picture transparent.
 
-    An alpha channel that cuts something out is kept. An opaque picture is cut out by `rembg` where that is installed,
-    otherwise by a plain-background segmentation, see :func:`remove_plain_background`.
+    A picture that is already partly transparent is returned unchanged. An opaque one is cut out by `rembg` if that is
+    installed, otherwise by :func:`remove_plain_background`.
 
     Raises:
-      ValueError: the picture is opaque and no object can be told from its background.
+      ValueError: the picture is opaque and its object cannot be separated from the background.
     """
     if (rgba[..., 3] < 0.5).mean() > 1e-3:
         return rgba
@@ -118,7 +119,7 @@ def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
 
     try:
         cut = np.asarray(rembg.remove(Image.fromarray(to_uint8(rgba[..., :3]))), np.float32) / 255
-    except OSError as error:  # It downloads its network when first used.
+    except OSError as error:  # It downloads its network on first use.
         warnings.warn(f"rembg failed ({error}); trying to separate a plain background", stacklevel=2)
         return remove_plain_background(rgba)
     if not (cut[..., 3] > 0.5).any():
@@ -127,11 +128,12 @@ def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
 
 
 def remove_plain_background(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
-    """Cuts an object out of a plain, possibly shaded, background.
+    """Cut an object out of a plain, possibly shaded, background.
 
-    The background's colour is a quadratic of the position fitted to the border; background are the pixels of that
-    colour connected to the border (a hole that shows background inside the object stays opaque). Across the outline
-    alpha is the share of object colour in the pixel, and the background's share is taken out of its colour.
+    The background color is a quadratic function of the position, fitted to the border; the background is the pixels
+    of that color that are connected to the border (a hole that shows background inside the object stays opaque).
+    Across the outline, alpha is the fraction of object color in the pixel, and the fraction of background is removed
+    from its color.
 
     Raises:
       ValueError: the border is not plain, or nothing stands out from it.
@@ -147,14 +149,14 @@ def remove_plain_background(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarra
             "nothing stands out from the picture's background; give a PNG whose background is transparent, "
             "or install the 'rembg' extra"
         )
-    # Pure object colour: two pixels inside the outline, or the middle line of parts too thin for that.
+    # Pure object color: two pixels inside the outline, or the center line of parts that are too thin for that.
     depth = ndimage.distance_transform_edt(inside)
     pure = inside & ((depth > 2.5) | (depth == ndimage.maximum_filter(depth, 5)))
     reach, nearest = ndimage.distance_transform_edt(~pure, return_indices=True)
     contrast = rgb[tuple(nearest)] - background
-    share = ((rgb - background) * contrast).sum(-1) / np.maximum((contrast**2).sum(-1), 1e-6)
-    alpha = np.where(pure, 1, np.where(inside | (reach <= 4), share.clip(0, 1), 0)).astype(np.float32)
-    alpha[(depth == 0) & (alpha < 0.1)] = 0  # noise of the background
+    fraction = ((rgb - background) * contrast).sum(-1) / np.maximum((contrast**2).sum(-1), 1e-6)
+    alpha = np.where(pure, 1, np.where(inside | (reach <= 4), fraction.clip(0, 1), 0)).astype(np.float32)
+    alpha[(depth == 0) & (alpha < 0.1)] = 0  # background noise
     alpha[depth > 2.5] = 1
     opacity = np.maximum(alpha, 0.1)[..., None]
     color = (rgb - (1 - opacity) * background) / opacity
@@ -162,7 +164,7 @@ def remove_plain_background(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarra
 
 
 def _border(shape: tuple[int, int]) -> np.ndarray:
-    """Mask of the outermost 2 % of a picture."""
+    """Return a mask of the outermost 2 % of an image."""
     width = max(2, round(0.02 * min(shape)))
     mask = np.ones(shape, bool)
     mask[width:-width, width:-width] = False
@@ -170,13 +172,13 @@ def _border(shape: tuple[int, int]) -> np.ndarray:
 
 
 def _fit_background(rgb: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "h w 3"], float]:
-    """Background colour of every pixel, and how far (RGB distance) a background pixel may be from it."""
+    """Return the background color of every pixel, and how far (RGB distance) background pixels may be from it."""
     height, width = rgb.shape[:2]
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     basis = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1).astype(np.float32)
     mask = _border((height, width))
     design, color = basis[mask], rgb[mask]
-    # Trimmed least squares from the median colour: the object may touch the border.
+    # Trimmed least squares, starting from the median color, because the object may touch the border.
     residual = np.linalg.norm(color - np.median(color, axis=0), axis=-1)
     for _ in range(6):
         spread = float(np.median(residual))
@@ -193,7 +195,7 @@ def _fit_background(rgb: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, 
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:
-    """The mask without its connected parts below 1 % of the largest."""
+    """Return the mask without connected parts below 1 % of the largest."""
     label, count = ndimage.label(mask)
     if count < 2:
         return mask
@@ -206,10 +208,10 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 
 
 def object_box(alpha: Float[structs.ArrayLike, "h w"], fill: float = FILL) -> tuple[float, float, float]:
-    """The square that frames an object: (left, top, side) in pixels; it may reach outside of the picture.
+    """Return the square that frames an object: (left, top, side) in pixels; it may reach outside of the image.
 
-    The longer side of the silhouette's box (alpha above 0.5, stray specks ignored) spans ``fill`` of the square, and
-    the box is centred in it.
+    The longer side of the silhouette's bounding box (alpha above 0.5, stray specks ignored) spans ``fill`` of the
+    square, and the bounding box is centered in it.
 
     Raises:
       ValueError: the silhouette is empty.
@@ -226,11 +228,11 @@ def object_box(alpha: Float[structs.ArrayLike, "h w"], fill: float = FILL) -> tu
 def crop(
     image: Float[structs.ArrayLike, "h w c"], box: tuple[float, float, float], size: int
 ) -> Float[np.ndarray, "{size} {size} c"]:
-    """Resamples a square of a picture to ``size`` px: antialiased cubic (Catmull-Rom), transparent outside.
+    """Resample a square of an image to ``size`` px: antialiased cubic (Catmull-Rom), transparent outside the image.
 
     Args:
       image: RGBA with straight alpha, interpolated premultiplied and white where the result is transparent; or RGB
-        on white, which then is white outside too.
+        on white, which is white outside too.
       box: (left, top, side) in pixels, see :func:`object_box`.
       size: side of the result in pixels.
     """
@@ -238,7 +240,7 @@ def crop(
     left, top, side = box
     rows = _resampling_weights(image.shape[0], top, side, size)
     columns = _resampling_weights(image.shape[1], left, side, size)
-    # As difference from white, weighted by alpha: what lies outside of the picture counts as zero.
+    # As differences from white, weighted by alpha, so that everything outside the image counts as zero.
     values = image - 1
     if image.shape[-1] == 4:
         values = np.concatenate([values[..., :3] * image[..., 3:], image[..., 3:]], -1)
@@ -255,11 +257,11 @@ def crop(
 
 
 def _resampling_weights(length: int, start: float, extent: float, size: int) -> Float[np.ndarray, "{size} {length}"]:
-    """Weights that resample ``[start, start + extent)`` of a line of ``length`` samples to ``size`` samples."""
+    """Return weights that resample ``[start, start + extent)`` of ``length`` samples to ``size`` samples."""
     scale = extent / size
     center = start + (np.arange(size) + 0.5) * scale
     width = max(scale, 1.0)  # The kernel widens when shrinking.
-    # Normalised over an endless line, so that the samples beyond the ends of this one count as zero.
+    # Normalized over an infinite line, so that samples beyond the ends of this one count as zero.
     reach = math.ceil(2 * width)
     first, last = min(0, math.floor(start) - reach), max(length, math.ceil(start + extent) + reach)
     t = np.abs(np.arange(first, last) + 0.5 - center[:, None]) / width
@@ -272,31 +274,53 @@ def _resampling_weights(length: int, start: float, extent: float, size: int) -> 
 
 
 def composite(rgba: Float[structs.ArrayLike, "*b 4"], background: float = 1.0) -> Float[structs.ArrayLike, "*b 3"]:
-    """The picture over a grey background (1 is white); NumPy or JAX."""
+    """Composite over a gray background (1 is white); NumPy or JAX."""
     return rgba[..., :3] * rgba[..., 3:] + background * (1 - rgba[..., 3:])
 
 
 def encode_normal(
-    normal: Float[structs.ArrayLike, "*b 3"], alpha: Float[structs.ArrayLike, "*b"]
+    normals: Float[structs.ArrayLike, "*b 3"], alpha: Float[structs.ArrayLike, "*b"]
+) -> Float[structs.ArrayLike, "*b 4"]:
+    """Encode unit normals as RGBA in [0, 1]: RGB = (n + 1) / 2, white where alpha is 0; NumPy or JAX.
+
+    Args:
+      normals: unit vectors, world frame.
+      alpha: coverage of the object, or 1 where the normal is known and 0 elsewhere.
+    """
+    lib = _array_module(normals, alpha)
+    alpha = alpha[..., None]
+    return lib.concatenate([lib.where(alpha > 0, normals / 2 + 0.5, 1.0), alpha], -1)
+
+
+def decode_normal(
+    rgba: Float[structs.ArrayLike, "*b 4"], *, shortest: float = 0.01
 ) -> Float[structs.ArrayLike, "*b 3"]:
-    """Unit normals (world frame) as colours ``(n + 1) / 2`` over white; NumPy or JAX."""
-    return (normal + 1) / 2 * alpha[..., None] + (1 - alpha[..., None])
+    """Decode normals stored by :func:`encode_normal` to unit vectors, zero where unknown; NumPy or JAX.
 
-
-def decode_normal(rgb: Float[structs.ArrayLike, "*b 3"]) -> Float[structs.ArrayLike, "*b 3"]:
-    """Unit normals of colours ``(n + 1) / 2``; short for mid-grey, meaningless where the colour is background."""
-    normal = 2 * rgb - 1
+    Args:
+      rgba: encoded normals.
+      shortest: a normal is unknown if its stored vector 2 RGB - 1 is shorter than this, or if alpha is at most 0.5.
+        Files of other programs may use a gray close to 0.5 for unknown normals.
+    """
+    lib = _array_module(rgba)
+    normals = 2 * rgba[..., :3] - 1
+    squared = (normals**2).sum(-1, keepdims=True)
     # Clipped before the root, whose derivative at 0 is infinite.
-    return normal / (normal**2).sum(-1, keepdims=True).clip(1e-4) ** 0.5
+    unit = normals / squared.clip(1e-4) ** 0.5
+    return lib.where((rgba[..., 3:] > 0.5) & (squared > shortest**2), unit, 0.0)
+
+
+def _array_module(*arrays: structs.ArrayLike):
+    return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
 
 
 def to_uint8(image: Float[structs.ArrayLike, "*b c"]) -> np.ndarray:
-    """[0, 1] as rounded, clipped bytes."""
+    """Convert [0, 1] to rounded and clipped bytes."""
     return (np.asarray(image, np.float32).clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def write_png(path: str | os.PathLike, image: Float[structs.ArrayLike, "h w c"]) -> None:
-    """Writes RGB or RGBA in [0, 1] as an 8-bit PNG; the file appears whole or not at all.
+    """Write RGB or RGBA in [0, 1] as an 8-bit PNG; the file appears whole or not at all.
 
     Raises:
       OSError: the folder does not exist or cannot be written to.

@@ -1,4 +1,4 @@
-"""Triangles seen by cameras: Embree on the CPU, supersampled pictures of whatever a surface carries."""
+"""Ray casting of triangle meshes on the CPU (Embree), with supersampled renders of any value on the surface."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,17 +7,16 @@ import numpy as np
 from embreex import mesh_construction, rtcore_scene
 from jaxtyping import Float, Int
 
-from e3d_jax import cameras as camera_ring
-from e3d_jax import structs
+from e3d_jax import cameras, structs
 
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-    """Where h rays meet a surface first.
+    """The first intersections of h rays with a surface.
 
     Attributes:
       face: index of the triangle.
-      weights: barycentric coordinates in it, of its first, second and third corner.
+      weights: barycentric coordinates in the triangle, for its first, second and third corner.
       directions: unit directions of the rays.
       depth: distance from the rays' origins, object units.
     """
@@ -32,7 +31,7 @@ Shade = Callable[[Hits], Float[np.ndarray, "h c"]]
 
 
 class Surface:
-    """Triangles in the world frame, ready for rays."""
+    """Triangles in the world frame, prepared for ray casting."""
 
     def __init__(self, vertices: Float[np.ndarray, "p 3"], faces: Int[np.ndarray, "f 3"]):
         self._corners = np.asarray(vertices, np.float32)
@@ -42,26 +41,26 @@ class Surface:
     def cast(
         self, origins: Float[np.ndarray, "r 3"], directions: Float[np.ndarray, "r 3"]
     ) -> tuple[Int[np.ndarray, " h"], Hits]:
-        """Indices of the rays that meet the surface, and where; ``directions`` are unit vectors."""
+        """Return the indices of the rays that hit the surface, and the hits; ``directions`` are unit vectors."""
         directions = np.ascontiguousarray(directions, np.float32)
-        found = self._scene.run(np.ascontiguousarray(origins, np.float32), directions, output=True)
-        rays = np.flatnonzero(found["primID"] >= 0)
-        u, v = found["u"][rays], found["v"][rays]
+        result = self._scene.run(np.ascontiguousarray(origins, np.float32), directions, output=True)
+        rays = np.flatnonzero(result["primID"] >= 0)
+        u, v = result["u"][rays], result["v"][rays]
         weights = np.stack([1 - u - v, u, v], -1).clip(0, 1)
-        return rays, Hits(found["primID"][rays], weights, directions[rays], found["tfar"][rays])
+        return rays, Hits(result["primID"][rays], weights, directions[rays], result["tfar"][rays])
 
-    def draw(
+    def render(
         self, camera: structs.Cameras, shade: Shade, *, supersampling: int
     ) -> tuple[Float[np.ndarray, "h w c"], Float[np.ndarray, "h w"]]:
-        """One camera's picture.
+        """Render what one camera sees.
 
         Args:
-          camera: a single one.
-          shade: values of hits.
-          supersampling: rays a pixel and axis.
+          camera: a single camera.
+          shade: returns the values of hits.
+          supersampling: rays per pixel and axis.
 
         Returns:
-          The mean of the values over the rays of each pixel that hit (0 where none does), and the share of those rays.
+          The mean value over the rays of each pixel that hit (0 if none does), and the fraction of rays that hit.
         """
         fine = dataclasses.replace(
             camera,
@@ -71,7 +70,7 @@ class Surface:
             height=camera.height * supersampling,
         )
         columns, rows = self._window(fine, 0), self._window(fine, 1)
-        rays = camera_ring.image_rays(fine)
+        rays = cameras.image_rays(fine)
         origins, directions = (
             np.asarray(part)[0, rows, columns].reshape(-1, 3) for part in (rays.origins, rays.directions)
         )
@@ -88,27 +87,27 @@ class Surface:
         )
 
     def _window(self, camera, axis):
-        """Columns (axis 0) or rows (axis 1) of pixels that can see the surface."""
+        """Return the columns (axis 0) or rows (axis 1) of pixels that can see the surface."""
         size = (camera.width, camera.height)[axis]
         pose = np.asarray(camera.world_from_cam)[0]
         seen = (self._corners - pose[:3, 3]) @ pose[:3, :3]
         if seen[:, 2].min() <= 1e-3:
-            return slice(0, size)  # It reaches behind the camera, where projections mean nothing.
+            return slice(0, size)  # It reaches behind the camera, where projections are meaningless.
         at = seen[:, axis] / seen[:, 2] * np.asarray(camera.focal)[0, axis] + np.asarray(camera.center)[0, axis]
         return slice(min(size, max(0, int(at.min()) - 1)), min(size, max(0, int(at.max()) + 2)))
 
 
 def corner_values(values: Float[np.ndarray, "h 3 c"], hits: Hits) -> Float[np.ndarray, "h c"]:
-    """Values at hits from those at the three corners of each hit's triangle."""
+    """Interpolate values at hits from those at the three corners of each triangle."""
     return np.einsum("hkc,hk->hc", values, hits.weights)
 
 
 def sample_texture(
     image: Float[np.ndarray, "h w c"], uv: Float[np.ndarray, "n 2"], *, wrap: bool = False
 ) -> Float[np.ndarray, "n c"]:
-    """Bilinear values of a texture; (0, 0) is the lower left corner of the image (in glTF files the upper left).
+    """Sample a texture bilinearly; (0, 0) is the lower left corner of the image (the upper left in glTF files).
 
-    ``wrap`` repeats the image outside [0, 1], otherwise its border goes on.
+    Outside [0, 1], the image repeats with ``wrap``, otherwise its border continues.
     """
     height, width = image.shape[:2]
     x, y = uv[:, 0] * width - 0.5, (1 - uv[:, 1]) * height - 0.5

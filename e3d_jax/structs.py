@@ -1,14 +1,14 @@
-"""The values that stages hand to each other, and the letters that name their axes.
+"""The values that stages pass to each other, and the letters that name their axes.
 
 Axis letters, used in every shape of this project:
 
     b  batch                    h w  image or latent height, width
-    d  domain (colour, normal)  c    channels (always last)
+    d  domain (color, normal)   c    channels (always last)
     v  views of one object      n    tokens of a sequence
     t  frames of a window       r    rays;  s  samples along a ray
 
 Frames of reference: *world* is z-up, right-handed, in object units (the object's farthest point is 0.5 from the
-origin); *cam* has OpenCV axes (x right, y down, z forward). A transform names both ends: ``world_from_cam``.
+origin); *cam* has OpenCV axes (x right, y down, z forward). A transform is named after both: ``world_from_cam``.
 Images in memory are float32 in [0, 1] with straight (not premultiplied) alpha; see :mod:`e3d_jax.cameras` for rays.
 """
 
@@ -57,7 +57,7 @@ class Rays:
     """Rays in the world frame.
 
     Attributes:
-      origins: points of departure, object units.
+      origins: starting points, object units.
       directions: unit vectors.
     """
 
@@ -67,15 +67,15 @@ class Rays:
 
 @dataclasses.dataclass(frozen=True)
 class ViewSet:
-    """Posed pictures of one object: what sampling returns and reconstruction reads.
+    """Posed images of one object: the output of sampling and the input of reconstruction.
 
     Attributes:
-      rgba: colour and coverage of every view, [0, 1], straight alpha.
-      cameras: one camera a view.
-      normal_views: indices (into the views) of those that carry a normal map; increasing.
-      normals: for each of ``normal_views`` a map of unit normals in the world frame, outward; zero where unknown.
-      anchors: indices of the views that the anchor stage made; the others were interpolated. Reconstruction trusts
-        these first.
+      rgba: color and coverage of every view, [0, 1], straight alpha.
+      cameras: one camera per view.
+      normal_views: indices of the views that have a normal map; increasing.
+      normals: maps of outward unit normals in the world frame, one per ``normal_views``; zero where unknown.
+      anchors: indices of the views that the anchor stage generated; the others were interpolated. Reconstruction
+        trusts the anchors most.
     """
 
     rgba: Float[np.ndarray, "v h w 4"]
@@ -90,9 +90,9 @@ class Texture:
     """An image wrapped around a mesh.
 
     Attributes:
-      image: display-encoded (sRGB) RGB in [0, 1], row 0 on top.
-      corner_uv: for the corners of each face a point of the image, in [0, 1]; (0, 0) is its lower left corner. Kept by
-        corner, so that the mesh stays welded where the image is cut.
+      image: display-encoded (sRGB) RGB in [0, 1]; row 0 is the top.
+      corner_uv: points of the image for the corners of each face, in [0, 1]; (0, 0) is the lower left corner. Stored
+        per corner, so that the mesh stays welded along the seams of the texture.
     """
 
     image: Float[np.ndarray, "h w 3"]
@@ -101,13 +101,13 @@ class Texture:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """A triangle mesh in the world frame, faces counter-clockwise seen from outside.
+    """A triangle mesh in the world frame; faces are counterclockwise seen from outside.
 
     Attributes:
       vertices: positions in object units.
       faces: vertex indices.
-      colors: vertex colours, display-encoded (sRGB) RGB in [0, 1].
-      texture: finer colours than those of the vertices, if there are any.
+      colors: vertex colors, display-encoded (sRGB) RGB in [0, 1].
+      texture: finer colors than those of the vertices, if any.
     """
 
     vertices: Float[np.ndarray, "p 3"]

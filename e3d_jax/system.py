@@ -188,7 +188,7 @@ class System:
     ) -> structs.ViewSet:
         """Return the views of the layout, from the anchors of both domains and the views between them, if any."""
         layout, cameras = self.config.layout, self.config.layout.cameras(self.size)
-        normals = (np.asarray(images.decode_normal(normals[..., :3])) * (normals[..., 3:] > 0.5)).astype(np.float32)
+        normals = np.asarray(images.decode_normal(normals), np.float32)
         if between is None:
             every = np.arange(len(color))
             return structs.ViewSet(color, cameras[layout.anchors], every, normals, every)

@@ -9,12 +9,16 @@ from flax import nnx
 from e3d_jax.models import attention, layers
 
 
+def types():
+    return layers.Types(rngs=nnx.Rngs(1))
+
+
 def noise(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 def attend_slowly(query, key, value):
-    """One query head at a time, in NumPy."""
+    """Attend with one query head at a time, in NumPy."""
     out = np.zeros_like(query)
     for index in np.ndindex(*query.shape[:-3], query.shape[-2]):
         q, k, v = (x[(*index[:-1], slice(None), index[-1])] for x in (query, key, value))
@@ -25,8 +29,8 @@ def attend_slowly(query, key, value):
 
 
 def block(**kwargs):
-    """A block whose cross-domain attention is no longer zero."""
-    module = attention.TransformerBlock(16, 2, rngs=nnx.Rngs(1), **kwargs)
+    """Build a block whose cross-domain attention is not zero."""
+    module = attention.TransformerBlock(16, 2, types(), **kwargs)
     if kwargs.get("domains"):
         module.attn_joint_mid.to_out.kernel[...] = noise(3, 16, 16)
     return module
@@ -38,12 +42,12 @@ def call(module, *args):
 
 
 def changed_positions(module, x, changed):
-    """Positions [d b v n] of the result that a change of ``x`` at ``changed`` reaches."""
+    """Return which positions [b d v n] of the result a change of ``x`` at ``changed`` reaches."""
     other = x.at[changed].add(jnp.linspace(-1, 1, x.shape[-1]))  # A constant would vanish in the norms.
     return np.abs(np.asarray(call(module, other) - call(module, x))).max(-1) > 1e-6
 
 
-TOKENS = noise(0, 2, 2, 3, 4, 16)  # d b v n c
+TOKENS = noise(0, 2, 2, 3, 4, 16)  # b d v n c
 
 
 def test_attention_matches_its_definition():
@@ -60,7 +64,7 @@ def test_gated_gelu_matches_its_definition():
     np.testing.assert_allclose(layers.geglu(x), value * gate * normal, atol=1e-6)
 
 
-def test_gated_gelu_keeps_its_input_alone_for_the_backward_pass():
+def test_gated_gelu_keeps_only_its_input_for_the_backward_pass():
     kept = jax.tree.leaves(jax.vjp(layers.geglu, noise(0, 3, 8))[1])
     assert sum(array.size for array in kept if array.ndim) == 3 * 8
 
@@ -86,10 +90,10 @@ def test_cross_domain_attention_mixes_domains_of_one_view():
 
 
 def test_new_cross_domain_attention_is_the_identity():
-    module = attention.TransformerBlock(16, 2, domains=True, rngs=nnx.Rngs(1))
+    module = attention.TransformerBlock(16, 2, types(), domains=True)
     before = call(module, TOKENS)
     module.domains = False
-    # Of the colour domain, whose feed-forward both share.
+    # In the color domain, whose feed-forward both have.
     np.testing.assert_array_equal(call(module, TOKENS)[:, 0], before[:, 0])
 
 
@@ -103,7 +107,7 @@ def test_normals_have_their_own_feed_forward():
 
 
 def test_a_single_key_gives_its_value_to_every_query():
-    module = attention.Attention(16, 2, context_dim=8, rngs=nnx.Rngs(0))
+    module = attention.Attention(16, 2, types(), context_dim=8)
     context = noise(1, 2, 2, 1, 1, 8)
     twice = jnp.concatenate([context, context], -2)  # The same key twice: the general path.
     np.testing.assert_allclose(call(module, TOKENS, context), call(module, TOKENS, twice), atol=1e-5)
@@ -114,22 +118,25 @@ def test_the_plain_kernel_is_used_without_a_gpu():
 
 
 @pytest.mark.parametrize(
-    "way, limits",
+    "implementation, limits",
     [
         ("_attend_elsewhere", {"MAX_LOGITS": 7 * 24}),  # chunks of six queries of all heads
-        ("_attend_on_processor", {"MIN_CACHED_LOGITS": 0, "CACHED_LOGITS": 3 * 5 * 24}),  # of four queries of a head
+        ("_attend_on_cpu", {"MIN_CACHED_LOGITS": 0, "CACHED_LOGITS": 3 * 5 * 24}),  # chunks of four queries of one head
     ],
 )
-def test_long_sequences_are_attended_in_chunks(monkeypatch, way, limits):
+def test_long_sequences_are_attended_in_chunks(monkeypatch, implementation, limits):
     query, key, value = (noise(i, 3, 24, 2, 8) for i in range(3))
-    gradients = lambda attend: jax.value_and_grad(lambda *x: (attend(*x) ** 2).sum(), (0, 1, 2))(query, key, value)  # noqa: E731
+
+    def gradients(attend):
+        return jax.value_and_grad(lambda *x: (attend(*x) ** 2).sum(), (0, 1, 2))(query, key, value)
+
     for name, limit in limits.items():
         monkeypatch.setattr(attention, name, limit)
-    whole, chunked = gradients(jax.nn.dot_product_attention), gradients(getattr(attention, way))
+    whole, chunked = gradients(jax.nn.dot_product_attention), gradients(getattr(attention, implementation))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, chunked)
 
 
-def test_processors_attend_to_one_head_after_another():
+def test_cpus_attend_one_head_at_a_time():
     query = noise(0, 1, 128, 2, 8)
     traced = jax.jit(attention.attend).trace(query, query, query)
     loops = {platform: "while" in traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
@@ -153,22 +160,22 @@ def test_the_fused_kernel_is_used_where_it_works(monkeypatch, dtype, head_dim, t
 
 def test_heads_must_divide_channels():
     with pytest.raises(ValueError, match="3 attention heads do not divide 16 channels"):
-        attention.Attention(16, 3, rngs=nnx.Rngs(0))
+        attention.Attention(16, 3, types())
 
 
-def test_group_norm_normalises_each_image_and_group():
+def test_group_norm_normalizes_each_image_and_group():
     x = 5 + 3 * noise(0, 2, 3, 4, 4, 8)
-    y = np.asarray(call(layers.GroupNorm(8, groups=2, rngs=nnx.Rngs(0)), x)).reshape(2, 3, 4, 4, 2, 4)
+    y = np.asarray(call(layers.GroupNorm(8, types(), groups=2), x)).reshape(2, 3, 4, 4, 2, 4)
     np.testing.assert_allclose(y.mean((2, 3, 5)), 0, atol=1e-5)
     np.testing.assert_allclose(y.std((2, 3, 5)), 1, atol=1e-4)
 
 
 def test_group_norm_survives_a_large_mean_in_bfloat16():
     x = (1000 + jnp.arange(64.0)).reshape(1, 4, 4, 4).astype(jnp.bfloat16)
-    y = layers.GroupNorm(4, groups=1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x)
+    y = layers.GroupNorm(4, layers.Types(dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), groups=1)(x)
     assert y.dtype == jnp.bfloat16 and float(y.std()) == pytest.approx(1, abs=0.02)
 
 
 def test_norm_groups_must_divide_channels():
     with pytest.raises(ValueError, match="32 norm groups do not divide 48 channels"):
-        layers.GroupNorm(48, rngs=nnx.Rngs(0))
+        layers.GroupNorm(48, types())

@@ -1,4 +1,4 @@
-"""DPT-hybrid: shapes, the frame of its normals, and what its parts do; parity is in tests/parity."""
+"""DPT-hybrid: shapes, the frame of its normals, and its parts; parity is tested in tests/parity."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,16 @@ import pytest
 from flax import nnx
 
 from configs import envision3d
-from e3d_jax import cameras
-from e3d_jax.models import build, dpt, dpt_backbone, normals
+from e3d_jax import cameras, settings
+from e3d_jax.models import build, dpt, dpt_backbone, layers, normals
 
 TOY = envision3d.get_config("smoke").normals.model.to_dict()
 
 
 @pytest.fixture(scope="module")
 def toy():
-    return build.build("normals", TOY, rngs=nnx.Rngs(0))
+    sizes = {name: value for name, value in TOY.items() if name != "architecture"}
+    return dpt.DPTNormalEstimator(settings.parse(dpt.DPTSpec, sizes), layers.Types(rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,13 @@ def rgba():
     return jax.random.uniform(jax.random.key(0), (2, 40, 56, 4), minval=-1, maxval=1)
 
 
-def test_unit_normals_at_the_size_of_the_picture(estimate, rgba):
-    found = estimate(rgba)
-    assert found.shape == (2, 40, 56, 3) and found.dtype == jnp.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-3)
+def test_normals_have_unit_length_at_the_size_of_the_image(estimate, rgba):
+    normals = estimate(rgba)
+    assert normals.shape == (2, 40, 56, 3) and normals.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-3)
 
 
-def test_the_picture_matters_and_its_alpha_does_not(estimate, rgba):
+def test_normals_depend_on_colors_and_not_on_alpha(estimate, rgba):
     np.testing.assert_array_equal(estimate(rgba), estimate(rgba.at[..., 3].set(-1)))
     assert np.abs(estimate(rgba) - estimate(-rgba)).max() > 1e-3
 
@@ -50,13 +51,17 @@ def test_normals_of_the_input_camera_become_those_of_the_world(toy, monkeypatch,
     np.testing.assert_allclose(toy(jnp.ones((1, 16, 16, 4)))[0, 3, 5], expected, atol=1e-6)
 
 
-def test_the_network_sees_pictures_in_0_1(toy, monkeypatch):
-    seen = []
-    record = lambda self, rgb: (seen.append(rgb), jnp.ones_like(rgb))[1]  # noqa: E731
+def test_the_network_gets_images_in_0_1(toy, monkeypatch):
+    given = []
+
+    def record(self, rgb):
+        given.append(rgb)
+        return jnp.ones_like(rgb)
+
     monkeypatch.setattr(dpt.DPTNormalEstimator, "encoded", record)
     toy(jnp.concatenate([-jnp.ones((1, 16, 8, 4)), jnp.ones((1, 16, 8, 4))], 2))
-    assert seen[0].shape == (1, 64, 64, 3)
-    np.testing.assert_allclose([seen[0].min(), seen[0].max()], [0, 1], atol=1e-6)
+    assert given[0].shape == (1, 64, 64, 3)
+    np.testing.assert_allclose([given[0].min(), given[0].max()], [0, 1], atol=1e-6)
 
 
 def test_doubling_keeps_corners_and_lines():
@@ -66,10 +71,8 @@ def test_doubling_keeps_corners_and_lines():
     np.testing.assert_allclose(doubled[0, :, 2, 0], np.linspace(0, 3, 8), atol=1e-5)
 
 
-def test_standardised_kernels_ignore_scale_and_offset():
-    conv = dpt_backbone.StandardizedConv(
-        3, 4, 3, stride=2, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
-    )
+def test_standardized_kernels_ignore_scale_and_offset():
+    conv = dpt_backbone.StandardizedConv(3, 4, 3, layers.Types(rngs=nnx.Rngs(0)), stride=2)
     x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
     before = conv(x)
     conv.kernel.set_value(3 * conv.kernel[...] + 5)
@@ -88,5 +91,10 @@ def test_an_unknown_architecture_is_refused():
 
 
 def test_a_size_that_cannot_be_halved_is_refused():
-    with pytest.raises(ValueError, match="image_size is 80 pixels; choose a multiple of 32 from 64 on"):
-        build.build("normals", TOY | {"image_size": 80}, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="image_size is 80 pixels; expected a multiple of 32, at least 64"):
+        dpt.DPTSpec(image_size=80)
+
+
+def test_output_layers_must_increase():
+    with pytest.raises(ValueError, match=r"output_layers is \(3, 3\); expected two increasing"):
+        dpt.DPTSpec(output_layers=(3, 3))

@@ -1,4 +1,4 @@
-"""Single calls against the released system: its topology at toy width, random float16 weights, float32 outputs.
+"""Single calls compared with the released system: its topology at toy width, random float16 weights, float32 outputs.
 
 ``fixtures/released_topology`` holds the weights (safetensors, xz-compressed), the configurations, and inputs and
 outputs of the released PyTorch modules in their layout (channels first).
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import released
 
-from e3d_jax.models import unet
 from e3d_jax.weights import verify
 
 CALLS = np.load(released.FIXTURE / "calls.npz")
@@ -19,7 +18,7 @@ TOLERANCE = 1e-4  # of the largest magnitude
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """Loads a component through the folder format."""
+    """Return a function that loads a component through the folder format."""
 
     def from_folder(name, dtype=jnp.float32):
         return released.load(name, tmp_path_factory.mktemp(name), dtype)
@@ -66,7 +65,7 @@ def test_autoencoders(load, component, latents, mode, decoded, frames):
 
 def test_anchor_unet(load):
     views = [
-        x.reshape(2, 1, 9, *x.shape[1:])
+        x.reshape(1, 2, 9, *x.shape[1:])
         for x in (
             channels_last("anchor_unet_sample"),
             CALLS["anchor_unet_image_embeds"],
@@ -78,13 +77,12 @@ def test_anchor_unet(load):
     assert relative_error(got, views[3]) < TOLERANCE
 
 
-# At toy width norms over two values amplify rounding: float32 runs differ by 1e-4 among compilers, in float64 only
-# the reference's own rounding (1.3e-5) is left.
+# At toy width, norms over two values amplify rounding: float32 runs differ by 1e-4 between compilers; in float64 only
+# the rounding of the reference itself (1.3e-5) is left.
 @pytest.mark.parametrize(
     "dtype, tolerance", [("float32", 2 * TOLERANCE), pytest.param("float64", TOLERANCE / 2, marks=pytest.mark.slow)]
 )
-def test_interpolation_unet(load, monkeypatch, dtype, tolerance):
-    monkeypatch.setattr(unet.SpatioTemporalTransformer, "temporal_context", verify.released_context)
+def test_interpolation_unet(load, dtype, tolerance):
     inputs = [
         channels_last("interp_unet_sample"),
         CALLS["interp_unet_timestep"],
@@ -94,5 +92,6 @@ def test_interpolation_unet(load, monkeypatch, dtype, tolerance):
     ]
     with jax.enable_x64(dtype == "float64"):
         module = load("interpolation_unet", jnp.dtype(dtype))
+        module.order_contexts(verify.released_context_order)
         got = call(module, *(jnp.asarray(x, dtype) for x in inputs))
         assert relative_error(got, channels_last("interp_unet_out")) < tolerance

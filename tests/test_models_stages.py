@@ -60,7 +60,7 @@ def clip(pictures):
         Image.fromarray(images.to_uint8(images.composite(x))).resize((224, 224), Image.Resampling.BICUBIC)
         for x in pictures
     ]
-    return (np.stack(resized) / 255 - stages.CLIP_MEAN) / stages.CLIP_STD
+    return (np.stack(resized) / 255 - image_encoder.CLIP_MEAN) / image_encoder.CLIP_STD
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +96,9 @@ def test_the_anchor_stage_gets_scaled_latents(anchor_condition):
 
 def test_the_anchor_stages_encoder_sees_clips_plain_resize(anchor_condition, pair):
     recorder, _ = anchor_condition
-    difference = np.abs(recorder.pixels - clip(pair)) * stages.CLIP_STD * 255
+    difference = np.abs(recorder.pixels - clip(pair)) * image_encoder.CLIP_STD * 255
     # Pillow's weights are rounded too: a level, where that falls on the other side of a half.
     assert difference.max() < 1.01 and difference.mean() < 0.01
-
-
-def test_svds_resize():
-    # PyTorch's interpolate(mode="bicubic", align_corners=True), float64, after the blur of three taps.
-    i = np.arange(SIZE)
-    line = np.sin(0.7 * i) + np.cos(0.03 * i * i)
-    image = np.broadcast_to(line[None, None, :, None] / 2, (1, SIZE, SIZE, 3))
-    pixels = stages.antialiased_clip_pixels(jnp.asarray(image, jnp.float32), 224)
-    resized = 2 * (2 * (np.asarray(pixels) * stages.CLIP_STD + stages.CLIP_MEAN) - 1)[0, 100, :, 1]
-    expected = [1.0, 1.7372661, 1.5940134, 1.7684041, -0.3335491, 1.8918995, -0.4437259]
-    np.testing.assert_allclose(resized[[0, 1, 57, 111, 200, 222, 223]], expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +120,7 @@ def test_windows_get_the_unscaled_latents_of_their_anchors(window_condition):
 
 def test_the_image_token_of_a_window_is_of_its_first_anchor(window_condition):
     recorder, _, values = window_condition
-    seen = 2 * (recorder.pixels * stages.CLIP_STD + stages.CLIP_MEAN) - 1
+    seen = 2 * (recorder.pixels * image_encoder.CLIP_STD + image_encoder.CLIP_MEAN) - 1
     assert seen.shape == (4, 224, 224, 3)
     np.testing.assert_allclose(seen[:, 112, 112, 0], values[[7, 1, 3, 5]], atol=1e-5)
 

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from e3d_jax.models import anchor, blocks, interpolation, normals, unet
+from e3d_jax.models import anchor, blocks, interpolation, layers, normals, unet
 
 TINY = {"block_out_channels": (8, 16), "attention_levels": (False, False), "layers_per_block": 1, "norm_groups": 4}
 DENOISER = TINY | {"heads": 2, "cross_attention_dim": 6}
+
+
+def types():
+    return layers.Types(rngs=nnx.Rngs(0))
 
 
 def noise(seed, *shape):
@@ -32,7 +36,7 @@ def interpolation_inputs():
 
 
 def trained(module):
-    """The module with noise on its weights: new ones predict zero."""
+    """Add noise to the weights of a module: new ones predict zero."""
     generator = np.random.default_rng(0)
     state = nnx.state(module, nnx.Param)
     nnx.update(
@@ -41,14 +45,24 @@ def trained(module):
     return module
 
 
+def new_anchor_unet(seed=0, dtype=jnp.float32, **settings):
+    types = layers.Types(dtype=dtype, rngs=nnx.Rngs(seed))
+    return anchor.AnchorUNet(anchor.AnchorUNetSpec(**DENOISER | settings), types)
+
+
 @functools.cache
 def anchor_unet(**kwargs):
-    return trained(anchor.AnchorUNet(**DENOISER | kwargs, rngs=nnx.Rngs(0)))
+    return trained(new_anchor_unet(**kwargs))
 
 
 @functools.cache
-def interpolation_unet(**kwargs):
-    return trained(interpolation.InterpolationUNet(**DENOISER | kwargs, added_time_dim=4, rngs=nnx.Rngs(0)))
+def interpolation_unet(dtype=jnp.float32, **settings):
+    spec = interpolation.InterpolationUNetSpec(**DENOISER | settings, added_time_dim=4)
+    return trained(interpolation.InterpolationUNet(spec, layers.Types(dtype=dtype, rngs=nnx.Rngs(0))))
+
+
+def new_estimator(**settings):
+    return normals.NormalEstimator(normals.NormalUNetSpec(**TINY | {"heads": 2} | settings), types())
 
 
 # Compiling takes nearly all of the time.
@@ -71,10 +85,10 @@ def test_views_of_one_object_depend_on_each_other():
     change = call(module, sample.at[0, 0, 2].add(NOISE), *rest) - call(module, sample, *rest)
     reached = np.abs(np.asarray(change)).max((-3, -2, -1)) > 1e-5
     # All views of both domains of the first object, nothing of the second.
-    assert reached[:, 0].all() and not reached[:, 1].any()
+    assert reached[0].all() and not reached[1].any()
 
 
-def test_one_time_may_stand_for_all():
+def test_all_objects_may_share_one_time():
     sample, _, *rest = anchor_inputs()
     assert nnx.eval_shape(anchor_unet(), sample, jnp.array(7), *rest).shape == (2, 2, 3, 4, 4, 4)
 
@@ -88,26 +102,29 @@ def test_windows_are_independent_and_their_frames_are_not():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network, inputs", [(anchor_unet, anchor_inputs), (interpolation_unet, interpolation_inputs)])
-def test_gradients_are_finite_with_rematerialisation(network, inputs):
+def test_gradients_are_finite_with_rematerialization(network, inputs):
     module = network(remat="full", block_out_channels=(8,), attention_levels=(False,))
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient(module, *inputs())))
 
 
-def test_rematerialisation_keeps_the_gradient():
-    def stage(remat):
-        return trained(blocks.Stage([blocks.ResBlock(8, 8, norm_groups=4, rngs=nnx.Rngs(0))], remat=remat))
+def test_rematerialization_keeps_the_gradient():
+    def level(remat):
+        return trained(blocks.Level([blocks.ResBlock(8, 8, types(), norm_groups=4)], remat=remat))
 
     x = noise(0, 2, 4, 4, 8)
-    total = jit(nnx.grad(lambda stage: stage(x)[0].sum()))
-    plain, remat = (total(stage(remat)) for remat in ("none", "full"))
+    total = jit(nnx.grad(lambda level: level(x)[0].sum()))
+    plain, remat = (total(level(remat)) for remat in ("none", "full"))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_a_recomputed_layer_gives_the_gradients_of_parameters_and_input_together():
-    layers = [blocks.ResBlock(8, 8, norm_groups=4, rngs=nnx.Rngs(i)) for i in range(2)]
-    graph, state = nnx.split(blocks.Stage(layers, remat="full"))
-    total = lambda state, x: nnx.merge(graph, state)(x)[0].sum()  # noqa: E731
+    resnets = [blocks.ResBlock(8, 8, types(), norm_groups=4) for _ in range(2)]
+    graph, state = nnx.split(blocks.Level(resnets, remat="full"))
+
+    def total(state, x):
+        return nnx.merge(graph, state)(x)[0].sum()
+
     gradient = jax.make_jaxpr(jax.grad(total, argnums=(0, 1)))(state, noise(0, 2, 4, 4, 8))
     ties = [len(eqn.invars) for eqn in gradient.eqns if eqn.primitive.name == "optimization_barrier"]
     assert ties == [len(jax.tree.leaves(state)) // 2 + 1] * 2
@@ -121,25 +138,25 @@ def test_bfloat16_agrees_with_float32(network, inputs):
     assert jnp.abs(rough.astype(jnp.float32) - exact).mean() < 0.1 * exact.std()
 
 
-def test_channels_of_latents_are_free():
-    module = anchor.AnchorUNet(**DENOISER, in_channels=16, out_channels=8, rngs=nnx.Rngs(0))
+def test_latents_may_have_any_number_of_channels():
+    module = new_anchor_unet(in_channels=16, out_channels=8)
     assert nnx.eval_shape(module, *anchor_inputs(16)).shape == (2, 2, 3, 4, 4, 8)
 
 
 def test_a_new_denoiser_predicts_zero():
-    module = anchor.AnchorUNet(**DENOISER, rngs=nnx.Rngs(0))
+    module = new_anchor_unet()
     np.testing.assert_array_equal(call(module, *anchor_inputs()), 0)
 
 
 def test_the_seed_decides_the_weights():
-    kernels = [anchor.AnchorUNet(**DENOISER, rngs=nnx.Rngs(seed)).conv_in.kernel[...] for seed in (0, 0, 1)]
+    kernels = [new_anchor_unet(seed).conv_in.kernel[...] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
     assert jnp.abs(kernels[0] - kernels[2]).max() > 0.01
     assert float(kernels[0].std()) == pytest.approx((9 * 8) ** -0.5, rel=0.1)
 
 
 def test_weights_can_be_drawn_under_jit():
-    module = nnx.jit(lambda: blocks.EmbeddingMLP(64, 64, 64, dtype=None, param_dtype=jnp.float32, rngs=nnx.Rngs(0)))()
+    module = nnx.jit(lambda: blocks.EmbeddingMLP(64, 64, 64, layers.Types(rngs=nnx.Rngs(0)).of_network()))()
     assert float(module.linear_1.kernel[...].std()) == pytest.approx(1 / 8, rel=0.1)
 
 
@@ -149,9 +166,9 @@ def test_sinusoids_hold_cosines_then_sines():
 
 
 def test_the_blend_moves_from_frames_to_image_with_its_logit():
-    mixer = blocks.TimeMixer(20.0)
+    mixer = blocks.TimeMixer(20.0, types())
     assert float(mixer(jnp.array([1.0]), jnp.array([2.0]))[0]) == pytest.approx(1)
-    mixer = blocks.TimeMixer(20.0, weighs_temporal=True)
+    mixer = blocks.TimeMixer(20.0, types(), weighs_temporal=True)
     assert float(mixer(jnp.array([1.0]), jnp.array([2.0]))[0]) == pytest.approx(2)
 
 
@@ -163,18 +180,33 @@ def test_a_size_that_cannot_be_halved_is_refused():
 
 def test_a_missing_domain_is_refused():
     sample, time, context, labels = anchor_inputs()
-    with pytest.raises(ValueError, match="leading axis of the sample is 1"):
-        anchor_unet()(sample[:1], time, context[:1], labels[:1])
+    with pytest.raises(ValueError, match="the sample has 1 domains; expected 2"):
+        anchor_unet()(sample[:, :1], time, context[:, :1], labels[:, :1])
 
 
 def test_levels_must_agree():
-    with pytest.raises(ValueError, match="got 2 block_out_channels, 1 attention flags"):
-        anchor.AnchorUNet(**DENOISER | {"attention_levels": (True,)}, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="got 2 block_out_channels, 1 attention_levels and 2 heads"):
+        anchor.AnchorUNetSpec(**DENOISER | {"attention_levels": (True,)})
+
+
+def test_an_unknown_remat_policy_is_refused():
+    with pytest.raises(ValueError, match="remat is 'most'; expected one of none, full, dots"):
+        anchor.AnchorUNetSpec(remat="most")
+
+
+def test_an_inherited_setting_has_another_default_and_the_same_meaning():
+    fields = {spec: spec.__dataclass_fields__["heads"] for spec in (unet.UNetSpec, normals.NormalUNetSpec)}
+    assert [field.default for field in fields.values()] == [8, 4]
+    assert len({field.metadata["doc"] for field in fields.values()}) == 1
+
+
+def test_heads_may_be_one_number_for_all_levels():
+    assert interpolation.InterpolationUNetSpec(heads=5).level_heads == (5, 5, 5, 5)
 
 
 @functools.cache
 def estimator():
-    return trained(normals.NormalEstimator(**TINY, heads=2, rngs=nnx.Rngs(0)))
+    return trained(new_estimator())
 
 
 def test_normals_have_unit_length_at_full_resolution():
@@ -183,20 +215,18 @@ def test_normals_have_unit_length_at_full_resolution():
     np.testing.assert_allclose(jnp.linalg.norm(got, axis=-1), 1, atol=1e-5)
 
 
-def test_a_new_estimator_says_towards_the_camera():
-    module = normals.NormalEstimator(**TINY, heads=2, rngs=nnx.Rngs(0))
+def test_normals_of_a_new_estimator_face_the_camera():
+    module = new_estimator()
     np.testing.assert_allclose(call(module, jnp.ones((1, 8, 8, 4))), jnp.broadcast_to(jnp.eye(3)[0], (1, 8, 8, 3)))
 
 
 def test_gradients_are_finite_where_the_normal_vanishes():
-    module = normals.NormalEstimator(
-        **TINY | {"block_out_channels": (8,), "attention_levels": (False,)}, rngs=nnx.Rngs(0)
-    )
+    module = new_estimator(block_out_channels=(8,), attention_levels=(False,))
     module.conv_out.bias[...] = jnp.zeros(3)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient(module, jnp.zeros((1, 8, 8, 4)))))
 
 
 def test_a_new_transformer_is_the_identity():
-    module = unet.SpatialTransformer(8, 2, norm_groups=4, rngs=nnx.Rngs(0))
+    module = unet.SpatialTransformer(8, 2, types(), norm_groups=4)
     x = noise(0, 2, 4, 4, 8)
     np.testing.assert_array_equal(call(module, x), x)

@@ -92,23 +92,6 @@ def test_window_latents(window):
     assert relative_error(sample, channels_last("interp_latents_4steps")) < TOLERANCE
 
 
-@pytest.mark.parametrize("source, size", [(64, 24), (24, 64), (256, 224)])
-def test_antialiased_resize_keeps_a_constant(source, size):
-    matrix = stages._antialiased_resize(source, size)
-    assert matrix.shape == (size, source)
-    np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-12)
-
-
-def test_antialiased_resize_removes_what_the_small_image_cannot_show():
-    stripes = np.tile([1.0, -1.0], 64)
-    assert np.abs(stages._antialiased_resize(128, 16) @ stripes)[1:-1].max() < 0.02
-
-
-def test_images_of_the_encoders_size_are_not_resized():
-    images = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3))
-    np.testing.assert_array_equal(stages.clip_pixels(images, 8), stages.antialiased_clip_pixels(images, 8))
-
-
 def test_a_temporal_decoder_sees_the_frames_of_each_window_together():
     sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_groups": 4, "temporal_decoder": True}
     module = build.build("interpolation_autoencoder", sizes, rngs=nnx.Rngs(0))

@@ -3,14 +3,29 @@
 import logging as python_logging
 import re
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from e3d_jax import config as config_lib
 from e3d_jax import presets, settings, stages
+
+
+class Command(NamedTuple):
+    """A command of a module with several.
+
+    Attributes:
+      define: defines its flags.
+      run: does its work, given the flags and the other arguments.
+      doc: its help.
+    """
+
+    define: Callable[["Flags"], None]
+    run: Callable[["Flags", list[str]], None]
+    doc: str
 
 
 class Flags:
@@ -128,7 +143,7 @@ def _check_setting(config: Any, path: str) -> None:
         walked.append(part)
 
 
-def run(module: ModuleType, command: str, argv: list[str]) -> None:
+def run(module: ModuleType | Command, command: str, argv: list[str]) -> None:
     """Run a command: define and parse its flags, then do its work.
 
     Args:
@@ -146,7 +161,8 @@ def run(module: ModuleType, command: str, argv: list[str]) -> None:
     try:
         module.define(given)
         if any(argument in ("--help", "-h") for argument in argv):
-            print(f"e3d {command}: {(module.__doc__ or '').strip()}\n\nFlags:\n{given.help()}")
+            doc = module.doc if isinstance(module, Command) else module.__doc__ or ""
+            print(f"e3d {command}: {doc.strip()}\n\nFlags:\n{given.help()}")
             return
         arguments = given.parse()
         module.run(given, arguments)
@@ -156,6 +172,8 @@ def run(module: ModuleType, command: str, argv: list[str]) -> None:
 
 def _sentence(error: Exception) -> str:
     """An error's message in one line; the last line of several says why."""
+    if match := re.search(r"[Ff]lag (--\w+) must have a value other than None", str(error)):
+        return f"{match[1]} is missing; give {match[1]}=VALUE"
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
 

@@ -1,1 +1,1 @@
-"""Scores of views and meshes."""
+"""Metrics, reports, alignment and baselines for views and meshes."""

@@ -1,7 +1,7 @@
-"""Scale, translation and yaw that bring one mesh closest to another.
+"""Alignment of one mesh to another by scale, translation and yaw.
 
-One picture does not tell how deep or how far away an object is, so meshes made from one picture are compared after
-alignment, and reports say so. Only rotations about the vertical axis are tried: what is up is known.
+One image does not determine the depth or the distance of an object, so meshes made from one image are compared after
+alignment, and reports say so. Only rotations about the vertical axis are tried, because the up direction is known.
 """
 
 import dataclasses
@@ -31,45 +31,46 @@ class Similarity:
     translation: Float[np.ndarray, "3"]
 
     def __call__(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """The points moved."""
+        """Return the transformed points."""
         cosine, sine = np.cos(self.yaw), np.sin(self.yaw)
         rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
         return self.scale * np.asarray(points, np.float64) @ rotation.T + self.translation
 
 
-def align(pred: structs.Mesh, true: structs.Mesh, seed: int = 0) -> tuple[structs.Mesh, Similarity]:
-    """The predicted mesh moved onto the true one, and the transform that did it.
+def align(pred: structs.Mesh, gt: structs.Mesh, seed: int = 0) -> tuple[structs.Mesh, Similarity]:
+    """Align the predicted mesh with the ground truth; return the moved mesh and the transform.
 
     Iterated closest points (Besl & McKay 1992) with matches in both directions, so that neither shrinking into the
-    other surface nor growing over it pays; from 36 yaws and from the meshes as they are, on ever more sample points.
+    other surface nor growing over it lowers the error. Starts from 36 yaws and from the given positions, and uses more
+    sample points in each round.
 
     Raises:
       ValueError: a mesh has no surface.
     """
     rng = np.random.default_rng(seed)
-    source, target = (metrics.sample_surface(mesh, 12_000, rng)[0] for mesh in (pred, true))
-    # The points of a sample are ordered by face: a stride spreads a subset over the surface.
+    source, target = (metrics.sample_surface(mesh, 12_000, rng)[0] for mesh in (pred, gt))
+    # Sample points are ordered by face, so a strided subset is spread over the surface.
     coarse, fine = (source[::12], target[::12]), (source[::4], target[::4])
-    starts = [Similarity(1.0, 0.0, np.zeros(3))] + [_start(pred, true, yaw) for yaw in _YAWS]
+    starts = [Similarity(1.0, 0.0, np.zeros(3))] + [_start(pred, gt, yaw) for yaw in _YAWS]
     ranked = _refine(starts, *coarse, steps=8, keep=8)
     ranked = _refine(ranked, *fine, steps=20, keep=2)
     best = _refine(ranked, source, target, steps=15, keep=1)[0]
     return dataclasses.replace(pred, vertices=best(pred.vertices).astype(np.float32)), best
 
 
-def _start(pred: structs.Mesh, true: structs.Mesh, yaw: float) -> Similarity:
-    """Turned by ``yaw``; size and place from the boxes of the two meshes."""
+def _start(pred: structs.Mesh, gt: structs.Mesh, yaw: float) -> Similarity:
+    """Return a transform with the given yaw; scale and translation come from the bounding boxes of the two meshes."""
     turned = Similarity(1.0, yaw, np.zeros(3))(pred.vertices[np.unique(pred.faces)])
-    target = np.asarray(true.vertices, np.float64)[np.unique(true.faces)]
+    target = np.asarray(gt.vertices, np.float64)[np.unique(gt.faces)]
     scale = np.linalg.norm(np.ptp(target, axis=0)) / np.linalg.norm(np.ptp(turned, axis=0))
-    middle_pred, middle_true = ((points.min(0) + points.max(0)) / 2 for points in (turned, target))
-    return Similarity(float(scale), float(yaw), middle_true - scale * middle_pred)
+    middle_pred, middle_gt = ((points.min(0) + points.max(0)) / 2 for points in (turned, target))
+    return Similarity(float(scale), float(yaw), middle_gt - scale * middle_pred)
 
 
 def _refine(
     starts: list[Similarity], source: np.ndarray, target: np.ndarray, steps: int, keep: int
 ) -> list[Similarity]:
-    """The ``keep`` transforms of least Chamfer distance after ``steps`` of closest-point iteration from each start."""
+    """Return the ``keep`` transforms of least Chamfer distance after ``steps`` iterations from each start."""
     tree = spatial.cKDTree(target)
     scored = []
     for transform in starts:
@@ -82,13 +83,13 @@ def _refine(
 
 
 def _matches(transform: Similarity, source: np.ndarray, target: np.ndarray, tree: spatial.cKDTree):
-    """Distances and indices of the nearest points: moved source to target, and target to moved source."""
+    """Return distances and indices of the nearest points: moved source to target, and target to moved source."""
     moved = transform(source)
     return *tree.query(moved, workers=-1), *spatial.cKDTree(moved).query(target, workers=-1)
 
 
 def _fit(source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"]) -> Similarity:
-    """Least-squares transform of matched points, in closed form (Umeyama 1991, rotation about z only)."""
+    """Fit the transform to matched points by least squares (Umeyama 1991, rotation about z only)."""
     center_source, center_target = source.mean(0), target.mean(0)
     a, b = source - center_source, target - center_target
     yaw = np.arctan2((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum(), (a[:, :2] * b[:, :2]).sum())

@@ -1,1 +1,1 @@
-"""From a fitted field to a mesh file, and pictures of it."""
+"""Meshes: extraction from a field, texturing, files and previews."""

@@ -1,4 +1,4 @@
-"""Meshes on disk. glTF files have their own axes (y up, front +z); every other format is taken as it stands."""
+"""Mesh files. glTF files have their own axes (y up, front +z); all other formats are in world axes."""
 
 import os
 import pathlib
@@ -14,23 +14,23 @@ SUFFIXES = (".glb", ".ply", ".obj")
 
 
 def write_glb(path: str | os.PathLike, mesh: structs.Mesh) -> None:
-    """Write a binary glTF with its texture, or else with vertex colours; whole or not at all.
+    """Write a binary glTF with its texture, or otherwise with vertex colors; whole or not at all.
 
-    Colours are stored as they stand, display-encoded: glTF says so of textures, and most mesh tools read vertex colours
-    so too. The material is rough and no metal, as light is part of the colours already.
+    Colors are stored display-encoded: glTF requires it of textures, and most mesh tools also expect it of vertex
+    colors. The material is rough and not metallic, because the colors already contain the lighting.
 
     Raises:
       ValueError: the mesh has no faces or non-finite vertices.
       OSError: the folder cannot be written.
     """
-    # The axes are permuted cyclically, which keeps the orientation of the faces.
+    # A cyclic permutation of the axes keeps the orientation of the faces.
     scene = trimesh.Scene(_to_trimesh(mesh, cameras.gltf_from_world))
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, trimesh.exchange.gltf.export_glb(scene, include_normals=True))
 
 
 def write_obj(path: str | os.PathLike, mesh: structs.Mesh) -> None:
-    """Write a Wavefront OBJ in world axes, and beside it its material and texture, named after it.
+    """Write a Wavefront OBJ in world axes, with its material and texture beside it, named after it.
 
     Raises:
       ValueError: the mesh has no faces or non-finite vertices.
@@ -48,23 +48,23 @@ def write_obj(path: str | os.PathLike, mesh: structs.Mesh) -> None:
 
 
 def _to_trimesh(mesh: structs.Mesh, from_world) -> trimesh.Trimesh:
-    """The mesh in a file's axes; where the texture is cut, vertices are doubled."""
+    """Convert to the axes of a file; vertices are duplicated along the seams of the texture."""
     if len(mesh.faces) == 0:
         raise ValueError("the mesh has no faces, so there is nothing to write")
     if not np.isfinite(mesh.vertices).all():
-        raise ValueError("the mesh has non-finite vertices and would open in no viewer")
+        raise ValueError("the mesh has non-finite vertices, so no viewer could open it")
     if mesh.texture is None:
         colors = np.round(np.asarray(mesh.colors).clip(0, 1) * 255).astype(np.uint8)
         colors = np.concatenate([colors, np.full_like(colors[:, :1], 255)], 1)
         return trimesh.Trimesh(from_world(mesh.vertices), mesh.faces, vertex_colors=colors, process=False)
-    # Normals of the welded mesh: those of the pieces would show their borders.
+    # Normals of the welded mesh, so that seams stay invisible.
     normals = extract.vertex_normals(mesh)
     corners = np.concatenate([mesh.faces.reshape(-1, 1), mesh.texture.corner_uv.reshape(-1, 2)], 1)
     unique, faces = np.unique(corners, axis=0, return_inverse=True)
     vertex = unique[:, 0].astype(np.int64)
-    picture = Image.fromarray(images.to_uint8(mesh.texture.image))
+    image = Image.fromarray(images.to_uint8(mesh.texture.image))
     material = trimesh.visual.material.PBRMaterial(
-        name="texture", baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0
+        name="texture", baseColorTexture=image, metallicFactor=0.0, roughnessFactor=1.0
     )
     return trimesh.Trimesh(
         from_world(mesh.vertices)[vertex],
@@ -76,21 +76,21 @@ def _to_trimesh(mesh: structs.Mesh, from_world) -> trimesh.Trimesh:
 
 
 def read_mesh(path: str | os.PathLike) -> structs.Mesh:
-    """Read a .glb (glTF axes), .ply or .obj (world axes) as one mesh in the world frame; grey where it has no colour.
+    """Read a .glb (glTF axes), .ply or .obj (world axes) as one mesh in the world frame; gray without colors.
 
-    A mesh with a texture is welded where the texture is cut.
+    A textured mesh is welded along the seams of its texture.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is no mesh of these formats, or has no faces.
+      ValueError: the file is not a mesh in one of these formats, or has no faces.
     """
     path = pathlib.Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} is not a mesh this can read: expected one of {', '.join(SUFFIXES)}")
-    path.open("rb").close()  # What cannot be opened is no damaged mesh.
+        raise ValueError(f"{path} has an unsupported mesh format; expected one of {', '.join(SUFFIXES)}")
+    path.open("rb").close()  # Raises OSError, so that the errors below are about damaged files.
     try:
         loaded = trimesh.load_scene(path, process=False).to_mesh()
-    except Exception as error:  # trimesh raises whatever its parsers do
+    except Exception as error:  # trimesh passes on any error of its parsers
         raise ValueError(f"{path} is damaged or not a {path.suffix} file: {error}") from error
     if not isinstance(loaded, trimesh.Trimesh) or len(loaded.faces) == 0:
         raise ValueError(f"{path} holds no triangles")
@@ -115,10 +115,10 @@ def read_mesh(path: str | os.PathLike) -> structs.Mesh:
 
 
 def _texture_of(loaded: trimesh.Trimesh) -> structs.Texture | None:
-    """The texture of a mesh as trimesh reads it, if it has one."""
+    """Return the texture of a mesh that trimesh read, if it has one."""
     material, uv = getattr(loaded.visual, "material", None), getattr(loaded.visual, "uv", None)
-    picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    if picture is None or uv is None:
+    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    if image is None or uv is None:
         return None
-    image = np.asarray(picture.convert("RGB"), np.float32) / 255
-    return structs.Texture(image, np.asarray(uv, np.float32)[loaded.faces])
+    rgb = np.asarray(image.convert("RGB"), np.float32) / 255
+    return structs.Texture(rgb, np.asarray(uv, np.float32)[loaded.faces])

@@ -1,4 +1,4 @@
-"""Pictures of meshes, by ray casting on the CPU."""
+"""Images of meshes, by ray casting on the CPU."""
 
 import io
 import os
@@ -17,35 +17,37 @@ TURNTABLE_FRAMES = 24
 def render_mesh(
     mesh: structs.Mesh, views: structs.Cameras, shading: str = "color", *, supersampling: int = 2
 ) -> Float[np.ndarray, "v h w 4"]:
-    """Render the texture or vertex colours (no light added), or smooth world normals stored as (n + 1) / 2.
+    """Render the texture or vertex colors (without lighting), or encoded smooth normals (:func:`images.encode_normal`).
 
     Args:
       mesh: the mesh.
-      views: from where.
+      views: the cameras.
       shading: "color" or "normal".
-      supersampling: rays a pixel and axis; alpha is the share of them that hit.
+      supersampling: rays per pixel and axis; alpha is the fraction of them that hit.
 
     Returns:
-      RGBA in [0, 1], straight alpha, white where nothing is hit.
+      RGBA in [0, 1], straight alpha, white where no ray hits.
 
     Raises:
-      ValueError: unknown shading.
+      ValueError: the shading is unknown.
     """
     if shading not in SHADINGS:
         raise ValueError(f"{shading=} is unknown; choose one of {SHADINGS}")
     shade = _normal_shade(mesh) if shading == "normal" else _color_shade(mesh)
     surface = raycast.Surface(mesh.vertices, mesh.faces)
     values, alpha = zip(
-        *(surface.draw(views[[v]], shade, supersampling=supersampling) for v in range(len(views))), strict=True
+        *(surface.render(views[[v]], shade, supersampling=supersampling) for v in range(len(views))), strict=True
     )
-    rgb, alpha = np.stack(values), np.stack(alpha)[..., None]
+    shaded, alpha = np.stack(values), np.stack(alpha)
     if shading == "normal":
-        rgb = rgb / np.maximum(np.linalg.norm(rgb, axis=-1, keepdims=True), 1e-9) * 0.5 + 0.5
-    return np.concatenate([np.where(alpha > 0, rgb, 1.0), alpha], -1).clip(0, 1)
+        unit = shaded / np.maximum(np.linalg.norm(shaded, axis=-1, keepdims=True), 1e-9)
+        return np.asarray(images.encode_normal(unit, alpha)).clip(0, 1)
+    alpha = alpha[..., None]
+    return np.concatenate([np.where(alpha > 0, shaded, 1.0), alpha], -1).clip(0, 1)
 
 
 def write_turntable(path: str | os.PathLike, mesh: structs.Mesh, size: int = 192) -> None:
-    """Write a GIF of the mesh turning endlessly, in colour on the left and shaded by its normals on the right.
+    """Write an endless GIF of the turning mesh, in color on the left and shaded by its normals on the right.
 
     Raises:
       OSError: the file cannot be written.

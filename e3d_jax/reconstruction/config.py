@@ -141,3 +141,20 @@ QUALITIES = {
         fit=FitSettings(steps=4000, rays=2048, levels=(16, 32, 64, 128), color_levels=(16, 64, 128)),
     ),
 }
+
+
+def changed(settings: ReconstructionSettings, *, steps: int | None = None, **given: Any) -> ReconstructionSettings:
+    """Return settings with some changed; None keeps the present value.
+
+    Args:
+      settings: the settings to start from.
+      steps: optimizer steps of the fit; chunks are shortened to divide them.
+      given: fields of :class:`ReconstructionSettings`.
+
+    Raises:
+      ValueError: a value is out of range.
+    """
+    if steps is not None:
+        chunk = math.gcd(steps, settings.fit.steps_per_chunk)
+        given["fit"] = dataclasses.replace(settings.fit, steps=steps, steps_per_chunk=chunk)
+    return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})

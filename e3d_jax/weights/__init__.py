@@ -1,1 +1,1 @@
-"""Reading and writing weights: safetensors folders, the bundled mini system."""
+"""Weights on disk: folders of safetensors, released formats, and the bundled mini system."""

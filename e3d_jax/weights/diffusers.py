@@ -1,6 +1,6 @@
-"""Components in diffusers' folder format (``config.json`` and ``*.safetensors``) as our modules, without PyTorch.
+"""Networks in diffusers' folder format (``config.json`` and ``*.safetensors``) as our modules, without PyTorch.
 
-Our attributes keep the released names, so a tensor's name follows from the path of a parameter by a few renamings,
+Our attributes keep the released names, so that a tensor's name follows from the path of a parameter by a few renamings
 and its values by a change of layout (channels first to channels last).
 """
 
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from e3d_jax.models import anchor, autoencoder, image_encoder, interpolation
+from e3d_jax import settings
+from e3d_jax.models import anchor, autoencoder, image_encoder, interpolation, layers, unet
 from e3d_jax.weights import tensors as tensor_files
 
 ParameterPath = tuple[Any, ...]
@@ -23,21 +24,23 @@ ParameterPath = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """How one kind of component is built and how its tensors are named.
+    """How one kind of network is built and how its tensors are named.
 
     Attributes:
       module: its class.
-      arguments: the arguments of the class from the contents of ``config.json``.
-      config: inverse of ``arguments``; the entries of ``config.json`` that depend on them.
+      spec: the class of its settings.
+      arguments: from the contents of ``config.json`` to the settings as a mapping.
+      config: from the settings to the entries of ``config.json`` that depend on them.
       renames: (ours, theirs) substrings of dotted names, applied in order.
-      pointwise: our linear layers that are stored as 1x1 convolutions.
-      ignored: tensors that may be in the files and carry no weights.
-      outdated: (old, new) substrings of released names; old files still have the old ones.
+      pointwise: our linear layers that the files store as 1x1 convolutions.
+      ignored: tensors in the files that hold no weights.
+      outdated: (old, new) substrings of released names, for files with old ones.
     """
 
     module: type[Any]
+    spec: type[settings.Settings]
     arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
-    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Any], dict[str, Any]]
     renames: tuple[tuple[str, str], ...] = ((".to_out.", ".to_out.0."),)
     pointwise: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -48,7 +51,7 @@ UNET = ("in_channels", "out_channels", "block_out_channels", "layers_per_block",
 AUTOENCODER = ("in_channels", "out_channels", "latent_channels", "block_out_channels", "layers_per_block")
 # (ours, theirs)
 ANCHOR = {
-    # Despite its name the entry is the number of heads, as in Stable Diffusion 1.x.
+    # Despite its name, this entry is the number of heads, as in Stable Diffusion 1.x.
     "heads": "attention_head_dim",
     "class_embed_dim": "projection_class_embeddings_input_dim",
     "norm_groups": "norm_num_groups",
@@ -77,13 +80,30 @@ def _unet_arguments(config: Mapping[str, Any], more: Mapping[str, str]) -> dict[
     return ours | {"attention_levels": levels}
 
 
-def _unet_config(arguments: Mapping[str, Any], more: Mapping[str, str], kind: str, plain: str) -> dict[str, Any]:
+def _unet_config(spec: unet.DenoiserSpec, more: Mapping[str, str], kind: str, plain: str) -> dict[str, Any]:
     def blocks(direction: str) -> list[str]:
         with_attention, without = f"CrossAttn{direction}Block{kind}", f"{direction}Block{plain}"
-        return [with_attention if attention else without for attention in arguments["attention_levels"]]
+        return [with_attention if attention else without for attention in spec.attention_levels]
 
-    theirs = {name: arguments[name] for name in UNET} | {theirs: arguments[name] for name, theirs in more.items()}
+    theirs = {name: getattr(spec, name) for name in UNET} | {name: getattr(spec, ours) for ours, name in more.items()}
     return theirs | {"down_block_types": blocks("Down"), "up_block_types": blocks("Up")[::-1]}
+
+
+def _anchor_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _unet_arguments(config, ANCHOR)
+
+
+def _anchor_config(spec: anchor.AnchorUNetSpec) -> dict[str, Any]:
+    return _unet_config(spec, ANCHOR, "MV2D", "2D")
+
+
+def _interpolation_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _unet_arguments(config, INTERPOLATION)
+
+
+def _interpolation_config(spec: interpolation.InterpolationUNetSpec) -> dict[str, Any]:
+    theirs = _unet_config(spec, INTERPOLATION, "SpatioTemporal", "SpatioTemporal")
+    return theirs | {"projection_class_embeddings_input_dim": 3 * spec.added_time_dim}
 
 
 def _autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,17 +113,29 @@ def _autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _autoencoder_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: arguments[name] for name in (*AUTOENCODER, "scaling_factor")} | {
-        "down_block_types": ["DownEncoderBlock2D"] * len(arguments["block_out_channels"]),
+def _temporal_autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _autoencoder_arguments(config) | {"temporal_decoder": True}
+
+
+def _temporal_autoencoder_config(spec: autoencoder.AutoencoderSpec) -> dict[str, Any]:
+    return {name: getattr(spec, name) for name in (*AUTOENCODER, "scaling_factor")} | {
+        "down_block_types": ["DownEncoderBlock2D"] * len(spec.block_out_channels),
     }
 
 
-def _spatial_autoencoder_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return _autoencoder_config(arguments) | {
-        "norm_num_groups": arguments["norm_groups"],
-        "up_block_types": ["UpDecoderBlock2D"] * len(arguments["block_out_channels"]),
+def _autoencoder_config(spec: autoencoder.AutoencoderSpec) -> dict[str, Any]:
+    return _temporal_autoencoder_config(spec) | {
+        "norm_num_groups": spec.norm_groups,
+        "up_block_types": ["UpDecoderBlock2D"] * len(spec.block_out_channels),
     }
+
+
+def _image_encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {ours: config[theirs] for ours, theirs in IMAGE_ENCODER.items()}
+
+
+def _image_encoder_config(spec: image_encoder.ImageEncoderSpec) -> dict[str, Any]:
+    return {theirs: getattr(spec, ours) for ours, theirs in IMAGE_ENCODER.items()}
 
 
 _TRANSFORMER = ((".to_out.", ".to_out.0."), *((f".{ff}.proj.", f".{ff}.net.0.proj.") for ff in ("ff", "ff_in")))
@@ -113,24 +145,24 @@ _TRANSFORMER += tuple((f".{ff}.out.", f".{ff}.net.2.") for ff in ("ff", "ff_in",
 COMPONENTS = {
     "UNetMV2DConditionModel": Component(
         anchor.AnchorUNet,
-        lambda config: _unet_arguments(config, ANCHOR),
-        lambda arguments: _unet_config(arguments, ANCHOR, "MV2D", "2D"),
+        anchor.AnchorUNetSpec,
+        _anchor_arguments,
+        _anchor_config,
         renames=_TRANSFORMER,
         pointwise=("proj_in", "proj_out"),
     ),
     "UNetSpatioTemporalConditionModel": Component(
         interpolation.InterpolationUNet,
-        lambda config: _unet_arguments(config, INTERPOLATION),
-        lambda arguments: (
-            _unet_config(arguments, INTERPOLATION, "SpatioTemporal", "SpatioTemporal")
-            | {"projection_class_embeddings_input_dim": 3 * arguments["added_time_dim"]}
-        ),
+        interpolation.InterpolationUNetSpec,
+        _interpolation_arguments,
+        _interpolation_config,
         renames=_TRANSFORMER,
     ),
     "AutoencoderKL": Component(
         autoencoder.Autoencoder,
+        autoencoder.AutoencoderSpec,
         _autoencoder_arguments,
-        _spatial_autoencoder_config,
+        _autoencoder_config,
         outdated=(
             (".query.", ".to_q."),
             (".key.", ".to_k."),
@@ -140,13 +172,15 @@ COMPONENTS = {
     ),
     "AutoencoderKLTemporalDecoder": Component(
         autoencoder.Autoencoder,
-        lambda config: _autoencoder_arguments(config) | {"temporal_decoder": True},
-        _autoencoder_config,
+        autoencoder.AutoencoderSpec,
+        _temporal_autoencoder_arguments,
+        _temporal_autoencoder_config,
     ),
     "CLIPVisionModelWithProjection": Component(
         image_encoder.ImageEncoder,
-        lambda config: {ours: config[theirs] for ours, theirs in IMAGE_ENCODER.items()},
-        lambda arguments: {theirs: arguments[ours] for ours, theirs in IMAGE_ENCODER.items()},
+        image_encoder.ImageEncoderSpec,
+        _image_encoder_arguments,
+        _image_encoder_config,
         renames=(
             *((f".to_{x}.", f".{x}_proj.") for x in "qkv"),
             (".to_out.", ".out_proj."),
@@ -160,23 +194,23 @@ COMPONENTS = {
 
 
 def kind_of(config: Mapping[str, Any]) -> str | None:
-    """The class that a ``config.json`` says it describes; a key of ``COMPONENTS`` if it is one that we know."""
+    """Return the class that a ``config.json`` names; a key of ``COMPONENTS`` if it is supported."""
     return config.get("_class_name", "CLIPVisionModelWithProjection" if "hidden_act" in config else None)
 
 
 def component_of(config: Mapping[str, Any]) -> Component:
-    """The kind of component that a ``config.json`` describes.
+    """Return the kind of network that a ``config.json`` describes.
 
     Raises:
-      ValueError: it is none that we know.
+      ValueError: it is not supported.
     """
     if (name := kind_of(config)) not in COMPONENTS:
-        raise ValueError(f"the configuration describes a {name!r}; expected one of {', '.join(COMPONENTS)}")
+        raise ValueError(f"config.json describes a {name!r}; expected one of {', '.join(COMPONENTS)}")
     return COMPONENTS[name]
 
 
 def tensor_name(path: ParameterPath, component: Component) -> str:
-    """The released name of the parameter at ``path`` in our module."""
+    """Return the released name of the parameter at ``path`` in our module."""
     leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight"}.get(str(path[-1]), str(path[-1]))
     name = ".".join([*map(str, path[:-1]), leaf])
     return _replace(name, component.renames)
@@ -189,7 +223,7 @@ def _replace(name: str, renames: tuple[tuple[str, str], ...]) -> str:
 
 
 def released_shape(shape: tuple[int, ...], path: ParameterPath, component: Component) -> tuple[int, ...]:
-    """The shape in the files of a parameter of ours: [*window, in, out] becomes [out, in, *window]."""
+    """Return the shape that a parameter of ours has in the files: [*window, in, out] becomes [out, in, *window]."""
     if path[-1] != "kernel":
         return shape
     window = (1, 1) if path[-2] in component.pointwise else shape[:-2]
@@ -197,7 +231,7 @@ def released_shape(shape: tuple[int, ...], path: ParameterPath, component: Compo
 
 
 def to_ours(tensor: np.ndarray, path: ParameterPath, component: Component) -> np.ndarray:
-    """A tensor of the files in our layout."""
+    """Return a tensor of the files in our layout."""
     if path[-1] != "kernel":
         return tensor
     if path[-2] in component.pointwise:
@@ -206,7 +240,7 @@ def to_ours(tensor: np.ndarray, path: ParameterPath, component: Component) -> np
 
 
 def to_released(array: np.ndarray, path: ParameterPath, component: Component) -> np.ndarray:
-    """Inverse of :func:`to_ours`."""
+    """Return a tensor of ours in the layout of the files; the inverse of :func:`to_ours`."""
     if path[-1] != "kernel":
         return array
     array = array.transpose(-1, -2, *range(array.ndim - 2))
@@ -214,14 +248,14 @@ def to_released(array: np.ndarray, path: ParameterPath, component: Component) ->
 
 
 def parameters(module: nnx.Module) -> dict[ParameterPath, Any]:
-    """Every parameter of a module by its path."""
+    """Return every parameter of a module by its path."""
     return {path: variable for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))}
 
 
 def match(
     module: nnx.Module, tensors: Mapping[str, tensor_files.Tensor], component: Component
 ) -> dict[ParameterPath, tensor_files.Tensor]:
-    """The tensors of the files in our layout, by the path of their parameter; nothing is read yet.
+    """Return the tensors of the files in our layout by path of their parameter; their numbers are not read yet.
 
     Raises:
       ValueError: tensors are missing, unknown or of another shape; all of them are named.
@@ -238,34 +272,34 @@ def match(
         matched[path] = tensors[name].map(variable.shape, functools.partial(to_ours, path=path, component=component))
     if problems:
         raise ValueError(
-            f"the weights do not fit {component.module.__name__} of this configuration; give the files that belong "
+            f"the weights do not fit the {component.module.__name__} of the configuration; give the files that belong "
             f"to it: {'; '.join(problems)}"
         )
     return matched
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """The contents of a component folder's ``config.json``.
+    """Read the ``config.json`` of a component folder.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is no JSON map.
+      ValueError: the file is not a JSON object.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; give a whole pipeline in diffusers' format")
+        raise FileNotFoundError(f"missing file {path}; give a whole pipeline in diffusers' format")
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON map ({error}); copy the component folder again") from error
+        raise ValueError(f"{path} is not a JSON object ({error}); copy the component folder again") from error
 
 
 def find_files(folder: Path | str) -> list[Path]:
-    """The safetensors files of a component folder: the shards that an index names, or one file.
+    """Return the safetensors files of a component folder: the shards that an index names, or one file.
 
     Raises:
       OSError: there is none.
-      ValueError: there are pickles only, or the index is damaged.
+      ValueError: there are only pickles, or the index is damaged.
     """
     folder = Path(folder)
     index = folder.glob("*.safetensors.index.json")
@@ -273,7 +307,7 @@ def find_files(folder: Path | str) -> list[Path]:
         try:
             return [folder / str(name) for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no index of safetensors files ({error}); copy it again") from error
+            raise ValueError(f"{path} is not an index of safetensors files ({error}); copy it again") from error
     files = sorted(folder.glob("*.safetensors"))
     if files:
         # model.fp16.safetensors and the like are variants of model.safetensors.
@@ -291,16 +325,16 @@ def find_files(folder: Path | str) -> list[Path]:
 def read_component(
     folder: Path | str,
 ) -> tuple[dict[str, Any], nnx.Module, dict[ParameterPath, tensor_files.Tensor]]:
-    """Configuration, module of shapes alone, and tensors (in our layout, not read yet) of a component folder.
+    """Return ``config.json``, a module of shapes, and tensors (in our layout, not read yet) of a component folder.
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: configuration and weights do not fit together, or a file is damaged.
+      ValueError: ``config.json`` and weights do not fit together, or a file is damaged.
     """
     config = read_config(folder)
     try:
         component = component_of(config)
-        module = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+        module = nnx.eval_shape(lambda: build(config, layers.Types(rngs=nnx.Rngs(0))))
         tensors = tensor_files.read_files(find_files(folder), component.ignored)
         current = {_replace(name, component.outdated): tensor for name, tensor in tensors.items()}
         return config, module, match(module, current, component)
@@ -308,26 +342,26 @@ def read_component(
         raise ValueError(f"{folder}: {error}") from error
 
 
-def build(
-    config: Mapping[str, Any], *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
-) -> Any:
-    """An untrained module of the size that a ``config.json`` describes.
+def build(config: Mapping[str, Any], types: layers.Types) -> Any:
+    """Build an untrained module of the size that a ``config.json`` describes.
 
     Raises:
-      ValueError: it describes a component that we do not know, lacks an entry, or has one that cannot be.
+      ValueError: the kind of network is not supported, or an entry is missing or invalid.
     """
     component = component_of(config)
+    name = component.module.__name__
     try:
-        return component.module(**component.arguments(config), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        spec = settings.parse(component.spec, component.arguments(config))
+        return component.module(spec, types)
     except KeyError as error:
-        raise ValueError(f"the configuration of {component.module.__name__} lacks {error}") from error
+        raise ValueError(f"config.json of {name} lacks {error}") from error
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"the configuration describes no {component.module.__name__} ({reason})") from error
+        raise ValueError(f"config.json does not describe a valid {name} ({reason})") from error
 
 
 def load(folder: Path | str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32) -> Any:
-    """The module of a component folder with its weights: one of the five kinds in ``COMPONENTS``.
+    """Load the module of a component folder with its weights; its kind is one of ``COMPONENTS``.
 
     Args:
       folder: holds ``config.json`` and safetensors files.
@@ -336,10 +370,10 @@ def load(folder: Path | str, *, dtype: Any = jnp.float32, param_dtype: Any = jnp
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: configuration and weights do not fit together.
+      ValueError: ``config.json`` and weights do not fit together.
     """
     config, _, tensors = read_component(folder)
-    module = nnx.eval_shape(lambda: build(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: build(config, layers.Types(dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))))
     for path, variable in parameters(module).items():
         tensor_files.fill(variable, tensors[path])
     return module

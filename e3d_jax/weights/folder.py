@@ -1,6 +1,6 @@
-"""Weights folders: one system's weights as safetensors, with the config that they belong to.
+"""Weights folders: a system's weights as safetensors, with the config that they belong to.
 
-    config.json                           the system's config (:mod:`e3d_jax.config`), as JSON
+    config.json                             the system's config (:mod:`e3d_jax.config`), as JSON
     <component>-00001-of-00002.safetensors  tensors named by their path in the module
 
 Training adds the components to the folder one by one.
@@ -24,12 +24,12 @@ from e3d_jax.weights import tensors
 
 CONFIG = "config.json"
 BUNDLED = pathlib.Path(__file__).parent
-# Small shards keep clear of the file size limits of code hosts.
+# Small shards stay below the file size limits of code hosts.
 SHARD_BYTES = 15 * 1000**2
 
 
 def resolve(name_or_folder: str | os.PathLike) -> pathlib.Path:
-    """The folder of bundled weights ("mini"), or of a path.
+    """Return the folder of bundled weights ("mini"), or that at a path.
 
     Raises:
       FileNotFoundError: there is no such folder, or it holds no weights.
@@ -97,12 +97,12 @@ def write(
 
 
 def has(folder: str | os.PathLike, component: str) -> bool:
-    """Whether a folder holds a component's weights."""
+    """Return whether a folder holds a component's weights."""
     return bool(_shards(pathlib.Path(folder), component))
 
 
 def read(folder: pathlib.Path, component: str) -> dict[str, tensors.Tensor]:
-    """A component's tensors by dotted path of their parameter, not read yet.
+    """Return a component's tensors by dotted path of their parameter; their numbers are not read yet.
 
     Raises:
       FileNotFoundError: the folder lacks the component.
@@ -110,7 +110,7 @@ def read(folder: pathlib.Path, component: str) -> dict[str, tensors.Tensor]:
     """
     shards = _shards(folder, component)
     if not shards:
-        raise FileNotFoundError(f"{folder} holds no weights of the {component}; train that stage first")
+        raise FileNotFoundError(f"{folder} has no weights of component {component}; train that stage first")
     return tensors.read_files(shards)
 
 
@@ -119,23 +119,23 @@ def load(folder: pathlib.Path, component: str, module: nnx.Module) -> None:
 
     Args:
       folder: weights folder.
-      component: which one.
-      module: its parameters may be shapes only, from ``nnx.eval_shape``. A parameter's sharding is kept, so that a
-        module larger than one device's memory is filled in place.
+      component: its name.
+      module: its parameters may be shapes only, from ``nnx.eval_shape``. Each keeps its sharding, so that a module
+        larger than one device's memory is filled in place.
 
     Raises:
       FileNotFoundError: the folder lacks the component.
-      ValueError: a file is damaged, or tensors are missing, left over or of another shape; names every one.
+      ValueError: a file is damaged, or tensors are missing, unknown or of another shape; all are named.
     """
     stored = read(folder, component)
     parameters = _parameters(module)
     problems = [f"missing {name}" for name in sorted(parameters.keys() - stored.keys())]
-    problems += [f"left over {name}" for name in sorted(stored.keys() - parameters.keys())]
+    problems += [f"unknown {name}" for name in sorted(stored.keys() - parameters.keys())]
     for name in sorted(parameters.keys() & stored.keys()):
         if parameters[name].shape != stored[name].shape:
-            problems.append(f"{name} is {stored[name].shape}, expected {parameters[name].shape}")
+            problems.append(f"{name} has shape {stored[name].shape}, expected {parameters[name].shape}")
     if problems:
-        raise ValueError(f"{folder}: the {component}'s weights are of another config: {'; '.join(problems)}")
+        raise ValueError(f"{folder}: the weights of {component} belong to another config: {'; '.join(problems)}")
     for name, parameter in parameters.items():
         tensors.fill(parameter, stored[name])
 
@@ -148,12 +148,12 @@ def restore(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> nnx.Module:
-    """Make a component of a system's config with its stored weights.
+    """Build a component of a system's config and fill it with its stored weights.
 
     Raises:
       FileNotFoundError, ValueError: see :func:`load`.
     """
-    # Shapes only: initial values would be computed just to be thrown away.
+    # Only shapes: initial values would be computed just to be thrown away.
     module = nnx.eval_shape(
         lambda: stages.build(config, component, layers.Types(dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
     )
@@ -162,7 +162,7 @@ def restore(
 
 
 def _parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
-    """A module's parameters by dotted path."""
+    """Return a module's parameters by dotted path."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return {".".join(map(str, path)): parameter for path, parameter in flat}
 

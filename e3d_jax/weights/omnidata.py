@@ -1,20 +1,22 @@
-"""Omnidata's estimator of normals (arXiv 2110.04994) from its released checkpoint, ``omnidata_dpt_normal_v2.ckpt``."""
+"""Omnidata's normal estimator (arXiv 2110.04994) from its released checkpoint, ``omnidata_dpt_normal_v2.ckpt``."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 
-from e3d_jax.models import build, dpt
-from e3d_jax.weights import checkpoints, diffusers, tensors
+from e3d_jax import settings
+from e3d_jax.models import dpt, layers
+from e3d_jax.stages import normals
+from e3d_jax.weights import diffusers, tensors, torch_pickle
 
-PREFIX = "model."  # of Lightning, which held the network as an attribute
+ARCHITECTURE = "dpt_hybrid"
+PREFIX = "model."  # Lightning held the network under this attribute.
 COMPONENT = diffusers.Component(
     dpt.DPTNormalEstimator,
+    dpt.DPTSpec,
     arguments=dict,
-    config=dict,
+    config=settings.to_dict,
     renames=(
         ("vit.", "pretrained.model."),
         (".layers.", ".blocks."),
@@ -28,30 +30,30 @@ COMPONENT = diffusers.Component(
         *((f".unit{i}.", f".resConfUnit{i}.") for i in (1, 2)),
         *((f"head_{place}.", f"scratch.output_conv.{i}.") for place, i in (("in", 0), ("mid", 2), ("out", 4))),
     ),
-    # The classifier that the transformer was pretrained with, and a branch that the coarsest fusion does not use.
+    # The classifier of the transformer's pretraining, and a branch that the coarsest fusion does not use.
     ignored=("pretrained.model.norm.", "pretrained.model.head.", "scratch.refinenet4.resConfUnit1."),
 )
 
 
-def read(path: str | os.PathLike, arguments: Mapping[str, Any]) -> dict[str, tensors.Tensor]:
-    """The checkpoint's tensors by dotted path of our parameter, not read yet.
+def read(path: str | os.PathLike, model: normals.Model) -> dict[str, tensors.Tensor]:
+    """Return the checkpoint's tensors by dotted path of our parameter; their numbers are not read yet.
 
     Args:
       path: the file.
-      arguments: the model of the config's normals section.
+      model: settings of the normal estimator in the system's config.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is damaged or holds more than tensors, the config's estimator is another network, or tensors are
+      ValueError: the file is damaged or holds more than tensors; the config's estimator is another network; tensors are
         missing, unknown or of another shape (all are named).
     """
-    module = nnx.eval_shape(lambda: build.build("normals", arguments, rngs=nnx.Rngs(0)))
-    if not isinstance(module, dpt.DPTNormalEstimator):
+    if model.architecture != ARCHITECTURE:
         raise ValueError(
-            f"{path} is a checkpoint of Omnidata's DPT-hybrid, and the config's normals are estimated by another "
-            "network; give a config with architecture='dpt_hybrid'"
+            f"{path} is a checkpoint of Omnidata's DPT-hybrid, but the config estimates normals with another network; "
+            f"give a config with normals.model.architecture={ARCHITECTURE!r}"
         )
-    stored = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoints.read(Path(path)).items()}
+    module = nnx.eval_shape(lambda: dpt.DPTNormalEstimator(model.network, layers.Types(rngs=nnx.Rngs(0))))
+    stored = {name.removeprefix(PREFIX): tensor for name, tensor in torch_pickle.read(Path(path)).items()}
     used = {name: tensor for name, tensor in stored.items() if not name.startswith(COMPONENT.ignored)}
     try:
         matched = diffusers.match(module, used, COMPONENT)

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, read and written one at a time so that a file never has to fit into memory."""
+"""Tensors in safetensors files, read and written one at a time so that a file need not fit into memory."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ CODES = {dtype: code for code, dtype in FLOATS.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read, or computed, when it is needed.
+    """Tensor that is read, or computed, when it is needed.
 
     Attributes:
       shape: of the array.
@@ -40,24 +40,24 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in a file."""
+        """Size in a file, in bytes."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def map(self, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
-        """The tensor after a change to an array of another shape."""
+        """Return the tensor after a change that gives it another shape."""
         return Tensor(shape, self.dtype, lambda: change(self.read()))
 
     def astype(self, dtype: np.dtype) -> "Tensor":
-        """The tensor cast to another type."""
-        # Values that overflow become infinite, which writing refuses.
+        """Return the tensor cast to another type."""
+        # Overflowing values become infinite, which `write` refuses.
         return Tensor(self.shape, dtype, lambda: self.read().astype(dtype))
 
 
 def fill(variable: nnx.Variable, tensor: Tensor) -> None:
     """Give a variable a tensor's values, in the variable's type.
 
-    They go where its value is, or, if that is a shape only, to the sharding that comes with it; every process fills the
-    devices of its own. The array in memory is gone when this returns.
+    They go where its value is or, if that is only a shape, to the sharding that comes with it; each process fills its
+    own devices. The array in memory is released before this returns.
     """
     place, array = variable.get_value(), tensor.read()
     sharding = place.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -66,7 +66,7 @@ def fill(variable: nnx.Variable, tensor: Tensor) -> None:
 
 
 def read_files(paths: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Every tensor of some safetensors files, but those that are ``ignored``, by name.
+    """Return the tensors of safetensors files by name, except those that are ``ignored``.
 
     Raises:
       OSError: a file cannot be read.
@@ -78,9 +78,9 @@ def read_files(paths: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, 
             with safetensors.safe_open(file, framework="numpy") as opened:
                 names = set(opened.keys()).difference(ignored)
         except safetensors.SafetensorError as error:
-            message = f"{file} is damaged, not a whole safetensors file ({error}); copy it again"
+            message = f"{file} is damaged or incomplete, not a safetensors file ({error}); copy it again"
             raise ValueError(message) from error
-        except OSError as error:  # It does not say of which file.
+        except OSError as error:  # Its message does not name the file.
             raise OSError(f"{file} cannot be read ({error}); copy the folder again") from error
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -90,9 +90,9 @@ def read_files(paths: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, 
 
 
 def _stored(file: Path, data: int, name: str, entry: Mapping[str, Any]) -> Tensor:
-    """A tensor of a file whose tensors start at byte ``data``."""
+    """Return a tensor of a file whose tensors start at byte ``data``."""
     if entry["dtype"] not in FLOATS:
-        raise ValueError(f"{name} in {file} is of type {entry['dtype']}; expected one of {', '.join(FLOATS)}")
+        raise ValueError(f"{name} in {file} has type {entry['dtype']}; expected one of {', '.join(FLOATS)}")
     shape, dtype, (start, end) = tuple(entry["shape"]), FLOATS[entry["dtype"]], entry["data_offsets"]
 
     def read() -> np.ndarray:
@@ -104,7 +104,7 @@ def _stored(file: Path, data: int, name: str, entry: Mapping[str, Any]) -> Tenso
 
 
 def split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    """Tensors in their order, in groups of at most ``limit`` bytes, or of a single larger tensor."""
+    """Split tensors, in their order, into groups of at most ``limit`` bytes or of a single larger tensor."""
     groups: list[dict[str, Tensor]] = [{}]
     used = 0
     for name, tensor in tensors.items():
@@ -117,13 +117,13 @@ def split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file; it appears under its name only when it is whole.
+    """Write a safetensors file, which appears under its name only when it is complete.
 
     Raises:
       OSError: the file cannot be written, such as when the disk is full.
       ValueError: a tensor is not finite.
     """
-    # Larger types first keep every tensor aligned.
+    # Larger types come first so that every tensor is aligned.
     order = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -139,14 +139,14 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in order:
             array = np.ascontiguousarray(tensor.read(), tensor.dtype)
             if not np.isfinite(array).all():
-                raise ValueError(f"{name} holds values that are not finite in {tensor.dtype}; use other weights")
+                raise ValueError(f"{name} has values that are not finite in {tensor.dtype}; use other weights")
             yield array.tobytes()
 
     try:
         with files.writing(path):
             stream = open(temporary, "wb")  # noqa: SIM115
         with stream:
-            for part in parts():  # What fails to be read is not told as what fails to be written.
+            for part in parts():  # A failure to read is not reported as a failure to write.
                 with files.writing(path):
                     stream.write(part)
                     stream.flush()

@@ -1,4 +1,4 @@
-"""Pipelines against what their PyTorch originals recorded: every check whose arrays are in a file."""
+"""Compare pipelines with recorded outputs of their PyTorch originals: every check whose arrays are in a file."""
 
 import dataclasses
 import functools
@@ -7,24 +7,25 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from e3d_jax import cameras
 from e3d_jax.diffusion import samplers, schedules
-from e3d_jax.models import latents, stages, unet
-from e3d_jax.sampling import anchors, interpolation
+from e3d_jax.models import denoisers, latents
+from e3d_jax.stages import anchor, interpolation
 from e3d_jax.weights import convert, diffusers
 
-# Of the largest magnitude.
+# Tolerances of single calls and of sampling, relative to the largest magnitude.
 CALL, SAMPLER = 1e-4, 1e-3
+LAYOUT = cameras.RELEASED
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table: the largest errors of an array, absolute and relative to its largest magnitude."""
+    """Row of the table: the largest errors of an array, absolute and relative to its largest magnitude."""
 
     name: str
     absolute: float
@@ -38,14 +39,14 @@ class Row:
 
 
 class Recorded:
-    """Recorded arrays, channels last, and our modules of the same weights."""
+    """Recorded arrays, channels last, and our modules with the same weights."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], pipelines: Mapping[convert.Stage, Path]):
         self.arrays, self.pipelines = arrays, pipelines
 
-    @functools.cache  # noqa: B019 - lives as long as one verification
+    @functools.cache  # noqa: B019 - kept for one verification only
     def module(self, stage: convert.Stage, part: str) -> Any:
-        """A part of a pipeline."""
+        """Return a part of a pipeline."""
         return diffusers.load(self.pipelines[stage] / part)
 
     def __getitem__(self, name: str) -> jax.Array:
@@ -53,11 +54,11 @@ class Recorded:
         return jnp.asarray(np.moveaxis(array, -3, -1) if array.ndim >= 4 else array)
 
 
-def released_context(self, context, positions):
-    """Contexts of the temporal layers as the released code orders them, for calls with several windows.
+def released_context_order(context: jax.Array, positions: int) -> jax.Array:
+    """Order the contexts of the temporal layers as the released code does when a call has several windows.
 
-    It hands them over as (position, window), where the tokens are (window, position). With one window at a time, as it
-    samples, there is no difference.
+    It passes them as (position, window), whereas the tokens are (window, position). With one window per call, as when
+    it samples, there is no difference.
     """
     windows = len(context)
     order = jnp.arange(windows * positions).reshape(windows, positions) % windows
@@ -66,7 +67,7 @@ def released_context(self, context, positions):
 
 def _anchor_call(recorded: Recorded) -> dict[str, Any]:
     views = [
-        recorded[f"anchor_unet_{name}"].reshape(2, 1, 9, *recorded[f"anchor_unet_{name}"].shape[1:])
+        recorded[f"anchor_unet_{name}"].reshape(1, 2, 9, *recorded[f"anchor_unet_{name}"].shape[1:])
         for name in ("sample", "image_embeds", "camera")
     ]
     out = _call(recorded.module("anchor", "unet"), views[0], recorded["anchor_unet_timestep"], *views[1:])
@@ -84,20 +85,21 @@ def _autoencoder(recorded: Recorded) -> dict[str, Any]:
 
 
 def _anchor_sampler(recorded: Recorded) -> dict[str, Any]:
-    stage = stages.AnchorStage(recorded.module("anchor", "unet"), recorded.module("anchor", "image_encoder"))
-    autoencoder = recorded.module("anchor", "vae")
+    networks = (recorded.module("anchor", part) for part in ("unet", "image_encoder"))
+    model, autoencoder = denoisers.AnchorDenoiser("unet", *networks), recorded.module("anchor", "vae")
     pair = jnp.concatenate([recorded["image"], recorded["normal"]])
-    condition = anchors.make_condition(stage, autoencoder, _opaque(pair)[None])
+    poses = np.asarray(LAYOUT.cameras(1).world_from_cam)[None, LAYOUT.anchors]
+    labels = jnp.asarray(anchor.view_labels(poses, poses[:, :1]))
+    condition = anchor.start(model, autoencoder, _opaque(pair)[None], labels)
     noise = recorded["anchor_init_latents"]
-    start = samplers.begin(noise.reshape(2, 1, 8, *noise.shape[1:]))
+    start = samplers.begin(noise.reshape(1, 2, LAYOUT.num_anchors, *noise.shape[1:]))
     plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])
-    sample = anchors.take_steps(stage, condition, start, plan, prediction="epsilon").sample
-    pictures = jax.jit(latents.decode)(autoencoder, sample)
-    times = np.asarray(plan.level.time)
+    sample = anchor.take_steps(model, condition, start, plan, prediction="epsilon").sample
+    images = jax.jit(latents.decode)(autoencoder, sample)
     return {
         "anchor_latents_4steps": sample.reshape(noise.shape),
-        "anchor_images_4steps": pictures.reshape(-1, *pictures.shape[3:]),
-        "anchor_timesteps_4": times,
+        "anchor_images_4steps": images.reshape(-1, *images.shape[3:]),
+        "anchor_timesteps_4": np.asarray(plan.level.time),
     }
 
 
@@ -105,9 +107,12 @@ def _interpolation_call(recorded: Recorded) -> dict[str, Any]:
     sample = recorded["interp_unet_sample"]
     names = ("timestep", "image_embeds", "added_time_ids")
     labels = recorded["interp_unet_camera"].reshape(*sample.shape[:2], -1)
-    with mock.patch.object(unet.SpatioTemporalTransformer, "temporal_context", released_context):
-        inputs = [recorded[f"interp_unet_{name}"] for name in names]
-        return {"interp_unet_out": _call(recorded.module("interpolation", "unet"), sample, *inputs, labels)}
+    inputs = [recorded[f"interp_unet_{name}"] for name in names]
+    module = recorded.module("interpolation", "unet")
+    module.order_contexts(released_context_order)
+    out = _call(module, sample, *inputs, labels)
+    module.order_contexts(None)
+    return {"interp_unet_out": out}
 
 
 def _temporal_autoencoder(recorded: Recorded) -> dict[str, Any]:
@@ -118,18 +123,17 @@ def _temporal_autoencoder(recorded: Recorded) -> dict[str, Any]:
 
 
 def _interpolation_sampler(recorded: Recorded) -> dict[str, Any]:
-    stage = stages.InterpolationStage(
-        recorded.module("interpolation", "unet"), recorded.module("interpolation", "image_encoder")
-    )
+    networks = (recorded.module("interpolation", part) for part in ("unet", "image_encoder"))
+    model = denoisers.InterpolationDenoiser("unet", *networks)
     given = _opaque(recorded["anchor_images_4steps"][:3])
-    # The ring's first window runs from anchor 7 over 0 to 1.
-    ring = jnp.zeros((1, 8, *given.shape[1:])).at[0, interpolation.WINDOWS[0]].set(given)
+    # The ring's first window runs from the last anchor over the first to the second.
+    ring = jnp.zeros((1, LAYOUT.num_anchors, *given.shape[1:])).at[0, jnp.array([-1, 0, 1])].set(given)
     module = recorded.module("interpolation", "vae")
-    condition = interpolation.make_condition(stage, module, ring, jax.random.key(0), 0.0, 0.02)
+    condition = interpolation.start(model, module, ring, jax.random.key(0), 0.0, 0.02, layout=LAYOUT)
     condition = jax.tree.map(lambda x: x[:1], condition)
     grid = schedules.karras_grid(4)
     plan = samplers.plan(grid, samplers.ORDERS["euler"])
-    sample = interpolation.take_steps(stage, condition, samplers.begin(recorded["interp_init_latents"]), plan).sample
+    sample = interpolation.take_steps(model, condition, samplers.begin(recorded["interp_init_latents"]), plan).sample
     noise = np.asarray(grid.sigma / grid.alpha)
     return {
         "interp_clip_embed": condition.token,
@@ -142,7 +146,7 @@ def _interpolation_sampler(recorded: Recorded) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Arrays that a function computes, and from which recorded inputs."""
+    """Function that computes arrays, and the recorded inputs that it needs."""
 
     compute: Callable[[Recorded], dict[str, Any]]
     needs: tuple[str, ...]
@@ -164,7 +168,7 @@ CHECKS = (
 
 
 def verify(pipelines: Mapping[convert.Stage, str | os.PathLike], recorded: str | os.PathLike) -> Iterator[Row]:
-    """The rows of the table, one by one, in float32.
+    """Compute the rows of the table one by one, in float32.
 
     Args:
       pipelines: folders or Hugging Face ids, by stage.
@@ -172,14 +176,14 @@ def verify(pipelines: Mapping[convert.Stage, str | os.PathLike], recorded: str |
 
     Raises:
       OSError: a file cannot be read.
-      ValueError: the file is no ``.npz``, holds no arrays to check, or holds some of other pipelines.
+      ValueError: the file is not an ``.npz``, holds no arrays to check, or was recorded from other pipelines.
     """
     try:
         arrays = dict(np.load(recorded, allow_pickle=False).items())
     except OSError as error:
         raise OSError(f"{recorded} cannot be read ({error.strerror}); give the .npz of recorded outputs") from error
     except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{recorded} is no .npz of arrays ({error}); record the outputs again") from error
+        raise ValueError(f"{recorded} is not an .npz of arrays ({error}); record the outputs again") from error
     source = Recorded(arrays, {stage: convert.locate(pipeline) for stage, pipeline in pipelines.items()})
     possible = [check for check in CHECKS if arrays.keys() >= set(check.needs)]
     if not possible:
@@ -199,14 +203,14 @@ def verify(pipelines: Mapping[convert.Stage, str | os.PathLike], recorded: str |
 def _compare(name: str, got: np.ndarray, expected: np.ndarray, tolerance: float) -> Row:
     if got.shape != expected.shape:
         raise ValueError(
-            f"the recorded {name} has shape {expected.shape}, ours {got.shape}; record it of these weights"
+            f"the recorded {name} has shape {expected.shape}, but ours {got.shape}; record it with these weights"
         )
     absolute = float(np.abs(got - expected).max())
     return Row(name, absolute, absolute / max(float(np.abs(expected).max()), 1e-30), tolerance)
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text."""
+    """Format rows as text."""
     lines = [f"{'array':26s} {'absolute':>10s} {'relative':>10s} {'allowed':>8s}"]
     for row in rows:
         verdict = "pass" if row.passed else "FAIL"

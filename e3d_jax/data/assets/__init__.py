@@ -55,7 +55,7 @@ def render(asset: reading.Asset, ring: structs.Cameras, normal_views: Int[np.nda
     rgba, normals, depths = [], [], []
     for view in range(len(ring)):
         forward = np.asarray(ring.world_from_cam)[view, :3, 2]
-        values, alpha = surface.draw(ring[[view]], functools.partial(shade, forward), supersampling=SUPERSAMPLING)
+        values, alpha = surface.render(ring[[view]], functools.partial(shade, forward), supersampling=SUPERSAMPLING)
         rgb, normal, depth = np.split(values, [3, 6], -1)
         known = alpha[..., None] > 0
         rgba.append(np.concatenate([np.where(known, rgb, 1.0), alpha[..., None]], -1).clip(0, 1))

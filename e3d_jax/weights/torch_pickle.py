@@ -1,7 +1,7 @@
-"""Tensors of a PyTorch checkpoint (a zip file around a pickle), without PyTorch and without running what it says.
+"""Reader of PyTorch checkpoints (a zip file around a pickle) that needs no PyTorch and runs no code of theirs.
 
 A pickle is a program that may call anything that it can import. Here nothing is imported: the few names that tensors
-are made of are stood in for, and any other name is refused.
+need are replaced by stand-ins, and any other name is refused.
 """
 
 import collections
@@ -20,12 +20,12 @@ FLOATS = {
     f"{kind}Storage": tensors.FLOATS[code]
     for kind, code in {"Half": "F16", "BFloat16": "BF16", "Float": "F32", "Double": "F64"}.items()
 }
-# Lightning's checkpoints name its callbacks beside the tensors.
+# Lightning's checkpoints also hold its callbacks.
 TRAINER = "pytorch_lightning."
 
 
 class _Storage(NamedTuple):
-    """Numbers in the file: their type, the name of their record, and how many there are."""
+    """Numbers in the file: their type, the name of their record, and their count."""
 
     kind: str
     key: str
@@ -41,22 +41,30 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
+def _rebuild_tensor(storage, offset, shape, strides, *rest):
+    return _View(storage, offset, shape, strides)
+
+
+def _rebuild_parameter(view, *rest):
+    return view
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # Fresh or immutable objects only, as a pickle may also set attributes.
+        # Only new or immutable objects, because a pickle may also set attributes.
         if module == "torch" and name.endswith("Storage"):
             return name
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *rest: _View(storage, offset, shape, strides)
+            return _rebuild_tensor
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda view, *rest: view
+            return _rebuild_parameter
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if module.startswith(TRAINER):
             return type("Unused", (), {"__init__": lambda self, *args, **kwargs: None})
         raise ValueError(
-            f"it asks for {module}.{name}, which is no part of a tensor and could run code; give a checkpoint of "
-            "tensors alone"
+            f"it asks for {module}.{name}, which is not part of a tensor and could run code; give a checkpoint of "
+            "tensors only"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -65,15 +73,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(path: Path) -> dict[str, tensors.Tensor]:
-    """The tensors of a checkpoint by name: its ``state_dict``, or all of it; nothing is read yet.
+    """Return the tensors of a checkpoint by name: those of its ``state_dict``, or all. Their numbers are not read yet.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is no such checkpoint, is damaged, or its pickle asks for more than tensors.
+      ValueError: the file is not a checkpoint, is damaged, or its pickle asks for more than tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            # PyTorch compresses nothing; what is compressed could be far larger than the file.
+            # PyTorch does not compress; a compressed record could be far larger than the file.
             stored = [info for info in archive.infolist() if info.compress_type == zipfile.ZIP_STORED]
             sizes = {info.filename: info.file_size for info in stored}
             pickled = next((name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl")), None)
@@ -88,7 +96,7 @@ def read(path: Path) -> dict[str, tensors.Tensor]:
         raise
     except zipfile.BadZipFile as error:
         raise ValueError(
-            f"{path} is damaged, or no checkpoint of PyTorch 1.6 or later ({error}); copy it again"
+            f"{path} is damaged, or not a checkpoint of PyTorch 1.6 or later ({error}); copy it again"
         ) from error
     except Exception as error:  # A damaged pickle can fail in any way.
         raise ValueError(f"{path} cannot be used: {error}") from error
@@ -99,17 +107,17 @@ def read(path: Path) -> dict[str, tensors.Tensor]:
 
 
 def _tensor(path: Path, folder: str, sizes: dict[str, int], name: str, view: Any) -> tensors.Tensor:
-    """A tensor that is read when needed; everything that the file says of it is checked here."""
+    """Return a tensor that is read when needed, after checking everything that the file says about it."""
     if not isinstance(view, _View) or not isinstance(view.storage, _Storage) or view.storage.kind not in FLOATS:
-        raise ValueError(f"{name} in {path} is no tensor of {', '.join(FLOATS)}; give another checkpoint")
+        raise ValueError(f"{name} in {path} is not a tensor of type {' or '.join(FLOATS)}; give another checkpoint")
     dtype, record = FLOATS[view.storage.kind], f"{folder}/data/{view.storage.key}"
     if not _inside(view, sizes.get(record, 0) // dtype.itemsize):
-        raise ValueError(f"{name} in {path} lies outside of the file's data; copy the checkpoint again")
+        raise ValueError(f"{name} in {path} lies outside the file's data; copy the checkpoint again")
     return tensors.Tensor(view.shape, dtype, functools.partial(_read, path, record, dtype, view))
 
 
 def _inside(view: _View, length: int) -> bool:
-    """Whether a tensor is made of well-formed numbers and lies within a storage of ``length``."""
+    """Return whether a tensor's description is well formed and lies within a storage of ``length`` numbers."""
     if not isinstance(view.shape, tuple) or not isinstance(view.strides, tuple) or len(view.shape) != len(view.strides):
         return False
     if not all(isinstance(number, int) and number >= 0 for number in (view.offset, *view.shape, *view.strides)):

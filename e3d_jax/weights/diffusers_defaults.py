@@ -1,8 +1,8 @@
-"""What diffusers and transformers expect in a pipeline's folder besides the sizes of its networks."""
+"""Defaults of diffusers and transformers: what their pipeline folders hold besides the sizes of the networks."""
 
 from typing import Any
 
-# Entries of config.json that all components of a class share.
+# Entries of config.json that all parts of a class share.
 CONFIGS: dict[str, dict[str, Any]] = {
     "UNetMV2DConditionModel": {
         "_class_name": "UNetMV2DConditionModel",
@@ -141,7 +141,7 @@ MODEL_INDEX: dict[str, dict[str, Any]] = {
     },
 }
 
-# CLIP's image preprocessing, the same in both pipelines.
+# CLIP's image preprocessing, used by both pipelines.
 FEATURE_EXTRACTOR: dict[str, Any] = {
     "crop_size": {"height": 224, "width": 224},
     "do_center_crop": True,
