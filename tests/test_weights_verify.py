@@ -52,10 +52,10 @@ def test_arrays_of_another_rank_are_refused(run):
         run(clip1_pixels=np.zeros(3, np.float32))
 
 
-@pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\x03\x04 no archive"])
-def test_what_is_no_file_of_arrays_is_refused(pipelines, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 text"])
+def test_a_file_of_something_else_is_refused(pipelines, tmp_path, content):
     (tmp_path / "recorded.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"is no \.npz"):
+    with pytest.raises(ValueError, match=r"is not an \.npz"):
         next(verify.verify(pipelines, tmp_path / "recorded.npz"))
 
 

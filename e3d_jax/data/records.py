@@ -22,7 +22,7 @@ import io
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -85,11 +85,11 @@ def encode(
     id: str,
     provenance: dict,
     cameras: structs.Cameras,
-    maps: Mapping[str, Mapping[int, UInt8[np.ndarray, "h w 4"]]],
+    maps: Mapping[str, Mapping[Any, UInt8[np.ndarray, "h w 4"]]],
     *,
-    anchors: Sequence[int],
-    ring: Sequence[int],
-    inputs: Sequence[int],
+    anchors: Iterable[int | np.integer],
+    ring: Iterable[int | np.integer],
+    inputs: Iterable[int | np.integer],
 ) -> Record:
     """Make a record of images in memory; arguments as documented at the top of this module."""
     encoded = {name: {int(view): encode_png(image) for view, image in views.items()} for name, views in maps.items()}
