@@ -151,6 +151,20 @@ class SystemConfig:
         """Width and height of a stage's latents."""
         return self.size // self.autoencoder(stage).factor
 
+    def training(self, component: str) -> TrainSettings:
+        """Settings of the run that trains a component.
+
+        Raises:
+          ValueError: the config does not train it.
+        """
+        train = self[component].train
+        if train is None:
+            raise ValueError(
+                f"the config has no section {component}.train, which says how the {component} is trained; add one, or "
+                "use trained weights (--init)"
+            )
+        return train
+
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping of JSON's types; what config files hold."""
         return settings.to_dict(self.system) | {name: part.to_dict() for name, part in self.components.items()}
