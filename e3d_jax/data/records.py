@@ -243,7 +243,7 @@ def find_shards(folder: str | os.PathLike) -> list[str]:
 
     Raises:
       FileNotFoundError: the folder has none.
-      ValueError: a shard is empty, truncated or in a bucket; names each.
+      ValueError: a shard is empty or truncated; names each.
     """
     shards = files.glob(folder, f"*{SUFFIX}")
     if not shards:
@@ -259,11 +259,9 @@ def check_shards(paths: list[str]) -> None:
     """Refuse shards that cannot be read.
 
     Raises:
-      ValueError: a shard is empty, truncated or in a bucket; names each.
+      ValueError: a shard is empty or truncated; names each.
     """
     if broken := [path for path in paths if not _readable(path)]:
-        if files.is_remote(broken[0]):
-            raise ValueError(f"ArrayRecord cannot read {', '.join(broken)}; copy the shards or mount the bucket")
         raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
 
 
