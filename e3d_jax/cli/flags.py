@@ -96,7 +96,8 @@ class Flags:
         Raises:
           ValueError: see :func:`e3d_jax.stages.parse_config`.
         """
-        return stages.parse_config(self.config.to_dict())
+        values: Any = self._values["config"].value
+        return stages.parse_config(values.to_dict())
 
     def parse(self) -> list[str]:
         """Read the command line; returns the arguments that are not flags.
