@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -60,7 +61,7 @@ def test_a_view_of_something_else_is_left_out(views, start, kind):
     with pytest.warns(UserWarning, match="views 4 show a different shape"):
         field, pixels = fit.start(dataclasses.replace(views, rgba=rgba), TOLERANT, jax.random.key(0))
     np.testing.assert_array_equal(pixels.weights, np.arange(8) != 4)
-    points = np.random.default_rng(0).uniform(-0.3, 0.3, (200, 3)).astype(np.float32)
+    points = jnp.asarray(np.random.default_rng(0).uniform(-0.3, 0.3, (200, 3)), jnp.float32)
     distance, expected = (fields.interpolate(each.base, each.box, points) for each in (field, start[0]))
     np.testing.assert_allclose(distance, expected, atol=0.06)
 
