@@ -46,13 +46,13 @@ def test_records_keep_the_order_of_items(tmp_path):
     assert contents(tmp_path / "b.array_record") == [b"-3", b"-4"]
 
 
-def test_processes_change_nothing(tmp_path):
+def test_worker_processes_change_nothing(tmp_path):
     # Worker processes cannot import this file, so the steps are of the standard library.
     to_bytes = operator.methodcaller("to_bytes", 4, "big", signed=True)
     work = engine.Work(prepare=abs, device=negative, finish=to_bytes)
-    for workers in (0, 2):
+    for workers in (0, 1):
         engine.write_shards(tmp_path / str(workers), [engine.Shard("a", [1, -2, 3])], work, workers=workers)
-    assert contents(tmp_path / "0" / "a.array_record") == contents(tmp_path / "2" / "a.array_record")
+    assert contents(tmp_path / "0" / "a.array_record") == contents(tmp_path / "1" / "a.array_record")
 
 
 def test_a_shard_that_exists_is_left_alone(tmp_path):
@@ -94,12 +94,6 @@ def test_an_interrupted_job_leaves_whole_shards_only(tmp_path):
         write(tmp_path, work=engine.Work(device=interrupted, finish=text))
     assert [path.name for path in tmp_path.iterdir()] == ["a.array_record"]
     assert write(tmp_path) == (2, 3, 0)
-
-
-def test_a_killed_worker_ends_the_job_in_one_sentence(tmp_path):
-    with pytest.raises(OSError, match="a worker process was killed"):
-        write(tmp_path, work=engine.Work(prepare=os._exit), workers=1)
-    assert not list(tmp_path.iterdir())
 
 
 def test_another_runner_makes_the_same_records(tmp_path):

@@ -1,5 +1,7 @@
 """Files appear whole or not at all, on disks and in buckets."""
 
+import pathlib
+
 import pytest
 
 from e3d_jax import files
@@ -50,4 +52,4 @@ def test_a_staged_file_for_a_bucket_appears_at_the_end(bucket):
         local.write_bytes(b"data")
         assert not files.exists(f"{bucket}/staged/file")
     with files.local_copy(f"{bucket}/staged/file") as local:
-        assert open(local, "rb").read() == b"data"
+        assert pathlib.Path(local).read_bytes() == b"data"

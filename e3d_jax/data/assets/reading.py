@@ -125,7 +125,7 @@ def crease_normals(
 
 
 def _arrays(parts):
-    """Return (triangles, corner colors, corner uv, texture index of each face) or None, and the textures, of all parts."""
+    """Return (triangles, corner colors, corner uv, texture per face) of all parts, or None; and the textures."""
     rows, textures = [], []
     for mesh, transform in parts:
         triangles = trimesh.transform_points(mesh.vertices, transform)[mesh.faces]

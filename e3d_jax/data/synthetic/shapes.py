@@ -26,7 +26,9 @@ Profile = Float[np.ndarray, "6"]
 
 
 def mirror_lines(order: int | np.integer) -> Float[np.ndarray, "2 2"]:
-    """Return normals of two lines whose reflections, each after one in y = 0, fold the plane to 1 / ``order`` of it.
+    """Return the normals of two lines that fold the plane into ``order`` equal sectors.
+
+    Each line reflects after a reflection in y = 0.
 
     Raises:
       ValueError: the order is not in 1..9 (each line can reduce the angle to a third).
