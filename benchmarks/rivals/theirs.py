@@ -128,10 +128,8 @@ def call_of(case: str, config: config_lib.SystemConfig):
     shape, size = module.config, config.size
     side = size // 2 ** (len(shape.block_out_channels) - 1)
     if case == "encode":
-        encode, images = (
-            _ready(module.encoder),
-            random_tensor((2 + layout.num_anchors) * objects, shape.in_channels, size, size),
-        )
+        count = (2 + layout.num_anchors) * objects
+        encode, images = _ready(module.encoder), random_tensor(count, shape.in_channels, size, size)
         return lambda: module.quant_conv(encode(images)) if module.quant_conv is not None else encode(images)
     frames = serving.decoded_frames(config)
     count = windows * frames if case == "decode_windows" else 2 * layout.num_anchors * objects
