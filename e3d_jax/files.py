@@ -1,9 +1,9 @@
 """Storage: files that are never seen half-written, on this machine or in a bucket.
 
 Only this module knows where shards of records lie. Its paths go through :mod:`etils.epath`, so ``gs://BUCKET/...``
-works where a client for it is installed (``gcsfs``). ArrayRecord writes local files only: a shard for a bucket is
-written to a temporary folder and copied once it is whole. Training from a bucket is not supported, because the public
-builds of ArrayRecord read local files only; copy or mount the bucket.
+works where a client for it is installed (``gcsfs``). A shard for a bucket is written to a temporary folder and copied
+once it is whole. Reading shards is left to ArrayRecord; not all of its builds can open ``gs://``, and for those the
+bucket must be copied or mounted.
 """
 
 import contextlib

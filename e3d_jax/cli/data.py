@@ -21,7 +21,8 @@ def _rig(flags: Flags, *, normals: bool = True):
     layout, views = config.layout, flags.views or config.layout.num_views
     if views not in (layout.num_views, layout.num_anchors):
         raise ValueError(
-            f"--views is {views}; records hold the layout's {layout.num_views} views or its {layout.num_anchors} anchors"
+            f"--views is {views}; records hold the {layout.num_views} views of the layout, or its "
+            f"{layout.num_anchors} anchors"
         )
     anchors_only = views == layout.num_anchors < layout.num_views
     return records.Rig.of_layout(layout, flags.size or config.size, anchors_only=anchors_only, normals=normals)
@@ -92,7 +93,8 @@ SUBCOMMANDS = {
         define_synthetic,
         run_synthetic,
         "Draw training records of synthetic objects.\n\n"
-        "e3d data synthetic --out=DIR --objects=N [--seed=0] [--split=train] [--size=128] [--views=32] [--shard=I/N]\n\n"
+        "e3d data synthetic --out=DIR --objects=N [--seed=0] [--split=train] [--size=128] [--views=32]\n"
+        "    [--shard=I/N]\n\n"
         "Objects that are in --out are kept, so the same call continues an interrupted one, and a larger --objects\n"
         "extends a dataset. Several machines or devices share the work by --shard=I/N and one folder.",
     ),
@@ -100,11 +102,11 @@ SUBCOMMANDS = {
         define_assets,
         run_assets,
         "Draw training records, or folders of views, of meshes (GLB, glTF, OBJ, PLY, STL) or of their renders.\n\n"
-        "e3d data assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=256] [--nonormals] [--poses=1]\n"
-        "    [--shard=I/N]\n\n"
-        "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as in\n"
-        "its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if their\n"
-        "cameras are those of the layout, in its order. What cannot be read is skipped with a line each. What is already\n"
-        "in --out is kept, so the same call continues an interrupted one and adds new meshes and poses.",
+        "e3d data assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=256] [--nonormals]\n"
+        "    [--poses=1] [--shard=I/N]\n\n"
+        "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as\n"
+        "in its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if\n"
+        "their cameras are those of the layout, in its order. What cannot be read is skipped with a line each, and\n"
+        "what is already in --out is kept, so the same call continues an interrupted one and adds new meshes.",
     ),
 }

@@ -8,8 +8,8 @@ A record of images is a msgpack map:
     provenance    map: what made the object (generator, split, seed, index; or the asset's file)
     size          width and height of the images in pixels
     cameras       map: world_from_cam (float32 bytes, [v, 4, 4], OpenCV axes), focal and center (float32 bytes, [v, 2])
-    maps          map from the name of a map to a list of [view, PNG file]: RGBA, straight alpha, white where transparent.
-                  "color" is the image; "normal" holds RGB = (n + 1) / 2 of the normal in the world frame
+    maps          map from the name of a map to a list of [view, PNG file]: RGBA, straight alpha, white where
+                  transparent. "color" is the image; "normal" holds RGB = (n + 1) / 2 of the normal in the world frame
     anchors       views that are the anchors of the layout (:class:`e3d_jax.cameras.ViewLayout`), in its order
     ring          views that are the whole layout, in its order; empty if only the anchors were drawn
     inputs        views that may be the input image; the first is preferred
@@ -243,7 +243,7 @@ def find_shards(folder: str | os.PathLike) -> list[str]:
 
     Raises:
       FileNotFoundError: the folder has none.
-      ValueError: a shard is empty, truncated or in a bucket; names each.
+      ValueError: a shard is empty or truncated; names each.
     """
     shards = files.glob(folder, f"*{SUFFIX}")
     if not shards:
@@ -259,11 +259,9 @@ def check_shards(paths: list[str]) -> None:
     """Refuse shards that cannot be read.
 
     Raises:
-      ValueError: a shard is empty, truncated or in a bucket; names each.
+      ValueError: a shard is empty or truncated; names each.
     """
     if broken := [path for path in paths if not _readable(path)]:
-        if files.is_remote(broken[0]):
-            raise ValueError(f"ArrayRecord cannot read {', '.join(broken)}; copy the shards or mount the bucket")
         raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
 
 

@@ -1,4 +1,4 @@
-"""EMA weights of any checkpoint of a run, as a weights folder."""
+"""Add the EMA weights of any checkpoint of a run to a weights folder."""
 
 from e3d_jax import config as config_lib
 from e3d_jax.training import checkpoints, sharding, state, steps
@@ -29,12 +29,9 @@ def export(
         is needed; the config does not train the stage.
       OSError: the folder cannot be written.
     """
-    train = config[stage].train
-    if train is None:
-        raise ValueError(f"the config has no section {stage}.train; give the one that the run was trained with")
-    if train.freeze and not init:
+    if (untrained := config.training(stage).freeze) and not init:
         raise ValueError(
-            f"checkpoints of the {stage} lack its {', '.join(train.freeze)}, which the run did not train; give the "
+            f"checkpoints of the {stage} lack its {', '.join(untrained)}, which the run did not train; give the "
             "weights that the run started from with --init"
         )
     model = state.build_module(config, stage, dtype="float32", seed=config.system.seed)

@@ -63,8 +63,7 @@ def train(
     run = runs.check_run(
         config, stage, workdir, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile
     )
-    settings, seed = config[stage].train, config.system.seed
-    assert settings is not None  # Checked above.
+    settings, seed = config.training(stage), config.system.seed
     mesh = sharding.make_mesh(config.system.mesh)
     sharding.check_batch(mesh, settings.batch_size, settings.grad_accum_steps)
     run.create_folder()

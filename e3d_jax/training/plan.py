@@ -1,4 +1,9 @@
-"""Plan a run without its hardware: compile the real train step for a TPU topology, or for devices at hand."""
+"""Plan a run without its hardware: compile the real train step for a TPU topology, or for devices at hand.
+
+A plan has the memory per device by kind, FLOPs per step, collectives with their bytes, a lower bound of the step's
+time, and whether the step fits; :func:`search` then looks for settings that need less memory. TPU topologies need
+libtpu (``pip install -e ".[tpu-plan]"``) but no TPU.
+"""
 
 import dataclasses
 import json
@@ -15,8 +20,8 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import distributed, files, stages
 from e3d_jax import config as config_lib
+from e3d_jax import distributed, files, stages
 from e3d_jax.training import costs, sharding, steps
 from e3d_jax.training import state as state_lib
 
@@ -66,9 +71,7 @@ def make_plan(config: config_lib.SystemConfig, stage: str, devices: Sequence[Any
       ValueError: the mesh or the batch does not fit the devices, or the stage cannot be trained, or not on such inputs.
       TooLargeError: the compiler found no way to stay within the memory.
     """
-    definition, train = stages.get(stage), config[stage].train
-    if train is None:
-        raise ValueError(f"the config has no section {stage}.train, so there is nothing to plan; add one")
+    definition, train = stages.get(stage), config.training(stage)
     mesh = sharding.make_mesh(config.system.mesh, devices)
     sharding.check_batch(mesh, train.batch_size, train.grad_accum_steps)
     if inputs not in definition.sources:
@@ -149,8 +152,7 @@ def alternatives(
     config: config_lib.SystemConfig, stage: str, num_devices: int
 ) -> Iterator[tuple[str, config_lib.SystemConfig]]:
     """Yield settings that need less memory, as on a command line, and the config with them; the cheapest first."""
-    mesh, train = config.system.mesh, config[stage].train
-    assert train is not None
+    mesh, train = config.system.mesh, config.training(stage)
     shares = num_devices // mesh.tensor
     # Widths that are multiples of 64 divide by factors of 64, but not by more.
     split = dataclasses.replace(mesh, data=-1, fsdp=math.gcd(shares, 64))
