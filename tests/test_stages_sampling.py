@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import released
+from flax import nnx
+
 from e3d_jax import cameras
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import autoencoder as autoencoders
