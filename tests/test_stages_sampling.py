@@ -1,18 +1,21 @@
-"""Four sampling steps against the released system, conditions included: ``fixtures/released_topology/samplers.npz``."""
+"""Four sampling steps and their conditions compared with the release (``fixtures/released_topology/samplers.npz``)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import released
-from e3d_jax.sampling import anchors, interpolation
 from flax import nnx
 
+from e3d_jax import cameras
 from e3d_jax.diffusion import samplers, schedules
-from e3d_jax.models import build, latents, stages
+from e3d_jax.models import autoencoder as autoencoders
+from e3d_jax.models import denoisers, latents, layers
+from e3d_jax.stages import anchor, interpolation
 
 ARRAYS = np.load(released.FIXTURE / "samplers.npz")
 TOLERANCE = 1e-3  # of the largest magnitude
+LAYOUT = cameras.RELEASED
 
 
 def channels_last(name):
@@ -35,13 +38,15 @@ def load(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def anchor_latents(load):
-    stage = stages.AnchorStage(load("anchor_unet"), load("image_encoder"))
+    model = denoisers.AnchorDenoiser("unet", load("anchor_unet"), load("image_encoder"))
     autoencoder = load("autoencoder")
     pair = np.stack([channels_last(name)[0] / 255 for name in ("image", "normal")])
-    condition = anchors.make_condition(stage, autoencoder, opaque(pair)[None])
-    start = samplers.begin(jnp.asarray(channels_last("anchor_init_latents").reshape(2, 1, 8, 8, 8, 4)))
+    poses = np.asarray(LAYOUT.cameras(1).world_from_cam)[None, LAYOUT.anchors]
+    labels = jnp.asarray(anchor.view_labels(poses, poses[:, :1]))
+    condition = anchor.start(model, autoencoder, opaque(pair)[None], labels)
+    start = samplers.begin(jnp.asarray(channels_last("anchor_init_latents").reshape(1, 2, 8, 8, 8, 4)))
     plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])
-    return anchors.take_steps(stage, condition, start, plan, prediction="epsilon").sample, autoencoder
+    return anchor.take_steps(model, condition, start, plan, prediction="epsilon").sample, autoencoder
 
 
 def test_anchor_latents(anchor_latents):
@@ -49,27 +54,26 @@ def test_anchor_latents(anchor_latents):
     assert relative_error(sample.reshape(16, 8, 8, 4), channels_last("anchor_latents_4steps")) < TOLERANCE
 
 
-def test_anchor_pictures(anchor_latents):
+def test_anchor_images(anchor_latents):
     sample, autoencoder = anchor_latents
-    pictures = jax.jit(latents.decode)(autoencoder, sample[0, 0, :3])
-    assert relative_error(pictures, channels_last("anchor_images_4steps")) < TOLERANCE
+    images = jax.jit(latents.decode)(autoencoder, sample[0, 0, :3])
+    assert relative_error(images, channels_last("anchor_images_4steps")) < TOLERANCE
 
 
 @pytest.fixture(scope="module")
 def ring(load):
-    """What the condition of windows is made of: the stage, its autoencoder and the anchors 0, 1 and 2."""
-    stage = stages.InterpolationStage(load("interpolation_unet"), load("interpolation_image_encoder"))
+    """The inputs of a condition of windows: the denoiser, its autoencoder and the anchors 0, 1 and 2."""
+    networks = load("interpolation_unet"), load("interpolation_image_encoder")
+    model = denoisers.InterpolationDenoiser("unet", *networks)
     # The ring's first window runs from anchor 7 over 0 to 1.
-    pictures = (
-        jnp.zeros((1, 8, 64, 64, 4)).at[0, jnp.array([7, 0, 1])].set(opaque(channels_last("anchor_images_4steps")))
-    )
-    return stage, load("temporal_autoencoder"), pictures
+    images = jnp.zeros((1, 8, 64, 64, 4)).at[0, jnp.array([7, 0, 1])].set(opaque(channels_last("anchor_images_4steps")))
+    return model, load("temporal_autoencoder"), images
 
 
 @pytest.fixture(scope="module")
 def window(ring):
-    """The interpolation stage, and its condition for the first window."""
-    condition = interpolation.make_condition(*ring, jax.random.key(0), 0.0, 0.02)
+    """The denoiser, and its condition for the first window."""
+    condition = interpolation.start(*ring, jax.random.key(0), 0.0, 0.02, layout=LAYOUT)
     return ring[0], jax.tree.map(lambda x: x[:1], condition)
 
 
@@ -78,23 +82,27 @@ def test_image_token_of_a_window(window):
     assert relative_error(condition.token, ARRAYS["interp_clip_embed"]) < 1e-4
 
 
-def test_noise_is_added_to_the_latents_of_anchors_alone(ring, window):
-    noisy = interpolation.make_condition(*ring, jax.random.key(0), 0.5, 0.02)
+def test_noise_is_added_only_to_the_latents_of_anchors(ring, window):
+    noisy = interpolation.start(*ring, jax.random.key(0), 0.5, 0.02, layout=LAYOUT)
     np.testing.assert_allclose(noisy.token[:1], window[1].token, atol=1e-5)
     assert jnp.abs(noisy.latents[:1] - window[1].latents).mean() > 0.01
 
 
 def test_window_latents(window):
-    stage, condition = window
+    model, condition = window
     plan = samplers.plan(schedules.karras_grid(4, noise_max=700.0), samplers.ORDERS["euler"])
     start = samplers.begin(jnp.asarray(channels_last("interp_init_latents")))
-    sample = interpolation.take_steps(stage, condition, start, plan).sample
+    sample = interpolation.take_steps(model, condition, start, plan).sample
     assert relative_error(sample, channels_last("interp_latents_4steps")) < TOLERANCE
 
 
-def test_a_temporal_decoder_sees_the_frames_of_each_window_together():
-    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_groups": 4, "temporal_decoder": True}
-    module = build.build("interpolation_autoencoder", sizes, rngs=nnx.Rngs(0))
+def tiny_autoencoder(**settings):
+    spec = autoencoders.AutoencoderSpec(block_out_channels=(8, 8), layers_per_block=1, norm_groups=4, **settings)
+    return autoencoders.Autoencoder(spec, layers.Types(rngs=nnx.Rngs(0)))
+
+
+def test_a_temporal_decoder_decodes_the_frames_of_each_window_together():
+    module = tiny_autoencoder(temporal_decoder=True)
     z = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 4))
     alone = jax.jit(lambda module, z: latents.picture(module.decode(z, num_frames=3)))(
         module, z[1] / module.scaling_factor
@@ -102,9 +110,8 @@ def test_a_temporal_decoder_sees_the_frames_of_each_window_together():
     np.testing.assert_allclose(jax.jit(latents.decode)(module, z)[1], alone, atol=1e-5)
 
 
-def test_images_that_are_encoded_in_turns_do_not_see_each_other():
-    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_groups": 4}
-    module = build.build("autoencoder", sizes, rngs=nnx.Rngs(0))
+def test_images_that_are_encoded_in_turns_do_not_affect_each_other():
+    module = tiny_autoencoder()
     images = jax.random.normal(jax.random.key(0), (1, 5, 8, 8, 3))  # One is left over.
     together = jax.jit(latents.encode)(module, images)
     assert together.shape == (1, 5, 4, 4, 4)
