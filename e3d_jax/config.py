@@ -78,14 +78,14 @@ class ComponentConfig:
       diffusion: what training and sampling must agree on; None if the stage does not diffuse.
       loss: of its training.
       sampling: how the trained component is used; None if there is nothing to choose.
-      train: the run that trains it; None if this config does not train it.
+      train: :class:`TrainSettings` of the run that trains it; None if this config does not train it.
     """
 
     model: Any
     diffusion: Any = None
     loss: Any = None
     sampling: Any = None
-    train: TrainSettings | None = None
+    train: Any = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping, the sections that are None left out."""

@@ -4,7 +4,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from e3d_jax import cameras
+from e3d_jax import cameras, files
 from e3d_jax.data import records
 
 
@@ -48,9 +48,9 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path, ball):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, ball, full_disk):
-    told = pytest.raises(OSError, match=r"cannot write .*a\.array_record .*check the folder, its space")
-    with told, records.Writer(tmp_path / "a.array_record") as writer:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, ball, full_disk):
+    refusal = pytest.raises(OSError, match=r"cannot write .*a\.array_record .*check the folder, its space")
+    with refusal, records.Writer(tmp_path / "a.array_record") as writer:
         writer.write(records.pack(ball))
     assert not list(tmp_path.iterdir())
 
@@ -60,9 +60,24 @@ def test_a_folder_without_shards_says_how_to_make_some(tmp_path):
         records.find_shards(tmp_path)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
-def test_a_truncated_shard_is_named(tmp_path, ball_folder, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
+def test_a_truncated_shard_is_named(tmp_path, ball_folder, fraction):
     data = (ball_folder / "balls-0.array_record").read_bytes()
-    (tmp_path / "cut.array_record").write_bytes(data[: int(share * len(data))])
+    (tmp_path / "cut.array_record").write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(ValueError, match=r"cut\.array_record"):
         records.find_shards(tmp_path)
+
+
+def test_a_shard_for_a_bucket_is_written_whole(bucket, ball):
+    with records.Writer(f"{bucket}/set/a.array_record") as writer:
+        writer.write(records.pack(ball))
+    assert files.glob(f"{bucket}/set", "*") == [f"{bucket}/set/a.array_record"]
+    with files.local_copy(f"{bucket}/set/a.array_record") as local:
+        records.check_shards([local])
+
+
+def test_an_interrupted_shard_leaves_nothing_in_a_bucket(bucket, ball):
+    with pytest.raises(RuntimeError), records.Writer(f"{bucket}/interrupted/a.array_record") as writer:
+        writer.write(records.pack(ball))
+        raise RuntimeError
+    assert not files.exists(f"{bucket}/interrupted/a.array_record")

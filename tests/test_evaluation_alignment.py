@@ -27,7 +27,9 @@ def chair():
 def moved_and_back(chair):
     move = alignment.Similarity(1.4, 2.0, np.array([0.2, -0.1, 0.3]))
     moved = dataclasses.replace(chair, vertices=move(chair.vertices).astype(np.float32))
-    return alignment.align(moved, chair)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "SAMPLES", 3000)
+        return alignment.align(moved, chair)
 
 
 def test_similarity_by_hand():

@@ -1,5 +1,6 @@
 """Comparing files: scores by name, and the command."""
 
+import functools
 import json
 
 import numpy as np
@@ -27,6 +28,12 @@ def views(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    few = functools.partial(metrics.surface_distances, samples=2000)
+    monkeypatch.setattr(metrics, "surface_distances", few)
 
 
 def ball(radius=0.4):

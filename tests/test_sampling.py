@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import released
+from e3d_jax.sampling import anchors, interpolation
 from flax import nnx
 
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import build, latents, stages
-from e3d_jax.sampling import anchors, interpolation
 
 ARRAYS = np.load(released.FIXTURE / "samplers.npz")
 TOLERANCE = 1e-3  # of the largest magnitude

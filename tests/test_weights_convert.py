@@ -14,10 +14,9 @@ import released
 from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
-from e3d_jax import settings, stages
+from e3d_jax import cli, settings, stages
 from e3d_jax.models import layers
 from e3d_jax.presets import envision3d
-from e3d_jax.weights import __main__ as command
 from e3d_jax.weights import convert, diffusers, folder, tensors
 
 MANIFESTS = json.loads(lzma.decompress((released.FIXTURE.parent / "released_manifests.json.xz").read_bytes()))
@@ -28,7 +27,7 @@ CONFIG = stages.parse_config(envision3d.get_config().to_dict())
 def run(*argv):
     """Return the exit message of a command, None if it succeeds."""
     try:
-        command.main([str(word) for word in argv])
+        cli.main(["weights", *map(str, argv)])
     except SystemExit as end:
         return str(end.code)
     return None

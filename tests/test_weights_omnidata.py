@@ -84,7 +84,7 @@ def test_all_wrong_tensors_are_named(path):
         arrays["model.pretrained.model.cls_token"] = np.zeros((1, 1, 5), np.float32)
 
     checkpoint(path, change)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: the weights do not fit DPTNormalEstimator")) as error:
+    with pytest.raises(ValueError, match=re.escape(f"{path}: the weights do not fit the DPTNormalEstimator")) as error:
         omnidata.read(path, MODEL)
     for part in ("missing scratch.layer1_rn.weight", "unknown extra.weight", "cls_token has shape (1, 1, 5)"):
         assert part in str(error.value)

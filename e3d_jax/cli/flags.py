@@ -96,7 +96,8 @@ class Flags:
         Raises:
           ValueError: see :func:`e3d_jax.stages.parse_config`.
         """
-        return stages.parse_config(self._values["config"].value.to_dict())
+        values: Any = self._values["config"].value
+        return stages.parse_config(values.to_dict())
 
     def parse(self) -> list[str]:
         """Read the command line; returns the arguments that are not flags.
@@ -134,7 +135,8 @@ def _described(config: config_lib.SystemConfig):
 
 def _check_setting(config: Any, path: str) -> None:
     """Refuse a setting that does not exist, naming those that do."""
-    group, walked = config, []
+    group: Any = config
+    walked: list[str] = []
     for part in path.split("."):
         if not hasattr(group, "keys") or part not in group:
             known = f"; known: {', '.join(sorted(group.keys()))}" if hasattr(group, "keys") else ""

@@ -45,7 +45,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     config = flags.parsed_config()
     jax.config.update("jax_threefry_partitionable", True)
     distributed.stable_cache_keys()
-    distributed.join_processes(flags.distributed, flags.coordinator, flags.processes, flags.process)
+    distributed.join(flags.distributed, flags.coordinator, flags.processes, flags.process)
     loop.train(
         config,
         flags.stage,

@@ -24,7 +24,7 @@ def run_import(flags: Flags, arguments: list[str]) -> None:
     from e3d_jax.weights import convert
 
     no_arguments(arguments)
-    pipelines = {"anchor": flags.anchor, "interpolation": flags.interpolation}
+    pipelines: dict[convert.Stage, str] = {"anchor": flags.anchor, "interpolation": flags.interpolation}
     convert.import_pipelines(pipelines, flags.out, flags.parsed_config(), flags.normals)
     print(f"written to {flags.out}")
 
@@ -57,10 +57,10 @@ def run_verify(flags: Flags, arguments: list[str]) -> None:
     Raises:
       ValueError: an array differs.
     """
-    from e3d_jax.weights import verify
+    from e3d_jax.weights import convert, verify
 
     no_arguments(arguments)
-    pipelines = {"anchor": flags.anchor, "interpolation": flags.interpolation}
+    pipelines: dict[convert.Stage, str] = {"anchor": flags.anchor, "interpolation": flags.interpolation}
     rows = list(verify.verify(pipelines, flags.recorded))
     print(verify.table(rows))
     if failed := sum(not row.passed for row in rows):

@@ -21,9 +21,7 @@ from e3d_jax.stages.normals import Normals
 
 __all__ = ["STAGES", "Source", "Stage", "build", "get", "parse_config", "register"]
 
-STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (Autoencoder(), Normals(), Anchor(), Interpolation())
-}
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (Autoencoder(), Normals(), Anchor(), Interpolation())}
 
 
 def register(stage: Stage) -> None:
@@ -80,7 +78,7 @@ def _parse_component(stage: Stage, name: str, values: Any) -> config_lib.Compone
     if unknown := sorted(section for section in values if section not in known):
         raise ValueError(f"unknown setting {name}.{unknown[0]}; known: {', '.join(known)}")
     # Defaults of a section that is left out apply, except that a component without ``train`` is not trained.
-    parts = {
+    parts: dict[str, Any] = {
         section: settings.parse(cls, values.get(section, {}), f"{name}.{section}")
         for section, cls in known.items()
         if section in values or section != "train"
@@ -88,9 +86,7 @@ def _parse_component(stage: Stage, name: str, values: Any) -> config_lib.Compone
     return config_lib.ComponentConfig(**parts)
 
 
-def build(
-    config: config_lib.SystemConfig, component: str, types: layers.Types, *, remat: str = "none"
-) -> nnx.Module:
+def build(config: config_lib.SystemConfig, component: str, types: layers.Types, *, remat: str = "none") -> nnx.Module:
     """Make a component of a config with fresh parameters.
 
     Args:

@@ -44,7 +44,7 @@ class Run:
         Raises:
           OSError: it cannot be written.
         """
-        with files.writing(self.folder):
+        with files.write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_identity(self) -> None:
