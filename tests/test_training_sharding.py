@@ -128,7 +128,8 @@ def test_one_process_reads_the_whole_batch():
 
 
 def _config(optimizer):
-    values = tiny.system_values() | {"size": 4 * 2**1}
+    values = tiny.system_values() | {"size": 32}
+    values["autoencoder"]["model"]["kl"]["block_out_channels"] = (4, 4, 4, 4)  # Latents of 4 x 4.
     anchor = values["anchor"]
     unet = {"block_out_channels": (8,), "heads": 2, "norm_groups": 4, "cross_attention_dim": 8}
     anchor["model"]["unet"] |= unet

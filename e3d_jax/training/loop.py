@@ -66,6 +66,7 @@ def train(
     settings, seed = config.training(stage), config.system.seed
     mesh = sharding.make_mesh(config.system.mesh)
     sharding.check_batch(mesh, settings.batch_size, settings.grad_accum_steps)
+    own_rows = sharding.own_rows(mesh, settings.batch_size).tolist()
     run.create_folder()
 
     with contextlib.ExitStack() as closing:
@@ -98,7 +99,7 @@ def train(
             batch_size=settings.batch_size,
             seed=seed,
             workers=settings.loader_workers,
-            rows=sharding.own_rows(mesh, settings.batch_size).tolist(),
+            rows=own_rows,
             start=progress["batches"],
         )
         closing.callback(batches.close)
