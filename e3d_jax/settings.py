@@ -66,12 +66,12 @@ class Settings:
         """
 
 
-def parse(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+def parse(cls: type[T], values: Any, path: str = "") -> T:
     """Settings from a plain mapping.
 
     Args:
       cls: which settings.
-      values: by name; nested groups are mappings, sequences may be lists.
+      values: a mapping by name; nested groups are mappings, sequences may be lists.
       path: of the mapping in the whole config, for messages.
 
     Raises:

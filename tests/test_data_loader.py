@@ -1,170 +1,161 @@
-"""Examples of every stage, and batches that depend on the seed alone."""
+"""Batches depend on the seed and their number alone; datasets that do not fit are named."""
 
-import dataclasses
-import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
 from absl import flags
 
-from e3d_jax import cameras, images
-from e3d_jax.data import loader, records
-from e3d_jax.models import latents
-from tests.conftest import ball_record
+from e3d_jax import stages
+from e3d_jax.data import latents, loader, records
+from tests import tiny, toy
+
+SIZE_32 = tiny.config()
 
 
-def _example(ball, stage, seed=0):
-    return loader.EXAMPLES[stage](ball, np.random.default_rng(seed))
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """A dataset of eight toys."""
+    return str(toy.write_records(tmp_path_factory.mktemp("toys")))
 
 
-def test_autoencoder_sees_both_domains(ball):
-    image = _example(ball, "autoencoder")["image"]
-    reds = [len(np.unique(x[x[..., 3] == 255][:, :3], axis=0)) for x in image]
-    assert max(reds[:4]) <= 2 < min(reds[4:]), "colour views have two colours, normal maps many"
+def load(dataset, **options):
+    """Return batches of two toys."""
+    arguments = {"batch_size": 2, "seed": 0} | options
+    datasets = dataset if isinstance(dataset, dict) else {dataset: 1.0}
+    return loader.make_loader(datasets, toy.Numbers(), None, **arguments)
 
 
-def test_condition_is_framed_like_a_picture(ball):
-    condition = _example(ball, "anchor")["condition"]
-    box = images.object_box(condition[0, ..., 3] / 255)
-    np.testing.assert_allclose(box, (0, 0, 32), atol=1.5)
+def assert_equal(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
 
 
-def test_anchors_start_at_the_input_view(ball):
-    for first in range(8):
-        example = loader.seen_from(ball, first)
-        assert example["azimuth"] == pytest.approx(first * np.pi / 4)
-        np.testing.assert_array_equal(example["target"][0, 0], ball.view(4 * first))
-        np.testing.assert_array_equal(example["target"][1, 1], ball.normal(4 * ((first + 1) % 8)))
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_the_same_seed_gives_the_same_batches_of(stage, ball_folder):
+    source = stages.get(stage).sources["images"]
+    first, second = (
+        loader.make_loader({str(ball_folder): 1.0}, source, SIZE_32, batch_size=2, seed=1) for _ in range(2)
+    )
+    for _ in range(2):
+        assert_equal(next(first), next(second))
 
 
-def test_half_of_the_anchor_examples_are_mirrored(ball):
-    azimuths = np.array([_example(ball, "anchor", seed)["azimuth"] for seed in range(200)])
-    assert 0.3 < (azimuths[azimuths != 0] < 0).mean() < 0.7
+def test_another_seed_gives_other_batches(dataset):
+    first, second = (next(load(dataset, batch_size=8, seed=seed))[1] for seed in (1, 2))
+    assert not np.array_equal(first.x, second.x)
 
 
-def test_a_mirror_swaps_left_and_right_views(ball):
-    example = loader.seen_from(ball, 2)
-    colour, mirror = example["target"][0], loader.mirrored(example)["target"][0]
-    for view in range(8):
-        np.testing.assert_array_equal(mirror[view], colour[-view % 8][:, ::-1])
+def test_batches_come_with_the_ids_of_their_records(dataset):
+    ids, batch = next(load(dataset, batch_size=8))
+    assert [f"toy-{index}" for index in batch.index] == list(ids) and len(set(ids)) == 8
 
 
-def test_normals_of_a_ball_are_those_of_its_mirror_image(ball):
-    example = loader.seen_from(ball, 1)
-    both = (example, loader.mirrored(example))
-    for name in ("condition", "target"):
-        turned = [
-            latents.turn_normals(jnp.asarray(x[name][1] / 255)[None], jnp.asarray(x["azimuth"])[None]) for x in both
-        ]
-        inside = (turned[0][..., 3] == 1) & (turned[1][..., 3] == 1)
-        assert inside.mean() > 0.3
-        # On average: resampling overshoots at silhouettes, toward white on both sides.
-        assert np.abs(turned[0] - turned[1])[inside].mean() < 0.01
+def test_random_choices_differ_from_epoch_to_epoch(dataset):
+    epochs = [batch for _, batch in itertools.islice(load(dataset, batch_size=8), 2)]
+    values = [batch.x[np.argsort(batch.index)] for batch in epochs]
+    assert not np.isclose(values[0], values[1]).any()
 
 
-def test_windows_are_consecutive_views(ball):
-    window = _example(ball, "interpolation", 3)["window"]
-    starts = [a for a in range(8) if np.array_equal(window[0], ball.view(4 * a))]
-    expected = np.stack([ball.view(v) for v in cameras.window_views(starts[0])])
-    np.testing.assert_array_equal(window, expected)
+def test_a_loader_starts_at_any_batch(dataset):
+    expected = list(itertools.islice(load(dataset), 7))[5:]
+    for batch, later in zip(expected, load(dataset, start=5), strict=False):
+        assert_equal(later, batch)
 
 
-@pytest.mark.parametrize("stage", loader.EXAMPLES)
-def test_same_seed_same_batches(ball_folder, stage):
-    first, second = (loader.make_loader({str(ball_folder): 1.0}, stage, batch_size=2, seed=1) for _ in range(2))
-    for _ in range(3):
-        a, b = next(first), next(second)
-        assert all(np.array_equal(a[k], b[k]) for k in a)
+def test_processes_read_the_rows_of_one_batch(dataset):
+    whole, first, second = (
+        itertools.islice(load(dataset, batch_size=4, rows=rows), 3) for rows in (None, [0, 3], [1, 2])
+    )
+    for (_, batch), (_, one), (_, other) in zip(whole, first, second, strict=True):
+        np.testing.assert_array_equal(batch.x[[0, 3, 1, 2]], np.concatenate([one.x, other.x]))
 
 
-def test_another_seed_gives_other_batches(ball_folder):
-    first, second = (next(loader.make_loader({str(ball_folder): 1.0}, "anchor", batch_size=8, seed=s)) for s in (1, 2))
-    assert not np.array_equal(first["azimuth"], second["azimuth"])
-
-
-def test_a_loader_starts_at_any_batch(ball_folder):
-    batches = loader.make_loader({str(ball_folder): 1.0}, "normals", batch_size=2, seed=0)
-    expected = [next(batches) for _ in range(7)][5:]
-    later = loader.make_loader({str(ball_folder): 1.0}, "normals", batch_size=2, seed=0, start=5)
-    for batch in expected:
-        jax.tree.map(np.testing.assert_array_equal, next(later), batch)
-
-
-def test_processes_read_the_rows_of_one_batch(ball_folder):
-    load = functools.partial(loader.make_loader, {str(ball_folder): 1.0}, "normals", batch_size=4, seed=0)
-    whole, first, second = (itertools.islice(load(rows=rows), 3) for rows in (None, [0, 3], [1, 2]))
-    for batch, a, b in zip(whole, first, second, strict=True):
-        np.testing.assert_array_equal(batch["image"][[0, 3, 1, 2]], np.concatenate([a["image"], b["image"]]))
-
-
-def test_workers_change_nothing(ball_folder):
+def test_workers_change_nothing(dataset):
     flags.FLAGS.mark_as_parsed()  # Grain reads some of its own.
-    load = functools.partial(loader.make_loader, {str(ball_folder): 1.0}, "normals", batch_size=2, seed=0)
-    for alone, helped in zip(itertools.islice(load(), 4), load(workers=2), strict=False):
-        jax.tree.map(np.testing.assert_array_equal, alone, helped)
+    for alone, helped in zip(itertools.islice(load(dataset), 4), load(dataset, workers=2), strict=False):
+        assert_equal(alone, helped)
 
 
-def test_record_sets_are_mixed_by_their_shares(ball_folder, tmp_path):
-    with records.Writer(tmp_path / "other.array_record") as writer:
-        writer.write(records.pack(dataclasses.replace(ball_record(), id="other")))
-    mixed = loader.make_loader({str(ball_folder): 3.0, str(tmp_path): 1.0}, "normals", batch_size=8, seed=0)
-    ids = np.concatenate([batch["id"] for batch in itertools.islice(mixed, 2)])
-    assert (ids == "other").sum() == 4
+def test_datasets_are_mixed_by_their_weights(dataset, tmp_path):
+    other = toy.write_records(tmp_path, count=1)
+    mixed = load({dataset: 3.0, str(other): 1.0}, batch_size=8)
+    # The other dataset holds toy 0 alone; one in eight of the first is a toy 0, too.
+    counts = sum(np.bincount(batch.index, minlength=8) for _, batch in itertools.islice(mixed, 4))
+    np.testing.assert_array_equal(counts, [8 + 3, *[3] * 7])
 
 
-def test_records_of_another_schema_are_refused(tmp_path):
+def test_records_of_another_schema_are_refused_with_their_dataset(tmp_path):
     with records.Writer(tmp_path / "old.array_record") as writer:
         writer.write(msgpack.packb({"schema": 0}))
     with pytest.raises(ValueError, match=f"{tmp_path}: a record has schema version 0"):
-        loader.make_loader({str(tmp_path): 1.0}, "normals", batch_size=1, seed=0)
+        load(str(tmp_path), batch_size=1)
 
 
-def test_shares_of_record_sets_are_read():
-    assert loader.parse_shares(["a@b/c", "d@0.5"]) == {"a@b/c": 1.0, "d": 0.5}
+def test_weights_of_datasets_are_read():
+    assert loader.parse_weights(["a@b/c", "d@0.5"]) == {"a@b/c": 1.0, "d": 0.5}
 
 
-def test_a_share_is_a_positive_number(ball_folder):
+def test_a_weight_that_is_not_a_number_is_named():
+    with pytest.raises(ValueError, match="the dataset 'a@b' has the weight 'b'; give a number after '@'"):
+        loader.parse_weights(["a@b"])
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_weight_must_be_a_positive_number(dataset, weight):
     with pytest.raises(ValueError, match="give positive numbers"):
-        loader.make_loader({str(ball_folder): float("nan")}, "anchor", batch_size=1, seed=0)
+        load({dataset: weight})
 
 
-def test_fewer_records_than_a_batch_is_refused(ball_folder):
-    with pytest.raises(ValueError, match="8 records, fewer than one batch of 9"):
-        loader.make_loader({str(ball_folder): 1.0}, "anchor", batch_size=9, seed=0)
+def test_fewer_records_than_a_batch_are_refused(dataset):
+    with pytest.raises(ValueError, match="holds 8 records, fewer than one batch of 9; make more records"):
+        load(dataset, batch_size=9)
 
 
-def anchors_alone(record):
-    """A record without the views between the anchors."""
-    poses = jax.tree.map(lambda x: x[cameras.ANCHORS], record.cameras)
-    views = [record.views[i] for i in cameras.ANCHORS]
-    return dataclasses.replace(record, views=views, normal_views=list(range(8)), cameras=poses)
+# -- Kinds ------------------------------------------------------------------------------------------------------------
 
 
-def test_anchors_alone_make_the_same_examples(ball):
-    whole, alone = (_example(record, "anchor", 2) for record in (ball, anchors_alone(ball)))
-    assert all(np.array_equal(whole[name], alone[name]) for name in whole)
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """A dataset of cached latents, as large as those of images of 32 px."""
+    folder = tmp_path_factory.mktemp("cached")
+    record = latents.Latents("ball", "anchor", {"views": np.zeros((8, 4, 4, 8), np.float16)})
+    with records.Writer(folder / "ball.array_record") as writer:
+        writer.write(latents.pack(record))
+    return str(folder)
 
 
-def test_interpolation_wants_the_views_between_anchors(tmp_path, ball):
-    with records.Writer(tmp_path / "few.array_record") as writer:
-        writer.write(records.pack(anchors_alone(ball)))
-    assert not loader.holds_encoded([str(tmp_path)], "anchor", size=32, latent_size=8)
-    with pytest.raises(ValueError, match="8 views an object, the interpolation learns from 32; draw them with"):
-        loader.holds_encoded([str(tmp_path)], "interpolation", size=32, latent_size=8)
+@pytest.fixture(scope="module")
+def kind_of():
+    """Return the kind of datasets, for a stage of a system of 32 px."""
+    return lambda stage, *datasets: loader.kind_of(map(str, datasets), stages.get(stage), SIZE_32)
 
 
-def test_pictures_of_another_size_are_refused(ball_folder):
-    with pytest.raises(ValueError, match="pictures of 32 px, the config wants 128"):
-        loader.holds_encoded([str(ball_folder)], "anchor", size=128, latent_size=16)
+def test_images_are_of_the_kind_images(kind_of, ball_folder):
+    assert kind_of("anchor", ball_folder) == "images"
 
 
-def test_only_the_interpolation_does_without_normal_maps(tmp_path, ball):
-    with records.Writer(tmp_path / "bare.array_record") as writer:
-        writer.write(records.pack(dataclasses.replace(ball, normal_views=[], normals=[])))
-    assert not loader.holds_encoded([str(tmp_path)], "interpolation", size=32, latent_size=8)
-    with pytest.raises(ValueError, match="no normal maps of the anchors, from which the autoencoder learns"):
-        loader.holds_encoded([str(tmp_path)], "autoencoder", size=32, latent_size=8)
+def test_cached_latents_are_of_the_kind_latents(kind_of, cached):
+    assert kind_of("anchor", cached) == "latents"
+
+
+def test_datasets_of_several_kinds_are_refused(kind_of, ball_folder, cached):
+    with pytest.raises(ValueError, match=r"datasets of several kinds: .*\(images\), .*\(latents\); give one kind"):
+        kind_of("anchor", ball_folder, cached)
+
+
+def test_a_kind_that_the_stage_cannot_learn_from_is_refused(kind_of, cached):
+    with pytest.raises(ValueError, match=f"{cached}: holds latents, but the normals learns from images"):
+        kind_of("normals", cached)
+
+
+def test_latents_of_another_stage_are_refused_with_their_dataset(kind_of, cached):
+    with pytest.raises(ValueError, match=f"{cached}: a record was cached for stage anchor, not interpolation"):
+        kind_of("interpolation", cached)
+
+
+def test_records_that_do_not_fit_the_config_are_refused_with_their_dataset(ball_folder):
+    with pytest.raises(ValueError, match=f"{ball_folder}: holds images of 32 px, but the config wants 128 px"):
+        loader.kind_of([str(ball_folder)], stages.get("anchor"), tiny.system())

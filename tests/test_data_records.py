@@ -1,5 +1,7 @@
 """Records survive the disk; damaged ones are named."""
 
+import dataclasses
+
 import msgpack
 import numpy as np
 import pytest
@@ -8,36 +10,79 @@ from e3d_jax import cameras, files
 from e3d_jax.data import records
 
 
+def fields_of(ball):
+    return msgpack.unpackb(records.pack(ball))
+
+
 def test_a_record_comes_back_as_written(ball):
     found = records.unpack(records.pack(ball))
-    assert (found.id, found.provenance, found.views) == (ball.id, ball.provenance, ball.views)
+    for name in ("id", "provenance", "maps", "size", "anchors", "ring", "inputs"):
+        assert getattr(found, name) == getattr(ball, name), name
 
 
 def test_cameras_come_back_as_written(ball):
     found = records.unpack(records.pack(ball)).cameras
-    np.testing.assert_array_equal(found.world_from_cam, cameras.ring(32).world_from_cam)
+    for name in ("world_from_cam", "focal", "center"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(cameras.ring(32), name))
 
 
-def test_a_view_without_normals_is_named(ball):
-    with pytest.raises(ValueError, match="view 1 has no normal map"):
-        ball.normal(1)
+def test_maps_may_have_any_name(ball):
+    depth = {3: ball.maps["color"][3]}
+    found = records.unpack(records.pack(dataclasses.replace(ball, maps=ball.maps | {"depth": depth})))
+    np.testing.assert_array_equal(found.image(3, "depth"), ball.image(3))
+
+
+def test_images_are_stored_without_loss():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
+    np.testing.assert_array_equal(records.decode_png(records.encode_png(image)), image)
+
+
+def test_a_view_without_a_map_is_named_with_those_that_have_one(ball):
+    with pytest.raises(ValueError, match=r"record 'ball-0': view 1 has no normal map; views with one: \[0, 4, 8"):
+        ball.image(1, "normal")
+
+
+def test_views_with_a_map_are_listed(ball):
+    assert ball.views_with("normal") == list(range(0, 32, 4)) and ball.views_with("depth") == []
+
+
+def test_the_kind_of_a_record_is_known_without_reading_its_images(ball):
+    assert records.kind_of(records.pack(ball)) == "images"
+
+
+def test_records_of_another_kind_are_not_read_as_images(ball):
+    with pytest.raises(ValueError, match="a record holds latents, not images; give a dataset of images"):
+        records.unpack(msgpack.packb(fields_of(ball) | {"kind": "latents"}))
 
 
 def test_another_schema_is_refused(ball):
-    fields = msgpack.unpackb(records.pack(ball))
-    with pytest.raises(ValueError, match="schema version 99"):
-        records.unpack(msgpack.packb({**fields, "schema": 99}))
+    with pytest.raises(ValueError, match="a record has schema version 99, this code reads version 2; write it again"):
+        records.unpack(msgpack.packb(fields_of(ball) | {"schema": 99}))
 
 
-def test_a_record_with_other_fields_is_refused(ball):
-    fields = msgpack.unpackb(records.pack(ball))
-    with pytest.raises(ValueError, match="lacks fields, or has others"):
-        records.unpack(msgpack.packb({**fields, "depth": 0}))
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"schema": 1, "id": "a", "size": 32, "views": [], "normal_views": [], "normals": [], "cameras": {}},
+        {"encoded": 1, "id": "a", "stage": "anchor", "arrays": {}},
+    ],
+    ids=["images", "latents"],
+)
+def test_records_of_the_first_schema_are_refused(old):
+    with pytest.raises(ValueError, match="a record has schema version 1, this code reads version 2; write it again"):
+        records.fields_of(msgpack.packb(old))
 
 
-@pytest.mark.parametrize("data", [b"", b"no record", msgpack.packb([1, 2])])
+def test_a_record_without_some_fields_is_refused(ball):
+    fields = fields_of(ball)
+    del fields["anchors"]
+    with pytest.raises(ValueError, match=r"a record lacks fields of version 2 \('anchors'\); write it again"):
+        records.unpack(msgpack.packb(fields))
+
+
+@pytest.mark.parametrize("data", [b"", b"no record", msgpack.packb([1, 2]), msgpack.packb({"id": "a"})])
 def test_other_bytes_are_refused(data):
-    with pytest.raises(ValueError, match="no record"):
+    with pytest.raises(ValueError, match=f"{len(data)} bytes that are not a record of e3d_jax"):
         records.unpack(data)
 
 
@@ -56,7 +101,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, ball, full_disk):
 
 
 def test_a_folder_without_shards_says_how_to_make_some(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"e3d_jax\.data\.synthetic"):
+    with pytest.raises(FileNotFoundError, match=r"no record shards .*make some with '.*synthetic --out="):
         records.find_shards(tmp_path)
 
 

@@ -1,171 +1,122 @@
-"""What the diffusion stages give their networks, compared with how the release prepares it."""
-
-import functools
+"""What the denoising networks are given of the condition, and the image tokens."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from PIL import Image
 
-from e3d_jax import cameras, images, stages, system
-from e3d_jax.models import autoencoder, denoisers, image_encoder, latents, layers
-from e3d_jax.stages import anchor, interpolation
+from e3d_jax.models import denoisers, image_encoder, layers
 
-SIZE, LAYOUT = 256, cameras.RELEASED
-
-
-def types():
-    return layers.Types(rngs=nnx.Rngs(0))
-
-
-@functools.cache
-def encoder():
-    """An image encoder that takes the released size and computes little."""
-    narrow = {"hidden_size": 4, "intermediate_size": 4, "num_layers": 1, "heads": 1, "projection_dim": 4}
-    spec = image_encoder.ImageEncoderSpec(patch_size=112, **narrow)
-    return image_encoder.ImageEncoder(spec, types())
+VIEWS = 8
 
 
 class Network(nnx.Module):
-    """A denoising network that keeps the shapes of its inputs."""
+    """Keeps what it is called with, and returns the mean of the halves of its channels, plus that of its tokens."""
 
     def __init__(self):
-        self.calls = nnx.data([])
+        self.calls = nnx.static([])
 
-    def __call__(self, sample, time, tokens, labels):
-        self.calls.append((sample.shape, tokens.shape, labels.shape))
-        return sample[..., :4] + sample[..., 4:] + tokens.mean()
-
-
-class Recorder:
-    """A denoiser and its autoencoder, reduced to their preprocessing; keeps the inputs of the networks."""
-
-    def __init__(self, denoiser):
-        self.model = denoiser("unet", Network(), encoder())
-        spec = autoencoder.AutoencoderSpec(block_out_channels=(4,), layers_per_block=1, norm_groups=2)
-        self.autoencoder = nnx.eval_shape(lambda: autoencoder.Autoencoder(spec, types()))
-
-    def condition(self, make, *arguments, **options):
-        """Return the result of ``make`` for the denoiser, its autoencoder and the arguments."""
-
-        def encode(_, images):
-            self.encoded = np.asarray(images).reshape(-1, *images.shape[-3:])
-            return images[..., ::32, ::32, :]
-
-        def embed(_, pixels):
-            self.pixels = np.asarray(pixels)
-            return pixels.mean((1, 2))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(latents, "encode_in_turns", encode)
-            patch.setattr(image_encoder.ImageEncoder, "__call__", embed)
-            return make.__wrapped__(self.model, self.autoencoder, *arguments, **options)
-
-
-def disc(size, color):
-    """Draw a disc on a transparent background of another color."""
-    y, x = np.mgrid[:size, :size] / size - 0.5
-    rgba = np.zeros((size, size, 4), np.float32)
-    inside = np.hypot(x, y) < 0.3
-    rgba[inside] = [*color, 1.0]
-    return rgba
-
-
-def clip(rgba):
-    """Resize images over white with Pillow and normalize them: CLIP's own preprocessing."""
-    resized = [
-        Image.fromarray(images.to_uint8(images.composite(x))).resize((224, 224), Image.Resampling.BICUBIC) for x in rgba
-    ]
-    return (np.stack(resized) / 255 - image_encoder.CLIP_MEAN) / image_encoder.CLIP_STD
+    def __call__(self, sample, time, tokens, *rest):
+        self.calls.append((sample, tokens, *rest))
+        half = sample.shape[-1] // 2
+        return sample[..., :half] + sample[..., half:] + tokens.mean()
 
 
 @pytest.fixture(scope="module")
-def pair():
-    """An image and its normal map as the full-size system frames them."""
-    cascade = system.System.__new__(system.System)
-    cascade.config = stages.parse_config({"size": SIZE})
-    return np.stack(cascade.prepare(disc(100, [0.9, 0.4, 0.1]), disc(100, [1.0, 0.5, 0.5])))
+def encoder():
+    spec = image_encoder.ImageEncoderSpec(
+        image_size=32, patch_size=16, hidden_size=8, intermediate_size=8, num_layers=1, heads=1, projection_dim=4
+    )
+    return image_encoder.ImageEncoder(spec, layers.Types(rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
-def anchor_condition(pair):
-    recorder = Recorder(denoisers.AnchorDenoiser)
-    return recorder, recorder.condition(anchor.start, jnp.asarray(pair)[None], jnp.zeros((1, 2, 9, 12)))
+def anchor(encoder):
+    return {injection: denoisers.AnchorDenoiser("unet", Network(), encoder, injection) for injection in (True, False)}
 
 
-def test_the_object_spans_224_of_256_pixels(anchor_condition):
-    recorder, _ = anchor_condition
-    rows = np.flatnonzero((recorder.encoded[0, :, :, 2] < 0).any(1))
-    assert recorder.encoded.shape == (2, SIZE, SIZE, 3) and rows[-1] - rows[0] + 1 == 224
+def condition(normal=1.0):
+    """Return the condition of one object, the latents and the token of its normal map scaled."""
+    latents = jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 4))
+    labels = jnp.arange(2 * (VIEWS + 1) * 12, dtype=jnp.float32).reshape(1, 2, VIEWS + 1, 12)
+    tokens = jnp.ones((1, 2, 1, 3)).at[:, 1].mul(normal)
+    return denoisers.AnchorCondition(latents.at[:, 1].mul(normal), tokens, labels)
 
 
-def test_image_and_normal_map_are_over_white(anchor_condition):
-    recorder, _ = anchor_condition
-    np.testing.assert_array_equal(recorder.encoded[:, 0, 0], np.ones((2, 3)))
-    np.testing.assert_allclose(recorder.encoded[1, SIZE // 2, SIZE // 2], [1, 0, 0], atol=1e-5)
+NOISY = jnp.zeros((1, 2, VIEWS, 4, 4, 4))
 
 
-def test_the_anchor_stage_gets_scaled_latents(anchor_condition):
-    recorder, condition = anchor_condition
-    np.testing.assert_allclose(condition.latents[0], recorder.encoded[:, ::32, ::32] * 0.18215, rtol=1e-6)
+def test_the_reference_view_is_the_last(anchor):
+    output = anchor[True](NOISY, jnp.zeros(1), condition())
+    sample, _, _ = anchor[True].network.calls[-1]
+    assert sample.shape == (1, 2, VIEWS + 1, 4, 4, 8) and output.shape == NOISY.shape
+    np.testing.assert_array_equal(sample[:, :, -1, ..., :4], condition().latents)
+    np.testing.assert_array_equal(sample[:, :, :-1, ..., :4], 0)
 
 
-def test_the_encoder_of_the_anchor_stage_gets_images_resized_as_by_clip(anchor_condition, pair):
-    recorder, _ = anchor_condition
-    difference = np.abs(recorder.pixels - clip(pair)) * image_encoder.CLIP_STD * 255
-    # Pillow's weights are rounded, too: one level of difference, where that crosses a half.
-    assert difference.max() < 1.01 and difference.mean() < 0.01
+def test_every_view_has_the_condition_on_its_channels(anchor):
+    anchor[True](NOISY, jnp.zeros(1), condition())
+    sample, _, _ = anchor[True].network.calls[-1]
+    expected = np.broadcast_to(condition().latents[:, :, None], (1, 2, VIEWS + 1, 4, 4, 4))
+    np.testing.assert_array_equal(sample[..., 4:], expected)
 
 
-@pytest.fixture(scope="module")
-def window_condition():
-    """Eight anchors, each of one gray level."""
-    recorder = Recorder(denoisers.InterpolationDenoiser)
-    gray = np.linspace(0, 1, LAYOUT.num_anchors, dtype=np.float32)
-    ring = np.ones((1, LAYOUT.num_anchors, SIZE, SIZE, 4), np.float32)
-    ring[..., :3] = gray[:, None, None, None]
-    noise = (jax.random.key(0), 0.0, 0.02)
-    condition = recorder.condition(interpolation.start, jnp.asarray(ring), *noise, layout=LAYOUT)
-    return recorder, condition, 2 * gray - 1
+def test_every_view_has_the_token_of_its_domain(anchor):
+    anchor[True](NOISY, jnp.zeros(1), condition(normal=2.0))
+    _, tokens, _ = anchor[True].network.calls[-1]
+    assert tokens.shape == (1, 2, VIEWS + 1, 1, 3)
+    np.testing.assert_array_equal(tokens[0, :, :, 0, 0], [[1] * (VIEWS + 1), [2] * (VIEWS + 1)])
 
 
-def test_windows_get_the_unscaled_latents_of_their_anchors(window_condition):
-    _, condition, values = window_condition
-    expected = values[[[7, 0, 1], [1, 2, 3], [3, 4, 5], [5, 6, 7]]]
-    np.testing.assert_allclose(condition.latents[:, LAYOUT.window_anchors, 0, 0, 0], expected, atol=1e-6)
+def test_the_network_is_given_the_labels_of_the_condition(anchor):
+    anchor[True](NOISY, jnp.zeros(1), condition())
+    np.testing.assert_array_equal(anchor[True].network.calls[-1][2], condition().labels)
 
 
-def test_the_image_token_of_a_window_is_of_its_first_anchor(window_condition):
-    recorder, _, values = window_condition
-    given = 2 * (recorder.pixels * image_encoder.CLIP_STD + image_encoder.CLIP_MEAN) - 1
-    assert given.shape == (4, 224, 224, 3)
-    np.testing.assert_allclose(given[:, 112, 112, 0], values[[7, 1, 3, 5]], atol=1e-5)
+def test_the_normal_map_is_known_with_injection(anchor):
+    outputs = [anchor[True](NOISY, jnp.zeros(1), condition(normal)) for normal in (1.0, 2.0)]
+    assert not np.array_equal(*outputs)
 
 
-def given_to_the_network(injection):
-    """Return shapes of the inputs of an anchor network, and the denoiser's output for two normal maps."""
-    network = Network()
-    model = denoisers.AnchorDenoiser("unet", network, encoder(), injection)
-    latent = jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 4))
-    conditions = [
-        denoisers.AnchorCondition(
-            latent.at[:, 1].mul(factor), jnp.ones((1, 2, 1, 3)).at[:, 1].mul(factor), jnp.zeros((1, 2, 9, 12))
-        )
-        for factor in (1.0, 2.0)
-    ]
-    noisy = jnp.zeros((1, 2, LAYOUT.num_anchors, 4, 4, 4))
-    return network.calls, [model(noisy, jnp.zeros(1), condition) for condition in conditions]
+def test_the_normal_map_is_not_known_without_injection(anchor):
+    outputs = [anchor[False](NOISY, jnp.zeros(1), condition(normal)) for normal in (1.0, 2.0)]
+    np.testing.assert_array_equal(*outputs)
 
 
-def test_the_reference_view_is_the_ninth():
-    calls, outputs = given_to_the_network(injection=True)
-    assert calls[0] == ((1, 2, 9, 4, 4, 8), (1, 2, 9, 1, 3), (1, 2, 9, 12)) and outputs[0].shape[2] == 8
-    assert not np.array_equal(outputs[0], outputs[1])
+def test_there_is_no_reference_view_without_injection(anchor):
+    anchor[False](NOISY, jnp.zeros(1), condition())
+    sample, tokens, labels = anchor[False].network.calls[-1]
+    assert (sample.shape[2], tokens.shape[2], labels.shape[2]) == (VIEWS, VIEWS, VIEWS)
+    np.testing.assert_array_equal(labels, condition().labels[:, :, :VIEWS])
 
 
-def test_without_injection_there_are_eight_views_and_the_normal_map_is_not_known():
-    calls, outputs = given_to_the_network(injection=False)
-    assert calls[0] == ((1, 2, 8, 4, 4, 8), (1, 2, 8, 1, 3), (1, 2, 8, 12))
-    np.testing.assert_array_equal(outputs[0], outputs[1])
+def test_the_number_of_views_is_that_of_the_noisy_views(anchor):
+    labels = condition().labels[:, :, :4]
+    small = denoisers.AnchorCondition(condition().latents, condition().tokens, labels)
+    assert anchor[True](NOISY[:, :, :3], jnp.zeros(1), small).shape == (1, 2, 3, 4, 4, 4)
+
+
+def test_frames_have_the_condition_on_their_channels_and_the_micro_conditioning_of_the_release(encoder):
+    model = denoisers.InterpolationDenoiser("unet", Network(), encoder)
+    latents = jax.random.normal(jax.random.key(0), (2, 9, 4, 4, 4))
+    known = denoisers.WindowCondition(latents, jnp.ones((2, 1, 3)), jnp.array([0.02, 0.5]), jnp.ones((2, 9, 6)))
+    model(jnp.zeros_like(latents), jnp.zeros(2), known)
+    sample, _, ids, labels = model.network.calls[-1]
+    np.testing.assert_array_equal(sample[..., 4:], latents)
+    np.testing.assert_allclose(ids, [[7, 127, 0.02], [7, 127, 0.5]])
+    np.testing.assert_array_equal(labels, known.labels)
+
+
+def test_parameters_are_stored_under_the_name_of_the_architecture(encoder):
+    model = denoisers.InterpolationDenoiser("transformer", nnx.Linear(1, 1, rngs=nnx.Rngs(0)), encoder)
+    names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    assert names == {"transformer", "image_encoder"} and model.network is model.transformer
+
+
+def test_image_tokens_keep_their_domain(anchor):
+    images = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1)
+    tokens = anchor[True].tokens(images)
+    assert tokens.shape == (2, 2, 1, 4)
+    alone = anchor[True].image_encoder(image_encoder.clip_pixels(images[1], 32))
+    np.testing.assert_allclose(tokens[1, :, 0], alone, atol=1e-5)

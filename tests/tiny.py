@@ -34,6 +34,18 @@ def system_values():
     return values
 
 
-def system():
+def system(size=128):
     """A system of toy networks."""
-    return stages.parse_config(system_values())
+    return stages.parse_config(system_values() | {"size": size})
+
+
+class Painter:
+    """An autoencoder whose latents are twice the images, in the range of networks."""
+
+    in_channels, scaling_factor, temporal_decoder = 4, 2.0, False
+
+    def encode(self, images):
+        return images, images
+
+    def decode(self, latents, num_frames=1):
+        return latents

@@ -1,0 +1,53 @@
+"""Examples and loss of the autoencoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e3d_jax import cameras, config, stages
+from e3d_jax.stages import autoencoder
+
+STAGE = stages.get("autoencoder")
+
+
+def test_examples_hold_color_views_and_normal_maps(ball):
+    images = STAGE.sources["images"].example(ball, np.random.default_rng(0), None).images
+    colors = [len(np.unique(x[x[..., 3] == 255][:, :3], axis=0)) for x in images]
+    assert max(colors[:4]) <= 2 < min(colors[4:]), "views of the ball have two colors, normal maps many"
+
+
+class Copier:
+    """An autoencoder whose latents have a given mean and unit variance, and whose images are off by something."""
+
+    in_channels = 4
+
+    def __init__(self, mean=0.0, off=0.0):
+        self.mean, self.off = mean, off
+
+    def encode(self, images):
+        self.images = images
+        return jnp.full((len(images), 2, 2, 1), self.mean), jnp.zeros((len(images), 2, 2, 1))
+
+    def decode(self, latent):
+        return self.images + self.off
+
+
+STRIPES = jnp.array([0.0, 0.5] * 4)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("expected", "model"),
+    [
+        (0.0, Copier()),
+        (0.25, Copier(off=0.25)),
+        (0.25 + 0.5, Copier(off=STRIPES)),  # Off by 0.25, and their differences down by 0.5.
+        (0.1 * 2.0, Copier(mean=2.0)),
+    ],
+    ids=["perfect", "brighter", "striped", "diverging"],
+)
+def test_the_loss_is_what_images_and_their_differences_are_off_by_and_the_divergence_of(expected, model):
+    images = jax.random.randint(jax.random.key(0), (1, 2, 8, 8, 4), 0, 256).astype(jnp.uint8)
+    chosen = config.ComponentConfig(model=None, loss=autoencoder.Loss(kl_weight=0.1))
+    loss, _ = STAGE.loss(model, {}, autoencoder.Batch(images), jax.random.key(1), chosen, cameras.RELEASED)
+    np.testing.assert_allclose(loss, expected, atol=1e-6)

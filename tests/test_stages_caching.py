@@ -1,0 +1,161 @@
+"""Cached latents give a network what images would have given it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from e3d_jax import cameras, stages
+from e3d_jax.data import latents, records
+from e3d_jax.models import layers
+from e3d_jax.stages import caching
+from tests import tiny
+
+CONFIG = tiny.system(32)
+FULL_PRECISION = {"strength", "poses", "input_poses"}
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """The modules of the toy system."""
+    types = {name: layers.Types(rngs=nnx.Rngs(seed)) for seed, name in enumerate(stages.STAGES)}
+    return {name: stages.build(CONFIG, name, types[name]) for name in stages.STAGES}
+
+
+@pytest.fixture(scope="module")
+def cached(modules, ball):
+    """The ball's record of cached latents for each stage, through bytes."""
+    found = {}
+    for name in ("anchor", "interpolation"):
+        source = stages.get(name).sources["latents"]
+        compute = jax.jit(
+            lambda modules, *rest, name=name, source=source: source.compute(modules[name], modules, *rest, CONFIG),
+            compiler_options=QUICK,
+        )
+        arrays = compute(modules, source.read(records.unpack(records.pack(ball)), CONFIG), jax.random.key(0))
+        halved = {
+            part: np.asarray(x, np.float16 if x.dtype == np.float32 and part not in FULL_PRECISION else x.dtype)
+            for part, x in arrays.items()
+        }
+        found[name] = source.unpack(latents.pack(latents.Latents(ball.id, name, halved)))
+    return found
+
+
+def batch_of(example):
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], example)
+
+
+@pytest.fixture(scope="module")
+def anchor_batches(ball, cached):
+    """The same example of both kinds; not the first input, and not mirrored."""
+    sources = stages.get("anchor").sources
+    seed = 4
+    images = sources["images"].example(ball, np.random.default_rng(seed), CONFIG)
+    stored = sources["latents"].example(cached["anchor"], np.random.default_rng(seed), CONFIG)
+    return batch_of(images), batch_of(stored)
+
+
+@pytest.fixture(scope="module")
+def prepare_images(modules):
+    compiled = jax.jit(lambda modules, batch, *rest: batch.prepare(modules["anchor"], modules, *rest), compiler_options=QUICK)
+    return lambda batch, *choices: compiled(modules, batch, *choices)
+
+
+def test_both_kinds_choose_the_same_input(anchor_batches):
+    images, stored = anchor_batches
+    azimuth = cameras.azimuth_of(stored.input_poses)
+    assert images.azimuth()[0] == azimuth[0, 0] > 0
+
+
+def test_both_kinds_give_the_cameras_the_same_labels(anchor_batches):
+    images, stored = anchor_batches
+    _, condition = stored.prepare(None, {}, jnp.array([False]), jnp.array([False]))
+    np.testing.assert_array_equal(condition.labels, images.labels())
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_cached_anchors_are_what_training_on_images_computes(anchor_batches, prepare_images, estimated, dropped):
+    images, stored = anchor_batches
+    choices = (jnp.array([estimated]), jnp.array([dropped]))
+    expected = prepare_images(images, *choices)
+    given = stored.prepare(None, {}, *choices)
+    for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-2, rtol=1e-2)
+
+
+def test_a_dropped_condition_is_another_one(anchor_batches):
+    _, stored = anchor_batches
+    known, dropped = (stored.prepare(None, {}, jnp.array([False]), jnp.array([x]))[1] for x in (False, True))
+    assert jnp.abs(known.latents - dropped.latents).max() > 0.01
+    assert jnp.abs(known.tokens - dropped.tokens).max() > 0.01
+
+
+@pytest.fixture(scope="module")
+def windows(modules, ball, cached):
+    """What both kinds make of one window: images with noise too faint to see, and cached latents."""
+    sources = stages.get("interpolation").sources
+    images = batch_of(sources["images"].example(ball, np.random.default_rng(1), CONFIG))
+    stored = batch_of(sources["latents"].example(cached["interpolation"], np.random.default_rng(1), CONFIG))
+    prepare = jax.jit(
+        lambda modules, batch, key: batch.prepare(modules["interpolation"], modules, key, -20.0, CONFIG.layout),
+        compiler_options=QUICK,
+    )
+    key = jax.random.key(0)
+    return prepare(modules, images, key), stored.prepare(None, {}, key, -20.0, CONFIG.layout)
+
+
+def test_cached_windows_are_what_training_on_images_computes(windows):
+    (expected, _), (given, _) = windows
+    np.testing.assert_allclose(given, expected, atol=2e-2, rtol=1e-2)
+
+
+def test_cached_windows_have_the_labels_of_images(windows):
+    (_, known), (_, noisy) = windows
+    np.testing.assert_allclose(noisy.labels, known.labels, atol=1e-5)
+
+
+def test_tokens_of_cached_windows_are_of_the_image_without_noise(windows):
+    (_, known), (_, noisy) = windows
+    np.testing.assert_allclose(noisy.token, known.token, atol=2e-2, rtol=1e-2)
+
+
+def test_cached_windows_have_the_noise_that_they_say(windows):
+    (_, known), (_, noisy) = windows
+    assert 0.005 < noisy.noise[0] < 0.5
+    assert 0 < jnp.abs(noisy.latents - known.latents).mean() < 10 * noisy.noise[0]
+
+
+def test_windows_of_an_object_have_noise_of_their_own(cached):
+    strength = cached["interpolation"].arrays["strength"]
+    assert strength.shape == (8,) and len(np.unique(strength)) == 8
+
+
+@pytest.mark.parametrize("name", ["anchor", "interpolation"])
+def test_rows_of_cached_latents_have_the_promised_shapes(name, cached):
+    source = stages.get(name).sources["latents"]
+    row, spec = source.example(cached[name], np.random.default_rng(0), CONFIG), source.spec(CONFIG)
+    assert jax.tree.structure(row) == jax.tree.structure(spec)
+    found, promised = ([(x.shape, x.dtype) for x in jax.tree.leaves(part)] for part in (row, spec))
+    assert found == promised
+
+
+@pytest.mark.parametrize("name", ["anchor", "interpolation"])
+def test_cached_latents_of_this_config_are_accepted(name, cached):
+    stages.get(name).sources["latents"].check(cached[name], CONFIG)
+
+
+def test_images_are_encoded_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(caching, "PIXELS_AT_ONCE", 2 * 4 * 4)
+    seen = []
+
+    def encode(rgba):
+        seen.append(rgba.shape)
+        return rgba.mean((-3, -2))
+
+    rgba = jax.random.uniform(jax.random.key(0), (1, 5, 4, 4, 4))
+    found = caching.in_turns(encode)(rgba)
+    np.testing.assert_allclose(found, rgba.mean((-3, -2)), rtol=1e-5)
+    assert max(int(np.prod(shape[:-3])) for shape in seen) <= 2
