@@ -23,7 +23,7 @@ BATCH = flags.DEFINE_integer("batch", 64, "Objects per batch.", lower_bound=1)
 def draw(batch: objects.ObjectParams, ring) -> tuple[jax.Array, jax.Array]:
     """Draw all views, and the normals of the anchors."""
     images = tracer.render(objects.normalize(batch), ring)
-    return images.rgba, images.normals[:, cameras.ANCHORS]
+    return images.rgba, images.normals[:, cameras.RELEASED.anchors]
 
 
 def main(_) -> None:
@@ -39,7 +39,7 @@ def main(_) -> None:
         jax.block_until_ready(draw(batch, ring))
     drawn = BATCHES.value * size / (time.perf_counter() - start)
 
-    views = {"cameras": ring, "normal_views": cameras.ANCHORS, "batch": size}
+    views = {"cameras": ring, "normal_views": cameras.RELEASED.anchors, "batch": size}
     next(synthetic.generate("train", 0, range(size), **views))
     start = time.perf_counter()
     count = sum(1 for _ in synthetic.generate("train", 0, range(BATCHES.value * size), **views))

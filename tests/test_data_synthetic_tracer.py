@@ -137,8 +137,8 @@ def test_generate_refuses_an_empty_image():
 
 
 def write(out, count, **more):
-    ring = cameras.ring(12, 4)
-    return jobs.write_records(out, count, ring, np.array([0, 2]), split="test", seed=2, batch=2, workers=0, **more)
+    rig = records.Rig(cameras.ring(12, 4), anchors=(0, 2), ring=(0, 1, 2, 3), inputs=(0,), normal_views=(0, 2))
+    return jobs.write_records(out, count, rig, split="test", seed=2, batch=2, workers=0, **more)
 
 
 def names(folder):
@@ -149,8 +149,8 @@ def test_records_hold_the_examples(tmp_path, examples):
     assert write(tmp_path, 5) == (5, 0, 0)
     (shard,) = records.find_shards(tmp_path)
     record = records.unpack(array_record_module.ArrayRecordReader(shard).read_all()[4])
-    assert (record.id, record.size, record.normal_views) == ("test-2-4", 12, [0, 2])
-    np.testing.assert_allclose(record.view(3).astype(int), examples[0].rgba[3].astype(int), atol=1)
+    assert (record.id, record.size, record.views_with("normal")) == ("test-2-4", 12, [0, 2])
+    np.testing.assert_allclose(record.image(3).astype(int), examples[0].rgba[3].astype(int), atol=1)
 
 
 def test_a_larger_number_of_objects_extends_a_dataset(tmp_path):

@@ -130,7 +130,8 @@ def draw(settings: RenderSettings, job: Job) -> rendering.Render:
     rng = np.random.default_rng(zlib.crc32(job.name.encode()))  # The pose does not depend on what else is drawn.
     rotation = spatial.transform.Rotation.from_quat(rng.normal(size=4)) if job.pose else None
     asset = reading.read_asset(job.path, y_up=settings.y_up, rotation=rotation)
-    return rendering.render(asset, settings.rig)
+    rig = settings.rig
+    return rendering.render(asset, rig.cameras, np.asarray(rig.normal_views, int), np.asarray(rig.anchors, int))
 
 
 def make_record(settings: RenderSettings, job: Job) -> bytes | engine.Skipped:

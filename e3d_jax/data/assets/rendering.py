@@ -4,10 +4,10 @@ import dataclasses
 import functools
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from e3d_jax import raycast, structs
-from e3d_jax.data import lighting, records
+from e3d_jax.data import lighting
 from e3d_jax.data.assets import reading
 
 SUPERSAMPLING = 3
@@ -26,9 +26,20 @@ class Render:
     depths: Float[np.ndarray, "v h w"]
 
 
-def render(asset: reading.Asset, rig: records.Rig) -> Render:
-    """Draw an asset, lit as most synthetic objects are (:mod:`e3d_jax.data.lighting`)."""
-    cameras, normal_views = rig.cameras, np.asarray(rig.normal_views, int)
+def render(
+    asset: reading.Asset,
+    cameras: structs.Cameras,
+    normal_views: Int[np.ndarray, " a"],
+    anchors: Int[np.ndarray, " k"] | None = None,
+) -> Render:
+    """Draw an asset, lit as most synthetic objects are (:mod:`e3d_jax.data.lighting`).
+
+    Args:
+      asset: what to draw.
+      cameras: to draw from.
+      normal_views: indices of the views that get a normal map.
+      anchors: indices of the anchors; those with a normal map when not given.
+    """
     surface = raycast.Surface(asset.vertices, asset.faces)
 
     def shade(forward, hits):
@@ -51,6 +62,6 @@ def render(asset: reading.Asset, rig: records.Rig) -> Render:
         cameras=cameras,
         normal_views=normal_views,
         normals=np.stack(normals)[normal_views],
-        anchors=np.asarray(rig.anchors, int),
+        anchors=normal_views if anchors is None else anchors,
     )
     return Render(views, np.stack(depths))
