@@ -1,13 +1,13 @@
-"""The diffusion networks against diffusers' in PyTorch on this device: same sizes, random weights, alternating runs.
+"""Compare the diffusion networks with diffusers' in PyTorch on this device: same sizes, random weights, in turns.
 
     python benchmarks/diffusion.py [--config=configs/envision3d.py] [--cases=anchor,...] [--rivals=ours,compiled,eager]
 
-Needs the ``parity`` extra. Of every case all rivals are alive at once, each in a process of its own, and take turns, so
-that none has the cooler chip; ``--apart`` starts one after another, for cases that do not fit in the memory together.
-Accelerators compute in bfloat16, CPUs in float32. The table has medians; the ratio is that of the fastest rival's time
-to ours. ``operations`` are what each framework counts of its own: ours leaves out attention to a single token, whose
-result is known. The share is of the rate of a large matrix product, measured here. The last line adds up what the
-views of one object take by the config's sampling steps.
+Needs the ``parity`` extra. For each case all rivals run at once, each in its own process, and take turns, so that none
+has the cooler chip; ``--apart`` runs one after another, for cases that do not fit into memory together. Accelerators
+compute in bfloat16, CPUs in float32. The table has medians; the ratio is that of the fastest rival's time to ours.
+``operations`` are FLOPs as counted by each framework: ours excludes attention to a single token, whose result is known.
+The percentage is relative to the rate of a large matrix product, measured here. The last line adds up the time for the
+views of one object with the config's sampling steps.
 """
 
 import json
@@ -23,12 +23,12 @@ RIVALS = pathlib.Path(__file__).parent / "rivals"
 sys.path.insert(0, str(RIVALS))
 import serving  # noqa: E402
 
-CASES = flags.DEFINE_list("cases", list(serving.CASES), f"Of {', '.join(serving.CASES)}.")
-NAMES = flags.DEFINE_list("rivals", ["ours", "compiled", "eager"], "Which take part.")
+CASES = flags.DEFINE_list("cases", list(serving.CASES), f"Cases: {', '.join(serving.CASES)}.")
+NAMES = flags.DEFINE_list("rivals", ["ours", "compiled", "eager"], "Rivals to compare.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each rival.", lower_bound=1)
-TIMES = flags.DEFINE_integer("times", 10, "Runs in a turn.", lower_bound=1)
-APART = flags.DEFINE_bool("apart", False, "One rival after another.")
-OUT = flags.DEFINE_string("out", None, "File of the results, JSON.")
+TIMES = flags.DEFINE_integer("times", 10, "Runs per turn.", lower_bound=1)
+APART = flags.DEFINE_bool("apart", False, "Run one rival after another.")
+OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 COUNTS = ("objects", "train_objects", "train_windows")
 
 
@@ -42,10 +42,10 @@ class Rival:
         options = ["--compile"] if name == "compiled" else []
         command = [sys.executable, str(RIVALS / script), f"--case={case}", *given, *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts, self.seconds = self._read(), []  # a turn each
+        self.facts, self.seconds = self._read(), []  # one per turn
 
     def run(self) -> None:
-        """One turn."""
+        """Run one turn."""
         assert self._process.stdin
         print(TIMES.value, file=self._process.stdin, flush=True)
         found = self._read()
@@ -53,7 +53,7 @@ class Rival:
         self.facts |= found
 
     def close(self) -> dict[str, Any]:
-        """Ends the process; what was found."""
+        """End the process and return its results."""
         self._process.communicate()
         return {**self.facts, "seconds": float(np.median(self.seconds)), "spread": float(np.ptp(self.seconds))}
 
@@ -66,14 +66,14 @@ class Rival:
 
 
 def compete(case: str) -> dict[str, dict[str, Any]]:
-    """Results by rival."""
+    """Return results by rival."""
     found: dict[str, dict[str, Any]] = {}
     for names in [[name] for name in NAMES.value] if APART.value else [NAMES.value]:
         rivals = {}
         for name in names:
             try:
                 rivals[name] = Rival(name, case)
-            except RuntimeError as error:  # Out of memory, mostly; the others go on.
+            except RuntimeError as error:  # Mostly out of memory; the others go on.
                 print(f"{case}: {error}", file=sys.stderr)
         for _ in range(ROUNDS.value):
             for rival in rivals.values():
@@ -83,7 +83,7 @@ def compete(case: str) -> dict[str, dict[str, Any]]:
 
 
 def rows(case: str, found: dict[str, dict[str, Any]], rate: float) -> list[str]:
-    """Lines of the table."""
+    """Return lines of the table."""
     others = [one["seconds"] for name, one in found.items() if name != "ours"]
     lines = []
     for name, one in found.items():
@@ -99,7 +99,7 @@ def rows(case: str, found: dict[str, dict[str, Any]], rate: float) -> list[str]:
 
 
 def views_of_an_object(config, results: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float]:
-    """Seconds of both stages by rival, where all their parts were timed."""
+    """Return seconds of both stages by rival, if all their parts were timed."""
     counts = {"anchor": config.anchor.sampling.num_steps, "interpolation": config.interpolation.sampling.num_steps}
     counts |= {"encode": 1, "decode": 1, "decode_windows": 1}
     whole = [name for name in NAMES.value if all(name in results.get(case, {}) for case in counts)]
@@ -107,9 +107,9 @@ def views_of_an_object(config, results: dict[str, dict[str, dict[str, Any]]]) ->
 
 
 def main(_) -> None:
-    """All cases; prints every line as soon as it is known."""
+    """Run all cases; print each line as soon as it is known."""
     if unknown := sorted({*CASES.value} - serving.CASES.keys() | {*NAMES.value} - {"ours", "compiled", "eager"}):
-        raise app.UsageError(f"no such cases or rivals: {', '.join(unknown)}")
+        raise app.UsageError(f"unknown cases or rivals: {', '.join(unknown)}")
     meter = Rival("eager", "matmul")
     for _ in range(ROUNDS.value):
         meter.run()

@@ -1,12 +1,12 @@
-"""Where the time of a mesh extraction goes on this device, and how far each part is from the memory's bandwidth.
+"""Where the time of a reconstruction goes on this device, and how far each part is from the memory bandwidth.
 
     python benchmarks/extraction.py [--quality=standard] [--size=256] [--bandwidth=4.3e12] [--out=extraction.json]
 
-A synthetic object is drawn and rebuilt. The parts of an optimiser step are timed on their own, in loops on the device
-as in the fit, compilation excluded: *sampling* (rays, samples, targets), *field* (distance, gradient and colour at the
-samples, forwards and backwards), *compositing* (what the losses add to that) and *optimiser*. Bytes are the least that
-a part must move between memory and processor if nothing is kept in caches: every grid corner and every parameter once
-for each use. The floor is those bytes over ``--bandwidth`` (bytes a second).
+A synthetic object is rendered and reconstructed. The parts of an optimizer step are timed separately, in loops on the
+device as in the fit, without compilation: *sampling* (rays, samples, targets), *field* (distance, gradient and color at
+the samples, forward and backward), *compositing* (the additional time of the losses) and *optimizer*. Bytes are the
+least that a part must move between memory and processor without caches: every grid corner and every parameter once per
+use. The floor is those bytes divided by ``--bandwidth`` (bytes per second).
 """
 
 import functools
@@ -23,26 +23,29 @@ from absl import app, flags
 from e3d_jax import cameras, files, structs
 from e3d_jax.data import synthetic
 from e3d_jax.mesh import export, extract, texture
-from e3d_jax.reconstruction import batches, fields, fit, hull, pipeline
+from e3d_jax.reconstruction import batches, config, fields, fit, hull, pipeline
 
-QUALITY = flags.DEFINE_enum("quality", "standard", list(pipeline.QUALITIES), "See e3d_jax.reconstruction.")
+QUALITY = flags.DEFINE_enum("quality", "standard", list(config.QUALITIES), "Speed against detail.")
 SIZE = flags.DEFINE_integer("size", 256, "Width and height of the views in pixels.", lower_bound=32)
-OBJECT = flags.DEFINE_integer("object", 0, "Number of the synthetic test object.", lower_bound=0)
-BANDWIDTH = flags.DEFINE_float("bandwidth", 4.3e12, "Of the device's memory, bytes a second.", lower_bound=1)
-OUT = flags.DEFINE_string("out", None, "File of the results.")
+OBJECT = flags.DEFINE_integer("object", 0, "Index of the synthetic test object.", lower_bound=0)
+BANDWIDTH = flags.DEFINE_float(
+    "bandwidth", 4.3e12, "Memory bandwidth of the device in bytes per second.", lower_bound=1
+)
+OUT = flags.DEFINE_string("out", None, "File for the results.")
 
 
-def true_views(size: int) -> structs.ViewSet:
-    """A synthetic object from all sides."""
+def ground_truth_views(size: int) -> structs.ViewSet:
+    """Render a synthetic object from all sides."""
     ring = cameras.ring(size)
     params = synthetic.take(synthetic.sample_batch("test", 0, [OBJECT.value]), 0)
-    drawn = synthetic.render(jax.tree.map(lambda x: jnp.asarray(x)[None], params), ring)
-    anchors = cameras.ANCHORS
-    return structs.ViewSet(np.asarray(drawn.rgba[0]), ring, anchors, np.asarray(drawn.normals[0, anchors]), anchors)
+    rendered = synthetic.render(jax.tree.map(lambda x: jnp.asarray(x)[None], params), ring)
+    anchors = cameras.RELEASED.anchors
+    normals = np.asarray(rendered.normals[0, anchors])
+    return structs.ViewSet(np.asarray(rendered.rgba[0]), ring, anchors, normals, anchors)
 
 
 def seconds(function, *arguments) -> float:
-    """Of one call, compiled before; the best of three, as other work on the machine only adds."""
+    """Return the seconds of one call after compilation; the best of three, because other work can only add time."""
     jax.block_until_ready(function(*arguments))
     times = []
     for _ in range(3):
@@ -52,23 +55,24 @@ def seconds(function, *arguments) -> float:
     return min(times)
 
 
-def step_seconds(config: fit.FitConfig, field: fields.Field, pixels: batches.Pixels) -> dict[str, float]:
-    """Seconds of one optimiser step and of its parts."""
-    key, start = jax.random.key(0), jnp.int32(config.steps // 2)
+def step_seconds(settings: config.FitSettings, field: fields.Field, pixels: batches.Pixels) -> dict[str, float]:
+    """Return the seconds of one optimizer step and of its parts."""
+    key, start = jax.random.key(0), jnp.int32(settings.steps // 2)
     state = fit.optimizer().init(field)
-    count = config.steps_per_chunk
-    drawn = jax.jit(functools.partial(fit.draw_chunk, config=config))(field, pixels, key, start)
+    count = settings.steps_per_chunk
+    sample_chunk = jax.jit(functools.partial(fit.sample_chunk, settings=settings))
+    stacked = sample_chunk(field, pixels, key, start)
 
     def loop(body):
-        """The sum of a function of the field's gradient over a chunk's batches."""
+        """Return a function that takes the gradient of ``body`` for every batch of a chunk."""
 
-        def run(field, drawn):
-            # The carry is fed back, so that no iteration can be left out.
+        def run(field, stacked):
+            # The carry depends on every iteration, so that none can be optimized away.
             def step(field, batch):
                 gradient = jax.grad(body)(field, batch)
                 return jax.tree.map(lambda value, change: value - 1e-12 * change, field, gradient), None
 
-            return jax.lax.scan(step, field, drawn)[0]
+            return jax.lax.scan(step, field, stacked)[0]
 
         return jax.jit(run)
 
@@ -76,74 +80,76 @@ def step_seconds(config: fit.FitConfig, field: fields.Field, pixels: batches.Pix
         weights = jnp.ones(len(field.levels))
         middle = (batch.placed.edges[:, 1:] + batch.placed.edges[:, :-1]) / 2
         points = (batch.rays.origins[:, None] + middle[..., None] * batch.rays.directions[:, None]).reshape(-1, 3)
-        found = fields.sample(field, jnp.concatenate([points, batch.points, batch.nearby]), weights)
-        normals = fields.normalize(found.gradient)[: len(points)]
-        color = fields.color(field, points, found.feature[: len(points)], normals, normals)
-        return color.sum() + found.distance.sum() + found.gradient.sum()
+        samples = fields.sample(field, jnp.concatenate([points, batch.points, batch.nearby]), weights)
+        normals = fields.normalize(samples.gradient)[: len(points)]
+        color = fields.color(field, points, samples.feature[: len(points)], normals, normals)
+        return color.sum() + samples.distance.sum() + samples.gradient.sum()
 
     def losses(field, batch):
-        return fit.total_loss(field, batch, jnp.float32(0.5), config)[0]
+        return fit.total_loss(field, batch, jnp.float32(0.5), settings)[0]
 
-    def optimise(field, state):
+    def optimize(field, state):
         def step(carry, _):
             field, state = carry
-            return fit.update(field, state, field, jnp.float32(0.5), config), None
+            return fit.update(field, state, field, jnp.float32(0.5), settings), None
 
         return jax.lax.scan(step, (field, state), length=count)[0]
 
-    sampling = seconds(jax.jit(functools.partial(fit.draw_chunk, config=config)), field, pixels, key, start)
-    nothing = seconds(loop(lambda field, batch: 0.0 * batch.rgba.sum() + 0.0 * field.log_sharpness), field, drawn)
-    field_time, all_losses = seconds(loop(field_only), field, drawn), seconds(loop(losses), field, drawn)
+    sampling = seconds(sample_chunk, field, pixels, key, start)
+    nothing = seconds(loop(lambda field, batch: 0.0 * batch.rgba.sum() + 0.0 * field.log_sharpness), field, stacked)
+    field_time, all_losses = seconds(loop(field_only), field, stacked), seconds(loop(losses), field, stacked)
     parts = {
         "sampling": sampling,
         "field": field_time - nothing,
         "compositing": max(all_losses - field_time, 0.0),
-        "optimiser": seconds(jax.jit(optimise), field, state),
-        "whole step": seconds(functools.partial(fit.run_chunk, config=config), field, state, pixels, key, start),
+        "optimizer": seconds(jax.jit(optimize), field, state),
+        "whole step": seconds(functools.partial(fit.run_chunk, settings=settings), field, state, pixels, key, start),
     }
     return {name: value / count for name, value in parts.items()}
 
 
-def step_bytes(config: fit.FitConfig, field: fields.Field) -> dict[str, float]:
-    """Least bytes that the parts of a step move, see the top of this file."""
+def step_bytes(settings: config.FitSettings, field: fields.Field) -> dict[str, float]:
+    """Return the least number of bytes that the parts of a step move, see the top of this file."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(field))
-    points, corners = config.rays * config.samples + 2 * config.random_points, 8 * 4
-    shape = points * corners * (1 + config.features * len(config.levels))
-    color = config.rays * config.samples * corners * config.features * len(config.color_levels)
+    points, corners = settings.rays * settings.samples + 2 * settings.random_points, 8 * 4
+    shape = points * corners * (1 + settings.features * len(settings.levels))
+    color = settings.rays * settings.samples * corners * settings.features * len(settings.color_levels)
     cache = (
-        (config.cache_cells + 1) ** 3 * corners * (1 + config.features * len(config.levels)) / config.steps_per_chunk
+        (settings.cache_cells + 1) ** 3
+        * corners
+        * (1 + settings.features * len(settings.levels))
+        / settings.steps_per_chunk
     )
     return {
-        "sampling": config.rays * (config.candidates + 1) * corners + cache,
-        # Corners read once; their gradients read, added to and written; and the gradient's zeros.
+        "sampling": settings.rays * (settings.candidates + 1) * corners + cache,
+        # Corners are read once; their gradients are zeroed, read, added to and written.
         "field": 3 * (shape + color) + 4 * parameters,
-        "compositing": config.rays * config.samples * 4 * 2 * 20,
-        # Parameters, two moments and the gradient are read, all but the gradient written.
-        "optimiser": 7 * 4 * parameters,
+        "compositing": settings.rays * settings.samples * 4 * 2 * 20,
+        # Parameters, optimizer state (two arrays) and gradient are read; all but the gradient are written.
+        "optimizer": 7 * 4 * parameters,
     }
 
 
-def whole_seconds(views: structs.ViewSet, fitting: fit.FitConfig, surface: pipeline.SurfaceConfig) -> dict[str, float]:
-    """Seconds of the phases from images to a GLB file."""
+def whole_seconds(views: structs.ViewSet, settings: config.ReconstructionSettings) -> dict[str, float]:
+    """Return the seconds of the phases from images to a GLB file."""
     times, last = {}, time.perf_counter()
 
     def lap(name):
         nonlocal last
         times[name], last = time.perf_counter() - last, time.perf_counter()
 
-    votes = int(fitting.hull_votes * len(views.rgba))
-    hull.carve(
-        views.rgba[..., 3], views.cameras, half_extent=fitting.half_extent, cells=fitting.hull_cells, votes=votes
-    )
+    votes = int(settings.fit.hull_votes * len(views.rgba))
+    half_extent, cells = settings.fit.half_extent, settings.fit.hull_cells
+    hull.carve(views.rgba[..., 3], views.cameras, half_extent=half_extent, cells=cells, votes=votes)
     lap("hull (part of fit)")
-    field = jax.block_until_ready(fit.fit(views, fitting, jax.random.key(0)))
+    field = jax.block_until_ready(fit.fit(views, settings.fit, jax.random.key(0)).field)
     lap("fit")
     distance_fn, color_fn = pipeline.surface_functions(field)
-    mesh = extract.extract_mesh(distance_fn, color_fn, field.box, surface.resolution, max_faces=surface.max_faces)
+    mesh = extract.extract_mesh(distance_fn, color_fn, field.box, settings.resolution, max_faces=settings.max_faces)
     lap("meshing")
-    texture.unwrap(mesh, surface.texture_size)
+    texture.unwrap(mesh, settings.texture_size)
     lap("unwrap (part of texture)")
-    mesh = texture.paint(mesh, color_fn, views, surface.texture_size)
+    mesh = texture.paint(mesh, color_fn, views, settings.texture_size)
     lap("texture")
     with tempfile.TemporaryDirectory() as scratch:
         export.write_glb(pathlib.Path(scratch, "mesh.glb"), mesh)
@@ -152,18 +158,18 @@ def whole_seconds(views: structs.ViewSet, fitting: fit.FitConfig, surface: pipel
 
 
 def main(_) -> None:
-    """Times, prints a table."""
-    fitting, surface = pipeline.QUALITIES[QUALITY.value]
-    views = true_views(SIZE.value)
-    field, pixels = fit.start(views, fitting, jax.random.key(0))
-    parts, moved = step_seconds(fitting, field, pixels), step_bytes(fitting, field)
+    """Print a table of times."""
+    settings = config.QUALITIES[QUALITY.value]
+    views = ground_truth_views(SIZE.value)
+    field, pixels = fit.start(views, settings.fit, jax.random.key(0))
+    parts, moved = step_seconds(settings.fit, field, pixels), step_bytes(settings.fit, field)
     print(f"{jax.devices()[0].device_kind}, {QUALITY.value}, {SIZE.value} px, one step:")
     for name, value in parts.items():
         floor = sum(moved.values()) if name == "whole step" else moved[name]
         times = value * BANDWIDTH.value / floor
         print(f"{name:12s} {1e3 * value:9.3f} ms {floor / 1e6:9.2f} MB {times:9.0f} times the floor")
-    whole_seconds(views, fitting, surface)  # Compiles.
-    phases = whole_seconds(views, fitting, surface)
+    whole_seconds(views, settings)  # Compiles the programs.
+    phases = whole_seconds(views, settings)
     total = sum(value for name, value in phases.items() if "part of" not in name)
     for name, value in {**phases, "images to GLB": total}.items():
         print(f"{name:26s} {value:8.2f} s")

@@ -1,22 +1,21 @@
-"""How good meshes made from true views are, and how much worse they get when the views contradict each other.
+"""How good meshes made from ground-truth views are, and how much worse they get if the views contradict each other.
 
     python benchmarks/meshes.py --meshes=DIR --out=scores.json [--quality=standard] [--size=256] [--variants=...]
 
-``--meshes`` is a folder of closed meshes (.glb and others). Each is drawn from the ring, rebuilt from 32 views and 8
-normal maps, written as a GLB, read again and compared with the original: volume IoU (128 cells a side), Chamfer
-distance, normal consistency, and PSNR of the textured mesh at views halfway between those that it was made from.
-Variants:
+``--meshes`` is a folder of closed meshes (.glb and others). Each is rendered from the ring, reconstructed from 32 views
+and 8 normal maps, written as a GLB, read again and compared with the original: all mesh metrics
+(e3d_jax/evaluation/metrics.py), and the PSNR of the textured mesh at views halfway between the input views. Variants:
 
-    normals         true views and normal maps
-    bare            true views alone
-    jitter          the colours of each view scaled by 5 % at most, channel by channel
-    shift           each view moved by up to 2 pixels either way
-    swap            one view shows another object
-    flip            10 % of the mask's pixels at silhouettes are wrong
+    normals         ground-truth views and normal maps
+    bare            ground-truth views without normal maps
+    jitter          the color channels of each view scaled by up to 5 %
+    shift           each view shifted by up to 2 pixels in either direction
+    swap            one view shows a different object
+    flip            10 % of the mask pixels along silhouettes are wrong
     contradictory   the last four at once, with normal maps
-    anchors_only, all_views, coarse_to_fine    schedules of the views, on contradictory views
+    anchors_only, all_views, coarse_to_fine    view schedules, on contradictory views
 
-Scores are added to ``--out`` one by one, and those that it has are not made again.
+Scores are added to ``--out`` one by one; those already there are not computed again.
 """
 
 import dataclasses
@@ -34,38 +33,41 @@ from scipy import ndimage
 from e3d_jax import cameras, files, structs
 from e3d_jax.data import assets
 from e3d_jax.data.assets import reading
-from e3d_jax.evaluation import report
+from e3d_jax.evaluation import metrics, report
 from e3d_jax.mesh import export, preview
-from e3d_jax.reconstruction import fit, pipeline
+from e3d_jax.reconstruction import config, pipeline
 
 MESHES = flags.DEFINE_string("meshes", None, "Folder of closed meshes.", required=True)
 OUT = flags.DEFINE_string("out", "meshes.json", "File of the scores.")
-QUALITY = flags.DEFINE_enum("quality", "standard", list(pipeline.QUALITIES), "See e3d_jax.reconstruction.")
+QUALITY = flags.DEFINE_enum("quality", "standard", list(config.QUALITIES), "Speed against detail.")
 SIZE = flags.DEFINE_integer("size", 256, "Width and height of the views in pixels.", lower_bound=32)
-VARIANTS = flags.DEFINE_list("variants", ["normals", "bare", "contradictory"], "Which, see above.")
-NAMES = flags.DEFINE_list("names", None, "Meshes by name; all when not given.")
-HELD_OUT = flags.DEFINE_integer("held_out", 8, "Views between the others that are compared.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of perturbations and fits.", lower_bound=0)
+VARIANTS = flags.DEFINE_list("variants", ["normals", "bare", "contradictory"], "Variants, see above.")
+NAMES = flags.DEFINE_list("names", None, "Names of the meshes; all by default.")
+HELD_OUT = flags.DEFINE_integer("held_out", 8, "Novel views, between the others, that are compared.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of perturbations and fits.", lower_bound=0)
 
 Views = structs.ViewSet
-SCORES = ("volume_iou", "chamfer", "normal_consistency", "psnr", "seconds")
+SCORES = (*metrics.MESH_METRICS, "psnr", "seconds")
 
 
 def bare(views: Views, other: Views, rng: np.random.Generator) -> Views:
-    """Without normal maps."""
+    """Remove the normal maps."""
     return dataclasses.replace(views, normal_views=views.normal_views[:0], normals=views.normals[:0])
 
 
 def jitter(views: Views, other: Views, rng: np.random.Generator) -> Views:
-    """Colours of each view scaled."""
+    """Scale the colors of each view."""
     scale = np.append(rng.uniform(0.95, 1.05, (len(views.rgba), 3)), np.ones((len(views.rgba), 1)), -1)
     return dataclasses.replace(views, rgba=(views.rgba * scale[:, None, None]).clip(0, 1).astype(np.float32))
 
 
 def shift(views: Views, other: Views, rng: np.random.Generator) -> Views:
-    """Each view, with its normal map, moved."""
+    """Shift each view and its normal map."""
     offsets = rng.integers(-2, 3, (len(views.rgba), 2))
-    move = lambda image, view: np.roll(image, offsets[view], (0, 1))  # noqa: E731
+
+    def move(image, view):
+        return np.roll(image, offsets[view], (0, 1))
+
     return dataclasses.replace(
         views,
         rgba=np.stack([move(image, view) for view, image in enumerate(views.rgba)]),
@@ -74,14 +76,14 @@ def shift(views: Views, other: Views, rng: np.random.Generator) -> Views:
 
 
 def swap(views: Views, other: Views, rng: np.random.Generator) -> Views:
-    """One view of another object."""
+    """Replace one view by that of another object."""
     rgba, view = views.rgba.copy(), rng.integers(len(views.rgba))
     rgba[view] = other.rgba[view]
     return dataclasses.replace(views, rgba=rgba)
 
 
 def flip(views: Views, other: Views, rng: np.random.Generator) -> Views:
-    """Wrong pixels along silhouettes."""
+    """Invert some mask pixels along silhouettes."""
     inside = views.rgba[..., 3] > 0.5
     cross = ndimage.generate_binary_structure(2, 1)[None]
     edge = ndimage.binary_dilation(inside, cross) & ~ndimage.binary_erosion(inside, cross)
@@ -91,14 +93,14 @@ def flip(views: Views, other: Views, rng: np.random.Generator) -> Views:
 
 
 def contradictory(views: Views, other: Views, rng: np.random.Generator) -> Views:
-    """All of it."""
+    """Apply all perturbations."""
     for perturb in (jitter, shift, swap, flip):
         views = perturb(views, other, rng)
     return views
 
 
 def same(views: Views, other: Views, rng: np.random.Generator) -> Views:
-    """True views."""
+    """Return the views unchanged."""
     return views
 
 
@@ -117,45 +119,45 @@ PERTURBATIONS: dict[str, Callable[[Views, Views, np.random.Generator], Views]] =
 
 
 def rebuild(views: Views, variant: str, path: pathlib.Path) -> float:
-    """Views to a GLB file; seconds that took."""
-    fitting, surface = pipeline.QUALITIES[QUALITY.value]
-    if variant in fit.VIEW_SCHEDULES:
-        fitting = dataclasses.replace(fitting, all_views=fit.VIEW_SCHEDULES[variant])
+    """Reconstruct a GLB file from views, and return the seconds that it took."""
+    settings = config.QUALITIES[QUALITY.value]
+    if variant in config.VIEW_SCHEDULES:
+        fit = dataclasses.replace(settings.fit, all_views=config.VIEW_SCHEDULES[variant])
+        settings = dataclasses.replace(settings, fit=fit)
     start = time.perf_counter()
-    mesh = pipeline.reconstruct(views, fitting, jax.random.key(SEED.value), surface=surface)
+    mesh = pipeline.reconstruct(views, settings, jax.random.key(SEED.value))
     export.write_glb(path, mesh)
     return time.perf_counter() - start
 
 
-def score(path: pathlib.Path, true: structs.Mesh, asset: reading.Asset) -> dict[str, float]:
-    """Scores of a mesh file."""
+def score(path: pathlib.Path, gt: structs.Mesh, asset: reading.Asset) -> dict[str, float]:
+    """Score a mesh file."""
     mesh = export.read_mesh(path)
-    between = cameras.ring(SIZE.value, HELD_OUT.value, offset=np.pi / cameras.NUM_VIEWS)
+    between = cameras.ring(SIZE.value, HELD_OUT.value, offset=np.pi / cameras.RELEASED.num_views)
     shown = preview.render_mesh(mesh, between, supersampling=assets.SUPERSAMPLING)
-    drawn = assets.render(asset, between, np.arange(0)).views.rgba
-    psnr = [report.view_scores(a, b)["psnr"] for a, b in zip(shown, drawn, strict=True)]
-    found = report.mesh_scores(mesh, true)
-    return {**{name: float(found[name]) for name in SCORES[:3]}, "psnr": float(np.mean(psnr))}
+    gt_views = assets.render(asset, between, np.arange(0)).views.rgba
+    psnr = [report.view_scores(a, b)["psnr"] for a, b in zip(shown, gt_views, strict=True)]
+    return {**report.mesh_scores(mesh, gt), "psnr": float(np.mean(psnr))}
 
 
 def table(rows: list[dict]) -> str:
-    """One line a variant: means over the meshes."""
+    """Format the means over the meshes, one line per variant."""
     lines = [f"{'':16s}" + "".join(f"{name:>20s}" for name in (*SCORES, "meshes"))]
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        of = [row for row in rows if row["variant"] == variant]
-        means = "".join(f"{np.mean([row[name] for row in of]):20.4f}" for name in SCORES)
-        lines.append(f"{variant:16s}{means}{len(of):20d}")
+        chosen = [row for row in rows if row["variant"] == variant]
+        means = "".join(f"{np.mean([row[name] for row in chosen]):20.4f}" for name in SCORES)
+        lines.append(f"{variant:16s}{means}{len(chosen):20d}")
     return "\n".join(lines)
 
 
 def main(_) -> None:
-    """All meshes in all variants."""
+    """Score all meshes in all variants."""
     unknown = set(VARIANTS.value) - PERTURBATIONS.keys()
     if unknown:
-        raise app.UsageError(f"no such variants: {', '.join(sorted(unknown))}; there are {', '.join(PERTURBATIONS)}")
-    out, found = pathlib.Path(OUT.value), assets.find_assets(MESHES.value)
-    read = {name: reading.read_asset(path) for name, path in found.items()}
-    names = NAMES.value or list(found)
+        raise app.UsageError(f"unknown variants {', '.join(sorted(unknown))}; known: {', '.join(PERTURBATIONS)}")
+    out, paths = pathlib.Path(OUT.value), assets.find_assets(MESHES.value)
+    read = {name: reading.read_asset(path) for name, path in paths.items()}
+    names = NAMES.value or list(paths)
     ring, rows = cameras.ring(SIZE.value), json.loads(out.read_text())["rows"] if out.exists() else []
     done = {(row["mesh"], row["variant"]) for row in rows}
     warm = True
@@ -165,16 +167,16 @@ def main(_) -> None:
             todo = [variant for variant in VARIANTS.value if (name, variant) not in done]
             if not todo:
                 continue
-            views = assets.render(read[name], ring, cameras.ANCHORS).views
-            other = assets.render(read[names[number - 1]], ring, cameras.ANCHORS).views
-            true = structs.Mesh(read[name].vertices, read[name].faces, np.ones_like(read[name].vertices))
+            views = assets.render(read[name], ring, cameras.RELEASED.anchors).views
+            other = assets.render(read[names[number - 1]], ring, cameras.RELEASED.anchors).views
+            gt = structs.Mesh(read[name].vertices, read[name].faces, np.ones_like(read[name].vertices))
             for variant in todo:
                 perturbed = PERTURBATIONS[variant](views, other, np.random.default_rng(SEED.value))
                 if warm and jax.default_backend() != "cpu":
-                    rebuild(perturbed, variant, path)  # Compiles.
+                    rebuild(perturbed, variant, path)  # Compiles the programs.
                 seconds = rebuild(perturbed, variant, path)
-                warm = variant in fit.VIEW_SCHEDULES  # Those have programs of their own.
-                row = {"mesh": name, "variant": variant, **score(path, true, read[name]), "seconds": seconds}
+                warm = variant in config.VIEW_SCHEDULES  # Each schedule needs its own program.
+                row = {"mesh": name, "variant": variant, **score(path, gt, read[name]), "seconds": seconds}
                 rows.append(row)
                 print(
                     " ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True

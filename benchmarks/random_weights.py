@@ -1,26 +1,24 @@
-"""Components with random weights, made where they are used: full-size ones at once, and never on the host.
+"""Components with random weights, made on the device that uses them rather than on the host.
 
-    python benchmarks/random_weights.py --out=DIR [--config=configs/envision3d.py]
+    python benchmarks/random_weights.py --out=DIR [--config=envision3d]
 
-writes a weights folder of a whole system, to time what starts from one.
+writes a weights folder of a whole system, to time programs that start from one.
 """
 
 import functools
 import math
-import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
+from absl import app, flags
 from flax import nnx
 
-from e3d_jax import commands
-from e3d_jax.models import build
+from e3d_jax import config as config_lib
+from e3d_jax import presets, stages
+from e3d_jax.models import layers
 from e3d_jax.weights import folder
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -30,22 +28,22 @@ def _kernel(index: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return (values / math.sqrt(math.prod(shape[:-1]))).astype(dtype)
 
 
-def random_component(name: build.Component, arguments: Mapping[str, Any], dtype: Any) -> nnx.Module:
-    """A component of a system, see :func:`random_module`."""
-    return random_module(functools.partial(build.build, name, arguments), dtype)
+def random_component(config: config_lib.SystemConfig, name: str, dtype: Any) -> nnx.Module:
+    """Return a component of a system, see :func:`random_module`."""
+    return random_module(functools.partial(stages.build, config, name), dtype)
 
 
-def random_module(make: Callable[..., nnx.Module], dtype: Any) -> nnx.Module:
-    """A module whose kernels are random, norms one and biases zero.
+def random_module(make: Callable[[layers.Types], nnx.Module], dtype: Any) -> nnx.Module:
+    """Return a module whose kernels are random, norms one and biases zero.
 
-    Every shape is a program of its own: one program that makes all of a large U-Net's thousand and more parameters
-    takes a GPU's compiler many minutes.
+    Each shape is a program of its own: one program for the more than thousand parameters of a large U-Net takes a GPU's
+    compiler many minutes.
 
     Args:
-      make: what returns the module, from ``dtype``, ``param_dtype`` and ``rngs``.
+      make: builds the module.
       dtype: of its computation and parameters.
     """
-    module = nnx.eval_shape(lambda: make(dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: make(layers.Types(dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))))
     for index, (path, parameter) in enumerate(nnx.to_flat_state(nnx.state(module, nnx.Param))):
         if path[-1] in ("scale", "bias"):
             value = jnp.full(parameter.shape, float(path[-1] == "scale"), parameter.dtype)
@@ -56,13 +54,14 @@ def random_module(make: Callable[..., nnx.Module], dtype: Any) -> nnx.Module:
 
 
 def main(_) -> None:
-    """Writes one component after another."""
-    config = flags.FLAGS.config.to_dict()
-    for name in build.components_of(config):
-        folder.save(flags.FLAGS.out, name, random_component(name, config[name]["model"], jnp.bfloat16), config)
+    """Write one component after another."""
+    config = stages.parse_config(presets.load(flags.FLAGS.config).to_dict())
+    for name in config.components:
+        folder.save(flags.FLAGS.out, name, random_component(config, name, jnp.bfloat16), config)
 
 
 if __name__ == "__main__":
-    # Not at the top, as others import this file.
+    # Not at the top, because other benchmarks import this file.
     flags.DEFINE_string("out", None, "Weights folder.", required=True)
-    commands.run(main, "random_weights.py", str(REPOSITORY / "configs/envision3d.py"))
+    flags.DEFINE_string("config", "envision3d", "Preset or config file, NAME or NAME:VARIANT.")
+    app.run(main)

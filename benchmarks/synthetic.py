@@ -1,4 +1,4 @@
-"""How many synthetic objects a second this device draws: 32 colour and 8 normal views of each at 128 px.
+"""Measure how many synthetic objects per second this device draws: 32 color and 8 normal views of each at 128 px.
 
     python benchmarks/synthetic.py [--batches=8] [--batch=64]
 
@@ -16,18 +16,18 @@ from e3d_jax.data import synthetic
 from e3d_jax.data.synthetic import objects, tracer
 
 BATCHES = flags.DEFINE_integer("batches", 8, "Batches to time.", lower_bound=1)
-BATCH = flags.DEFINE_integer("batch", 64, "Objects a batch.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", 64, "Objects per batch.", lower_bound=1)
 
 
 @jax.jit
 def draw(batch: objects.ObjectParams, ring) -> tuple[jax.Array, jax.Array]:
-    """All views, and the normals of the anchors."""
+    """Draw all views, and the normals of the anchors."""
     images = tracer.render(objects.normalize(batch), ring)
-    return images.rgba, images.normals[:, cameras.ANCHORS]
+    return images.rgba, images.normals[:, cameras.RELEASED.anchors]
 
 
 def main(_) -> None:
-    """Times both and prints a table."""
+    """Time both and print a line."""
     ring, size = cameras.ring(128), BATCH.value
     batches = [
         jax.device_put(objects.stack([synthetic.sample_object("train", 0, size * b + i) for i in range(size)]))
@@ -39,9 +39,10 @@ def main(_) -> None:
         jax.block_until_ready(draw(batch, ring))
     drawn = BATCHES.value * size / (time.perf_counter() - start)
 
-    next(synthetic.generate("train", 0, 0, size, batch=size))
+    views = {"cameras": ring, "normal_views": cameras.RELEASED.anchors, "batch": size}
+    next(synthetic.generate("train", 0, range(size), **views))
     start = time.perf_counter()
-    count = sum(1 for _ in synthetic.generate("train", 0, 0, BATCHES.value * size, batch=size))
+    count = sum(1 for _ in synthetic.generate("train", 0, range(BATCHES.value * size), **views))
     generated = count / (time.perf_counter() - start)
     print(f"{jax.devices()[0].device_kind}: draw {drawn:.1f} objects/s, generate {generated:.1f} objects/s")
 

@@ -28,9 +28,9 @@ TURN_DIGITS = 6
 class ViewLayout(settings.Settings):
     """The views that a system generates: a ring of cameras around the object, some of which are *anchors*.
 
-    The default is the ring of Envision3D (arXiv 2403.08902): 32 level cameras, view k at azimuth k * 11.25 degrees, view
-    0 that of the input image, every fourth view an anchor. A *window* is what the interpolation stage generates at once:
-    the views from one anchor to the next but one.
+    The default is the ring of Envision3D (arXiv 2403.08902): 32 level cameras, view k at azimuth k * 11.25 degrees,
+    view 0 that of the input image, every fourth view an anchor. A *window* is what the interpolation stage generates at
+    once: the views from one anchor to the next but one.
     """
 
     num_views: int = settings.setting("Cameras on the ring.", 32, at_least=1)
@@ -130,21 +130,19 @@ def _turns(world_from_cam: Any) -> Any:
     return lib.round(lib.arctan2(position[..., 1], position[..., 0]) / (2 * np.pi), TURN_DIGITS)
 
 
-def azimuth_of(world_from_cam: Float[structs.ArrayLike, "*b 4 4"]) -> Float[structs.ArrayLike, "*b"]:
+def azimuth_of(world_from_cam: Float[Any, "*b 4 4"]) -> Float[Any, "*b"]:
     """Azimuths of camera positions, in [0, 2 pi); NumPy in, NumPy out."""
     return (_turns(world_from_cam) % 1.0 * (2 * np.pi)).astype(np.float32)
 
 
-def relative_azimuth(
-    world_from_cam: Float[structs.ArrayLike, "b v 4 4"], reference: Float[structs.ArrayLike, "b 1 4 4"]
-) -> Float[structs.ArrayLike, "b v"]:
+def relative_azimuth(world_from_cam: Float[Any, "b v 4 4"], reference: Float[Any, "b 1 4 4"]) -> Float[Any, "b v"]:
     """Azimuths in [0, 2 pi) as seen from a reference camera; NumPy in, NumPy out."""
     lib = np if isinstance(world_from_cam, np.ndarray) else jnp
     turns = lib.round(_turns(world_from_cam) - _turns(reference), TURN_DIGITS)
     return (turns % 1.0 * (2 * np.pi)).astype(np.float32)
 
 
-def elevation_of(world_from_cam: Float[structs.ArrayLike, "*b 4 4"]) -> Float[structs.ArrayLike, "*b"]:
+def elevation_of(world_from_cam: Float[Any, "*b 4 4"]) -> Float[Any, "*b"]:
     """Elevations of camera positions; NumPy in, NumPy out."""
     lib = np if isinstance(world_from_cam, np.ndarray) else jnp
     position = world_from_cam[..., :3, 3].astype(np.float64 if lib is np else jnp.float32)
@@ -168,7 +166,7 @@ def turned(cameras: structs.Cameras, azimuth: Float[structs.ArrayLike, " b"]) ->
 
 def mirrored(cameras: structs.Cameras) -> structs.Cameras:
     """Cameras of mirror images: the world reflected at the xz plane, each image flipped left to right."""
-    center = np.asarray(cameras.center) * np.float32([-1, 1]) + np.float32([cameras.width, 0])
+    center = np.asarray(cameras.center) * np.array([-1, 1], np.float32) + np.array([cameras.width, 0], np.float32)
     pose = MIRROR_WORLD @ np.asarray(cameras.world_from_cam) @ MIRROR_CAM
     return dataclasses.replace(cameras, world_from_cam=pose, center=center)
 

@@ -78,14 +78,14 @@ class ComponentConfig:
       diffusion: what training and sampling must agree on; None if the stage does not diffuse.
       loss: of its training.
       sampling: how the trained component is used; None if there is nothing to choose.
-      train: the run that trains it; None if this config does not train it.
+      train: :class:`TrainSettings` of the run that trains it; None if this config does not train it.
     """
 
     model: Any
     diffusion: Any = None
     loss: Any = None
     sampling: Any = None
-    train: TrainSettings | None = None
+    train: Any = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping, the sections that are None left out."""
@@ -150,6 +150,20 @@ class SystemConfig:
     def latent_size(self, stage: str) -> int:
         """Width and height of a stage's latents."""
         return self.size // self.autoencoder(stage).factor
+
+    def training(self, component: str) -> TrainSettings:
+        """Settings of the run that trains a component.
+
+        Raises:
+          ValueError: the config does not train it.
+        """
+        train = self[component].train
+        if train is None:
+            raise ValueError(
+                f"the config has no section {component}.train, which says how the {component} is trained; add one, or "
+                "use trained weights (--init)"
+            )
+        return train
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping of JSON's types; what config files hold."""

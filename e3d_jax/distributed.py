@@ -5,7 +5,7 @@ import os
 import jax
 
 
-def join_processes(
+def join(
     detect: bool = False,
     coordinator: str | None = None,
     num_processes: int | None = None,

@@ -1,18 +1,48 @@
-"""Files that are never seen half-written."""
+"""Storage: files that are never seen half-written, on this machine or in a bucket.
+
+Only this module knows where shards of records lie. Its paths go through :mod:`etils.epath`, so ``gs://BUCKET/...``
+works where a client for it is installed (``gcsfs``). A shard for a bucket is written to a temporary folder and copied
+once it is whole. Reading shards is left to ArrayRecord; not all of its builds can open ``gs://``, and for those the
+bucket must be copied or mounted.
+"""
 
 import contextlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 
+from etils import epath
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Return whether a path is a URL such as ``gs://BUCKET/FOLDER``."""
+    return "://" in os.fspath(path)
+
+
+def join(folder: str | os.PathLike, *names: str) -> str:
+    """Return the path of a file below a folder."""
+    return str(epath.Path(folder).joinpath(*names))
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Return whether there is a file or folder of this path."""
+    return epath.Path(path).exists()
+
+
+def glob(folder: str | os.PathLike, pattern: str) -> list[str]:
+    """Return the sorted paths below a folder that match a pattern; none if the folder does not exist."""
+    below = epath.Path(folder)
+    return sorted(str(path) for path in below.glob(pattern)) if below.exists() else []
+
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Says in one sentence what it means when what is done inside, writing to a path, fails.
+def write_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Re-raise I/O errors from this block as one OSError that names the path.
 
     Raises:
-      OSError: it failed.
+      OSError: writing failed.
     """
     try:
         yield
@@ -22,13 +52,16 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames it: it appears whole or not at all.
+    """Write a file under a temporary name beside it, then rename it: it appears whole or not at all.
 
     Raises:
       OSError: the folder does not exist or cannot be written to.
     """
-    path = pathlib.Path(path)
-    with writing(path):
+    with write_errors(path):
+        if is_remote(path):
+            epath.Path(path).write_bytes(data)  # Buckets show an object only once it is complete.
+            return
+        path = pathlib.Path(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -38,3 +71,53 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
         except BaseException:
             pathlib.Path(name).unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yield a local file to write, which becomes ``path`` when the block ends well and is removed otherwise.
+
+    Folders on the way are made. The file is named PATH.incomplete until then; for a bucket it is a temporary one that
+    is uploaded at the end.
+
+    Raises:
+      OSError: the folder cannot be written to.
+    """
+    target = epath.Path(path)
+    incomplete = target.with_name(target.name + ".incomplete")
+    with contextlib.ExitStack() as stack:
+        with write_errors(path):
+            if is_remote(path):
+                local = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / target.name
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                local = pathlib.Path(incomplete)
+        try:
+            yield local
+            with write_errors(path):
+                if is_remote(path):
+                    with local.open("rb") as source, incomplete.open("wb") as upload:
+                        shutil.copyfileobj(source, upload)
+                    incomplete.replace(target)
+                else:
+                    os.replace(local, target)
+        finally:
+            local.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def local_copy(path: str | os.PathLike) -> Iterator[str]:
+    """Yield a local path of a file: its own, or that of a temporary copy where it is remote.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    if not is_remote(path):
+        yield os.fspath(path)
+        return
+    remote = epath.Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        local = pathlib.Path(folder) / remote.name
+        with remote.open("rb") as source, local.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+        yield str(local)

@@ -1,27 +1,19 @@
-"""The files of one result, and the pictures that show it."""
+"""The files of one result, and the images that show it."""
 
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import tempfile
-from collections.abc import Mapping
-from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from e3d_jax import __version__, cameras, images, system, views_io
+from e3d_jax import cameras, images, reports, system, views_io
+from e3d_jax import config as config_lib
 from e3d_jax.mesh import export, preview
-
-REPORTED = ("jax", "jaxlib", "flax", "numpy")
-REPORT = "report.json"
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Make a folder for results and try to write in it: better now than after minutes of work.
+    """Make a folder for results and try to write in it, rather now than after minutes of work.
 
     Raises:
       OSError: it cannot be made or written.
@@ -34,24 +26,26 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 
 def check_replaceable(folder: str | os.PathLike) -> None:
-    """Guards what :func:`write_result` would otherwise replace.
+    """Refuse to let :func:`write_result` replace anything but an earlier result.
 
     Raises:
       FileExistsError: the folder holds something other than an earlier result.
     """
     folder = pathlib.Path(folder)
     if folder.is_dir():
-        replaceable = (folder / REPORT).is_file() or not any(folder.iterdir())
+        replaceable = (folder / reports.REPORT).is_file() or not any(folder.iterdir())
     else:
         replaceable = not os.path.lexists(folder)
     if not replaceable:
         raise FileExistsError(
-            f"{folder} exists and is no earlier result (it has no {REPORT}), so it is not replaced; "
+            f"{folder} exists and is not an earlier result (it has no {reports.REPORT}), so it is not replaced; "
             "move it or choose another folder"
         )
 
 
-def write_result(folder: str | os.PathLike, result: system.Result, *, seed: int, config: Mapping[str, Any]) -> None:
+def write_result(
+    folder: str | os.PathLike, result: system.Result, *, seed: int, config: config_lib.SystemConfig
+) -> None:
     """Write a result's folder; it appears under its name whole or not at all, and replaces an earlier result there.
 
     Raises:
@@ -70,7 +64,16 @@ def write_result(folder: str | os.PathLike, result: system.Result, *, seed: int,
             export.write_glb(partial / "mesh.glb", result.mesh)
             images.write_png(partial / "contact_sheet.png", contact_sheet(result))
             preview.write_turntable(partial / "turntable.gif", result.mesh)
-            (partial / REPORT).write_text(json.dumps(report(result, seed=seed, config=config), indent=2))
+            reports.write(
+                partial,
+                reports.report(
+                    seed=seed,
+                    seconds=result.seconds,
+                    peak_memory_gb=result.peak_memory,
+                    mesh=result.mesh,
+                    settings=config.to_dict(),
+                ),
+            )
         except OSError as error:
             raise OSError(f"cannot write {folder} ({error.strerror or error}); check the disk and try again") from error
         if folder.exists():
@@ -83,39 +86,25 @@ def write_result(folder: str | os.PathLike, result: system.Result, *, seed: int,
             raise
 
 
-def report(result: system.Result, *, seed: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What made a result, and what it took."""
-    return {
-        "seed": seed,
-        "seconds": result.seconds,
-        "peak_memory_gb": result.peak_memory,
-        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind},
-        "mesh": {"vertices": len(result.mesh.vertices), "faces": len(result.mesh.faces)},
-        "versions": {
-            "e3d_jax": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in REPORTED},
-        },
-        "config": config,
-    }
-
-
 def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
-    """One picture of everything.
+    """Return one image of everything.
 
-    Rows: the input, its normal map and six looks at the mesh; the 32 views, every fourth an anchor; the anchors' normal
-    maps.
+    Rows: the input, its normal map and looks at the mesh; the views, as many per row as there are normal maps; the
+    normal maps.
     """
     size = result.input.shape[0]
-    looks = preview.render_mesh(result.mesh, cameras.ring(size, 6))
-    known = np.asarray(result.views.normals.any(-1), np.float32)
-    normals = np.asarray(images.encode_normal(result.views.normals, known))
+    encoded = images.encode_normal(result.views.normals, np.asarray(result.views.normals.any(-1), np.float32))
+    per_row = len(encoded)
+    looks = preview.render_mesh(result.mesh, cameras.ring(size, max(per_row - 2, 1)))
+    views = list(result.views.rgba)
     rows: list[list[np.ndarray]] = [
         [result.input, result.input_normal, *looks],
-        *(list(row) for row in np.split(result.views.rgba, 4)),
-        list(normals),
+        *(views[first : first + per_row] for first in range(0, len(views), per_row)),
+        list(encoded),
     ]
-    tiles = [[_over_white(image) for image in row] for row in rows]
+    blank = np.ones((size, size, 3), np.float32)
+    width = max(map(len, rows))
+    tiles = [[_over_white(image) for image in row] + [blank] * (width - len(row)) for row in rows]
     return np.concatenate([np.concatenate(row, 1) for row in tiles], 0)
 
 

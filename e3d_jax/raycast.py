@@ -90,10 +90,10 @@ class Surface:
         """Return the columns (axis 0) or rows (axis 1) of pixels that can see the surface."""
         size = (camera.width, camera.height)[axis]
         pose = np.asarray(camera.world_from_cam)[0]
-        seen = (self._corners - pose[:3, 3]) @ pose[:3, :3]
-        if seen[:, 2].min() <= 1e-3:
+        local = (self._corners - pose[:3, 3]) @ pose[:3, :3]
+        if local[:, 2].min() <= 1e-3:
             return slice(0, size)  # It reaches behind the camera, where projections are meaningless.
-        at = seen[:, axis] / seen[:, 2] * np.asarray(camera.focal)[0, axis] + np.asarray(camera.center)[0, axis]
+        at = local[:, axis] / local[:, 2] * np.asarray(camera.focal)[0, axis] + np.asarray(camera.center)[0, axis]
         return slice(min(size, max(0, int(at.min()) - 1)), min(size, max(0, int(at.max()) + 2)))
 
 

@@ -220,7 +220,8 @@ def _type_name(kind: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_type_name, arguments))
     if origin is tuple:
-        many = arguments[-1] is ...
-        element = _type_name(arguments[0]).removeprefix("an ").removeprefix("a ")
-        return f"a sequence of {element}s" if many else f"{len(arguments)} values"
+        if arguments[-1] is not ...:
+            return f"{len(arguments)} values"
+        plural = {int: "integers", float: "numbers", bool: "True or False", str: "strings"}
+        return f"a sequence of {plural.get(arguments[0], 'pairs')}"
     return "settings by name"

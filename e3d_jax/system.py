@@ -235,9 +235,7 @@ def _checked(source) -> Float[np.ndarray, "h w 4"]:
         return images.read_image(source)
     array = np.asarray(source)
     if array.ndim != 3 or array.shape[-1] != 4 or min(array.shape[:2]) < images.MIN_SIDE:
-        raise ValueError(
-            f"the image has shape {array.shape}; expected (h, w, 4), at least {images.MIN_SIDE} px a side"
-        )
+        raise ValueError(f"the image has shape {array.shape}; expected (h, w, 4), at least {images.MIN_SIDE} px a side")
     # Bytes are refused too, as 255 times too bright.
     if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= 0 and array.max() <= 1):
         raise ValueError(f"the image's values are not floats in [0, 1] but {array.dtype}; divide bytes by 255")

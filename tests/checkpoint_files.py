@@ -1,4 +1,4 @@
-"""Checkpoints as PyTorch writes them, without PyTorch: a pickle in a zip file, put together from its opcodes."""
+"""Checkpoints as PyTorch writes them, without PyTorch: a pickle in a zip file, assembled from opcodes."""
 
 import pickle
 import zipfile
@@ -9,17 +9,17 @@ KINDS = {"f": "FloatStorage", "e": "HalfStorage", "d": "DoubleStorage", "q": "Lo
 
 
 def value(content):
-    """Opcodes that push plain content."""
+    """Return opcodes that push plain content."""
     return pickle.dumps(content, 0)[:-1]
 
 
 def name(module, attribute):
-    """Opcodes that push what a module holds under a name."""
+    """Return opcodes that push an attribute of a module."""
     return f"c{module}\n{attribute}\n".encode()
 
 
 def tensor(key, array, offset=0, strides=None, kind=None):
-    """Opcodes that push a tensor: a call that rebuilds it from a storage."""
+    """Return opcodes that push a tensor: a call that rebuilds it from a storage."""
     strides = strides or tuple(stride // array.itemsize for stride in array.strides)
     storage = b"(" + value("storage") + name("torch", kind or KINDS[array.dtype.char.lower().replace("l", "q")])
     storage += value(key) + value("cpu") + value(array.size) + b"tQ"
@@ -28,13 +28,13 @@ def tensor(key, array, offset=0, strides=None, kind=None):
 
 
 def state(arrays):
-    """Opcodes that push a dict of tensors, whose storages are numbered."""
+    """Return opcodes that push a dict of tensors, whose storages are numbered."""
     items = [value(key) + tensor(str(i), array) for i, (key, array) in enumerate(arrays.items())]
     return b"(" + b"".join(items) + b"d"
 
 
 def write(path, arrays, pickled=None):
-    """A checkpoint of arrays; ``pickled`` are the opcodes of something else that is said of them."""
+    """Write a checkpoint of arrays; ``pickled`` replaces the opcodes of its pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         program = (b"(" + value("state_dict") + state(arrays) + b"d") if pickled is None else pickled
         archive.writestr("archive/data.pkl", b"\x80\x02" + program + b".")

@@ -36,17 +36,10 @@ def ball_record(index: int = 0, size: int = 32):
         image = np.concatenate([np.where(hit[..., None], rgb, 1), hit[..., None]], -1)
         return (image * 255).round().astype(np.uint8)
 
-    anchors = cameras.RELEASED.anchors
+    rig = records.Rig.of_layout(cameras.RELEASED, size)
     normals = over_white((normal + 1) / 2)
-    return records.encode(
-        f"ball-{index}",
-        {"generator": "test", "index": index},
-        ring,
-        {"color": dict(enumerate(over_white(color))), "normal": {view: normals[view] for view in anchors}},
-        anchors=anchors,
-        ring=range(len(ring)),
-        inputs=anchors,
-    )
+    maps = {"color": dict(enumerate(over_white(color))), "normal": {view: normals[view] for view in rig.normal_views}}
+    return records.encode(f"ball-{index}", {"generator": "test", "index": index}, rig, maps)
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +68,23 @@ def full_disk():
 def ball():
     """One ball's record."""
     return ball_record()
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URL of a bucket that is kept in memory."""
+    memory = pytest.importorskip("fsspec.implementations.memory")
+    from etils.epath import backend
+
+    class Storage(memory.MemoryFileSystem):
+        store, pseudo_dirs = {}, [""]
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.removeprefix("gs:/"))
+
+        def glob(self, path, **options):
+            return [found.lstrip("/") for found in super().glob(path, **options)]
+
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: Storage(skip_instance_cache=True))
+    return "gs://bucket"

@@ -21,7 +21,7 @@ PIPELINES = {
 
 
 def write(name, folder):
-    """A component's folder in diffusers' format."""
+    """Write a component's folder in diffusers' format."""
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((FIXTURE / "configs.json").read_text())[name]
     (folder / "config.json").write_text(json.dumps(config))
@@ -30,13 +30,13 @@ def write(name, folder):
 
 
 def load(name, folder, dtype=jnp.float32):
-    """A component, loaded through the folder format."""
+    """Load a component through the folder format."""
     write(name, folder)
     return diffusers.load(folder, dtype=dtype, param_dtype=dtype)
 
 
 def write_pipelines(folder):
-    """Both pipelines' folders, by stage."""
+    """Write both pipelines; returns their folders by stage."""
     for stage, components in PIPELINES.items():
         for name, source in components.items():
             write(source, folder / stage / name)

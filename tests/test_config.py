@@ -43,7 +43,11 @@ def presets_identity():
         ("interpolation.sampling.anchor_noise", -0.1, "anchor_noise is -0.1"),
         ("anchor.sampling.guidance", 3.0, "unknown setting anchor.sampling.guidance; known: num_steps, sampler"),
         ("anchor.loss.terminal_step_fraction", 1.0, "fraction is 1.0; expected at least 0 and below 1"),
-        ("anchor.model.unet.in_channels", 6, "anchor.model.unet.in_channels is 6; expected 16, as the autoencoder has 8"),
+        (
+            "anchor.model.unet.in_channels",
+            6,
+            "anchor.model.unet.in_channels is 6; expected 16, as the autoencoder has 8",
+        ),
         ("interpolation.model.unet.out_channels", 4, "out_channels is 4; expected 8, as the autoencoder has 8"),
         ("anchor.model.image_encoder.projection_dim", 5, "cross_attention_dim is .*; expected 5, the image_encoder's"),
         ("anchor.magic", {}, "unknown setting anchor.magic; known: model, diffusion, loss, sampling, train"),
@@ -68,7 +72,9 @@ def test_a_setting_that_does_not_fit_is_refused(path, value, said):
 
 
 def test_a_prediction_that_is_undefined_at_pure_noise_is_refused():
-    with pytest.raises(ValueError, match=r"anchor\.diffusion\.prediction is 'epsilon'; expected 'v' with zero_terminal"):
+    with pytest.raises(
+        ValueError, match=r"anchor\.diffusion\.prediction is 'epsilon'; expected 'v' with zero_terminal"
+    ):
         stages.parse_config(changed("anchor.diffusion.prediction", "epsilon"))
 
 

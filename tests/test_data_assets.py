@@ -1,8 +1,9 @@
-"""Meshes of any format as pictures and records."""
+"""Meshes of any format as images and records."""
 
 import itertools
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -12,16 +13,17 @@ from PIL import Image
 from scipy import spatial
 
 from e3d_jax import cameras, views_io
-from e3d_jax.data import assets, loader, records
-from e3d_jax.data.assets import reading
+from e3d_jax.data import assets, records
+from e3d_jax.data.assets import jobs, reading
+from e3d_jax.stages import anchor
 
 
 def textured_box(extents=(0.2, 0.4, 0.8)) -> trimesh.Trimesh:
     """Upper half of the texture red, lower half blue; mapped by height, so that the top (world z) is red."""
     box = trimesh.creation.box(extents=extents)
     height = (box.vertices[:, 2] > 0) * 0.8 + 0.1
-    picture = Image.fromarray(np.uint8([[[255, 0, 0]], [[0, 0, 255]]]).repeat(8, 0).repeat(8, 1))
-    box.visual = trimesh.visual.TextureVisuals(uv=np.stack([height * 0 + 0.5, height], -1), image=picture)
+    image = Image.fromarray(np.uint8([[[255, 0, 0]], [[0, 0, 255]]]).repeat(8, 0).repeat(8, 1))
+    box.visual = trimesh.visual.TextureVisuals(uv=np.stack([height * 0 + 0.5, height], -1), image=image)
     return box
 
 
@@ -29,7 +31,7 @@ def front(asset, size=32):
     return assets.render(asset, cameras.ring(size)[:1], np.arange(1))
 
 
-def test_asset_is_centred_and_normalised(tmp_path):
+def test_asset_is_centered_and_normalized(tmp_path):
     textured_box().apply_translation([3, 4, 5]).export(tmp_path / "box.obj")
     vertices = reading.read_asset(tmp_path / "box.obj").vertices
     np.testing.assert_allclose(vertices.max(0), -vertices.min(0))
@@ -42,14 +44,14 @@ def test_gltf_axes_become_world_axes(tmp_path):
     np.testing.assert_allclose(np.argsort(np.ptp(asset.vertices, axis=0)), [1, 2, 0])  # glTF z is world x
 
 
-def test_y_up_files_are_turned(tmp_path):
+def test_y_up_files_are_rotated(tmp_path):
     trimesh.creation.box(extents=(0.2, 0.4, 0.8)).export(tmp_path / "box.stl")
     assert np.ptp(reading.read_asset(tmp_path / "box.stl").vertices, axis=0).argmax() == 2
     assert np.ptp(reading.read_asset(tmp_path / "box.stl", y_up=True).vertices, axis=0).argmax() == 0
 
 
 @pytest.mark.parametrize("suffix", [".obj", ".glb"])
-def test_textures_are_seen(tmp_path, suffix):
+def test_textures_are_drawn(tmp_path, suffix):
     (tmp_path / "box").mkdir()
     textured_box().export(tmp_path / "box" / f"box{suffix}")
     asset = reading.read_asset(tmp_path / "box" / f"box{suffix}", y_up=False)
@@ -61,7 +63,7 @@ def test_textures_are_seen(tmp_path, suffix):
         assert rgba[8, 16, 0] > 0.5 > rgba[8, 16, 2] and rgba[23, 16, 2] > 0.5 > rgba[23, 16, 0]
 
 
-def test_vertex_colours_and_parts_with_transforms(tmp_path):
+def test_vertex_colors_and_parts_with_transforms(tmp_path):
     scene = trimesh.Scene()
     for side, color in ((-1, [0, 255, 0, 255]), (1, [255, 0, 0, 255])):
         ball = trimesh.creation.icosphere(2, 0.2)
@@ -90,7 +92,7 @@ def test_normals_are_smooth_except_across_creases():
     np.testing.assert_allclose(reading.crease_normals(ball.vertices, ball.faces), ball.triangles, atol=0.02)
 
 
-def test_pictures_normals_and_depths_of_a_box(tmp_path):
+def test_images_normals_and_depths_of_a_box(tmp_path):
     box = trimesh.creation.box(extents=(0.2, 0.4, 0.8))
     box.export(tmp_path / "box.ply")
     drawn = front(reading.read_asset(tmp_path / "box.ply"))
@@ -124,7 +126,7 @@ def broken(path, kind):
     ("kind", "message"),
     [("bytes", "damaged"), ("points", "no triangles"), ("flat faces", "no triangles"), ("nan", "no triangles")],
 )
-def test_what_holds_no_surface_is_refused(tmp_path, kind, message):
+def test_files_without_a_surface_are_refused(tmp_path, kind, message):
     path = tmp_path / ("mesh.glb" if kind == "bytes" else "mesh.ply")
     broken(path, kind)
     with pytest.raises(ValueError, match=message) as error:
@@ -138,7 +140,7 @@ def test_huge_textures_are_shrunk(tmp_path, monkeypatch):
     assert reading.read_asset(tmp_path / "box.obj").textures[0].shape == (8, 4, 3)
 
 
-def test_degenerate_faces_do_not_matter(tmp_path):
+def test_degenerate_faces_are_dropped(tmp_path):
     box = trimesh.creation.box()
     vertices = np.concatenate([box.vertices, [[np.nan] * 3, [0, 0, 0.1]]])
     faces = np.concatenate([box.faces, [[0, 0, 1], [0, 1, 8]]])
@@ -149,7 +151,7 @@ def test_degenerate_faces_do_not_matter(tmp_path):
 
 @pytest.fixture(scope="module")
 def mesh_folder(tmp_path_factory):
-    """A ball, a box in a subfolder, and a file that is no mesh."""
+    """A ball, a box in a subfolder, and a file that is not a mesh."""
     folder = tmp_path_factory.mktemp("meshes")
     (folder / "deep").mkdir()
     trimesh.creation.icosphere(1).export(folder / "ball.ply")
@@ -158,38 +160,52 @@ def mesh_folder(tmp_path_factory):
     return folder
 
 
+def settings_of(size=16, num_views=8, normals=True, **more) -> assets.RenderSettings:
+    """Settings of a ring with eight anchors."""
+    layout = cameras.ViewLayout(num_views=num_views)
+    return assets.RenderSettings(records.Rig.of_layout(layout, size, normals=normals), **more)
+
+
+def write_records(meshes, out, settings, **more):
+    return assets.write_records(meshes, out, settings, workers=0, **more)
+
+
+def write_folders(meshes, out, settings):
+    return assets.write_folders(meshes, out, settings, workers=0)
+
+
 def test_folders_of_views(mesh_folder, tmp_path, capsys):
-    settings = assets.Settings(num_views=8, size=16, folder=tmp_path)
-    assert assets.write(mesh_folder, tmp_path, settings) == (2, 0, 1)
+    assert write_folders(mesh_folder, tmp_path, settings_of()) == (2, 0, 1)
     assert "broken.glb is damaged" in capsys.readouterr().err
     views = views_io.read_views(tmp_path / "deep" / "box")
     assert views.rgba.shape == (8, 16, 16, 4) and len(views.normal_views) == 8
     transforms = json.loads((tmp_path / "ball" / "transforms.json").read_text())
     depth = np.asarray(Image.open(tmp_path / "ball" / transforms["frames"][3]["depth_path"]))
     assert depth[8, 8] * transforms["integer_depth_scale"] == pytest.approx(1.0, abs=0.03)
-    assert assets.write(mesh_folder, tmp_path, settings) == (0, 2, 1)
+    assert write_folders(mesh_folder, tmp_path, settings_of()) == (0, 2, 1)
 
 
 def test_records_resume_and_feed_training(mesh_folder, tmp_path):
-    settings = assets.Settings(size=16)
-    assert assets.write(mesh_folder / "deep", tmp_path, settings) == (1, 0, 0)
-    trimesh.creation.icosphere(1).export(mesh_folder / "deep" / "ball.ply")
-    assert assets.write(mesh_folder / "deep", tmp_path, settings) == (1, 1, 0)
+    settings = settings_of(num_views=32)
+    meshes = tmp_path / "meshes"
+    shutil.copytree(mesh_folder / "deep", meshes)
+    assert write_records(meshes, tmp_path, settings) == (1, 0, 0)
+    trimesh.creation.icosphere(1).export(meshes / "ball.ply")
+    assert write_records(meshes, tmp_path, settings) == (1, 1, 0)
     shards = records.find_shards(tmp_path)
     assert len(shards) == 2
     record = records.unpack(array_record_module.ArrayRecordReader(shards[0]).read_all()[0])
     assert record.id == "box" and record.provenance["file"] == "box.glb"
-    example = loader.anchor_example(record, np.random.default_rng(0))
-    assert example["target"].shape == (2, 8, 16, 16, 4)
+    example = anchor.Images().example(record, np.random.default_rng(0), None)
+    assert example.targets.shape == (2, 8, 16, 16, 4)
 
 
-def test_further_poses_are_turned_at_random(tmp_path):
+def test_further_poses_are_random_rotations(tmp_path):
     (tmp_path / "meshes").mkdir()
     textured_box().export(tmp_path / "meshes" / "box.glb")
     out = tmp_path / "meshes" / "out"
-    one, three = (assets.Settings(num_views=8, size=16, poses=poses, folder=out) for poses in (1, 3))
-    assert assets.write(tmp_path / "meshes", out, one) == (1, 0, 0)
-    assert assets.write(tmp_path / "meshes", out, three) == (2, 1, 0)
+    assert write_folders(tmp_path / "meshes", out, settings_of(poses=1)) == (1, 0, 0)
+    assert write_folders(tmp_path / "meshes", out, settings_of(poses=3)) == (2, 1, 0)
     views = [views_io.read_views(out / f"box{pose}").rgba for pose in ("", "@1", "@2")]
     asset = reading.read_asset(tmp_path / "meshes" / "box.glb")
     as_in_the_file = assets.render(asset, cameras.ring(16, 8), np.arange(0)).views.rgba
@@ -199,7 +215,7 @@ def test_further_poses_are_turned_at_random(tmp_path):
 
 @pytest.fixture
 def rendered(tmp_path):
-    """A folder of views of a box, as another renderer may leave them: a normal map of every view."""
+    """A folder of views of a box, as another renderer may write them: a normal map for every view."""
     textured_box().export(tmp_path / "box.glb")
     ring = cameras.ring(16, 8)
     drawn = assets.render(reading.read_asset(tmp_path / "box.glb"), ring, np.arange(8))
@@ -208,72 +224,72 @@ def rendered(tmp_path):
 
 
 def test_renders_become_the_record_of_their_mesh(rendered, tmp_path):
-    settings = assets.Settings(num_views=8, size=16, poses=3)
+    settings = settings_of(poses=3)
     found = []
-    for folder in (rendered, tmp_path):  # The second has the mesh, too.
-        assets.write(folder, tmp_path / folder.name / "out", settings)
+    for folder in (rendered, tmp_path):  # The second has the mesh as well.
+        write_records(folder, tmp_path / folder.name / "out", settings)
         for shard in records.find_shards(tmp_path / folder.name / "out"):
             found += [records.unpack(data) for data in array_record_module.ArrayRecordReader(shard).read_all()]
     by_name = {record.id: record for record in found}
     assert sorted(by_name) == ["box", "box@1", "box@2", "renders/box"]
     for index in range(8):
-        np.testing.assert_allclose(by_name["renders/box"].view(index), by_name["box"].view(index), atol=1)
-        np.testing.assert_allclose(by_name["renders/box"].normal(index), by_name["box"].normal(index), atol=2)
+        np.testing.assert_allclose(by_name["renders/box"].image(index), by_name["box"].image(index), atol=1)
+        there, here = (by_name[name].image(index, "normal") for name in ("renders/box", "box"))
+        np.testing.assert_allclose(there, here, atol=2)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"size": 32}, "holds 8 views of 16 px; wanted are 8 of 32 px"),
-        ({"num_views": 32}, "holds 8 views of 16 px; wanted are 32 of 16 px"),
+        ({"size": 32}, "holds 8 views of 16 px; expected 8 of 32 px"),
+        ({"num_views": 32}, "holds 8 views of 16 px; expected 32 of 16 px"),
     ],
 )
-def test_renders_of_another_kind_are_skipped(rendered, tmp_path, capsys, changes, said):
-    settings = assets.Settings(**{"num_views": 8, "size": 16} | changes)
-    assert assets.write(rendered, tmp_path / "out", settings) == (0, 0, 1)
-    assert said in capsys.readouterr().err
+def test_renders_of_another_size_or_number_are_skipped(rendered, tmp_path, capsys, changes, message):
+    assert write_records(rendered, tmp_path / "out", settings_of(**changes)) == (0, 0, 1)
+    assert message in capsys.readouterr().err
+
+
+def test_a_dataset_without_any_readable_mesh_has_no_shard(rendered, tmp_path):
+    write_records(rendered, tmp_path / "out", settings_of(size=32))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda t: t.update(fl_x=20.0, fl_y=20.0), "focal of view 0 is not that of the ring"),
-        (lambda t: t["frames"].reverse(), "world_from_cam of view 0 is not that of the ring"),
+        (lambda t: t.update(fl_x=20.0, fl_y=20.0), "focal of view 0 differs from the expected camera"),
+        (lambda t: t["frames"].reverse(), "world_from_cam of view 0 differs from the expected camera"),
         (lambda t: t["frames"][3].pop("normal_path"), "has no normal map of view 3"),
     ],
 )
-def test_renders_of_other_cameras_are_skipped(rendered, tmp_path, capsys, change, said):
+def test_renders_of_other_cameras_are_skipped(rendered, tmp_path, capsys, change, message):
     path = rendered / "box" / "transforms.json"
     transforms = json.loads(path.read_text())
     change(transforms)
     path.write_text(json.dumps(transforms))
-    assert assets.write(rendered, tmp_path / "out", assets.Settings(num_views=8, size=16)) == (0, 0, 1)
-    assert said in capsys.readouterr().err
+    assert write_records(rendered, tmp_path / "out", settings_of()) == (0, 0, 1)
+    assert message in capsys.readouterr().err
 
 
-def test_shares_make_all_meshes_once(tmp_path):
+def test_shards_of_a_job_make_all_meshes_once(tmp_path):
     (tmp_path / "meshes").mkdir()
     for name in "abc":
         trimesh.creation.icosphere(1).export(tmp_path / "meshes" / f"{name}.ply")
-    settings = assets.Settings(num_views=8, size=16, normals=False)
-    done = [assets.write(tmp_path / "meshes", tmp_path, settings, share=(index, 2)) for index in (0, 1)]
+    settings = settings_of(normals=False)
+    done = [write_records(tmp_path / "meshes", tmp_path, settings, shard=(index, 2)) for index in (0, 1)]
     assert done == [(2, 0, 0), (1, 0, 0)]
-    assert assets._recorded(tmp_path) == set("abc")
-    # Both may run at once: neither takes a name of the other's.
+    assert jobs.recorded(tmp_path) == set("abc")
+    # Both may run at once: neither uses a name of the other's.
     shards = [pathlib.Path(shard).name for shard in records.find_shards(tmp_path)]
     assert shards == ["assets-0000-000000.array_record", "assets-0001-000000.array_record"]
 
 
-def test_a_turned_mesh_is_normalised_and_a_rotation_of_the_file(tmp_path):
+def test_a_rotated_mesh_is_normalized_and_a_rotation_of_the_file(tmp_path):
     trimesh.creation.box((1, 2, 3)).export(tmp_path / "box.ply")
     quarter = spatial.transform.Rotation.from_euler("x", 90, degrees=True)
     vertices = reading.read_asset(tmp_path / "box.ply", rotation=quarter).vertices
     np.testing.assert_allclose(np.ptp(vertices, axis=0), np.array([1, 3, 2]) / np.sqrt(14), atol=1e-6)
-
-
-def test_records_need_the_ring_or_its_anchors(mesh_folder, tmp_path):
-    with pytest.raises(ValueError, match="ring of 32 views or its 8 anchors, not 16 views"):
-        assets.write(mesh_folder, tmp_path, assets.Settings(num_views=16))
 
 
 def test_names_of_files_that_share_a_stem(tmp_path):

@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from e3d_jax import cameras
+from e3d_jax import cameras, files
 from e3d_jax.data import records
 
 
@@ -94,8 +94,8 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path, ball):
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, ball, full_disk):
-    reported = pytest.raises(OSError, match=r"cannot write .*a\.array_record .*check the folder, its space")
-    with reported, records.Writer(tmp_path / "a.array_record") as writer:
+    refusal = pytest.raises(OSError, match=r"cannot write .*a\.array_record .*check the folder, its space")
+    with refusal, records.Writer(tmp_path / "a.array_record") as writer:
         writer.write(records.pack(ball))
     assert not list(tmp_path.iterdir())
 
@@ -111,3 +111,18 @@ def test_a_truncated_shard_is_named(tmp_path, ball_folder, fraction):
     (tmp_path / "cut.array_record").write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(ValueError, match=r"cut\.array_record"):
         records.find_shards(tmp_path)
+
+
+def test_a_shard_for_a_bucket_is_written_whole(bucket, ball):
+    with records.Writer(f"{bucket}/set/a.array_record") as writer:
+        writer.write(records.pack(ball))
+    assert files.glob(f"{bucket}/set", "*") == [f"{bucket}/set/a.array_record"]
+    with files.local_copy(f"{bucket}/set/a.array_record") as local:
+        records.check_shards([local])
+
+
+def test_an_interrupted_shard_leaves_nothing_in_a_bucket(bucket, ball):
+    with pytest.raises(RuntimeError), records.Writer(f"{bucket}/interrupted/a.array_record") as writer:
+        writer.write(records.pack(ball))
+        raise RuntimeError
+    assert not files.exists(f"{bucket}/interrupted/a.array_record")

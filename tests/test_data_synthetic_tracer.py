@@ -1,16 +1,18 @@
-"""Pictures of synthetic objects, against a ball whose picture is known, and against their own fields."""
+"""Images of synthetic objects, against a ball whose image is known, and against their own fields."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 from e3d_jax import cameras
-from e3d_jax.data import synthetic
-from e3d_jax.data.synthetic import objects, shapes
+from e3d_jax.data import records, synthetic
+from e3d_jax.data.synthetic import jobs, objects, shapes
 
-SIZE = 48
+# Not a multiple of a tile's: tiles that reach over the edge are covered, too.
+SIZE = 50
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_depth_of_the_nearest_point(ball):
     assert ball[1].depth[0, 0, SIZE // 2, SIZE // 2] == pytest.approx(1.1, abs=2e-3)
 
 
-def test_normals_point_from_the_centre_in_the_world_frame(ball):
+def test_normals_point_from_the_center_in_the_world_frame(ball):
     images, rays = ball[1], cameras.image_rays(cameras.ring(SIZE, 4))
     directions = np.asarray(rays.directions)
     forward = cameras.ring(SIZE, 4).world_from_cam[:, None, None, :3, 2]
@@ -95,28 +97,79 @@ def test_silhouettes_agree_with_the_field(drawn):
         assert alpha.mean() == pytest.approx(hit.mean(), rel=0.06)
 
 
-def test_a_picture_may_end_inside_a_tile(ball):
-    # The right and lower pixels of a ball's picture are the left and upper ones.
-    images = jax.tree.map(np.asarray, synthetic.render(ball[0], cameras.ring(SIZE - 2, 4)))
-    alpha = images.rgba[..., 3]
+def test_an_image_that_ends_inside_a_tile_is_symmetric(ball):
+    # The right and lower pixels of a ball's image are the left and upper ones.
+    alpha = ball[1].rgba[..., 3]
     np.testing.assert_allclose(alpha, alpha[..., ::-1], atol=0.02)
 
 
-def test_an_object_is_drawn_alike_beside_others(drawn):
+def test_an_object_does_not_depend_on_those_beside_it(drawn):
     params, images = drawn
-    alone = synthetic.render(jax.tree.map(lambda x: x[-1:], params), cameras.ring(SIZE, 4))
-    np.testing.assert_allclose(alone.rgba[0], images.rgba[-1], atol=1e-4)
+    copies = jax.tree.map(lambda x: np.repeat(x[-1:], 4, 0), params)
+    np.testing.assert_allclose(synthetic.render(copies, cameras.ring(SIZE, 4)).rgba[0], images.rgba[-1], atol=1e-4)
 
 
-def test_generated_examples_do_not_depend_on_the_batch():
-    whole = list(synthetic.generate("test", 2, 4, 3, size=12, batch=2))
-    alone = list(synthetic.generate("test", 2, 5, 1, size=12, batch=2))
-    assert [example.index for example in whole] == [4, 5, 6]
-    assert whole[0].rgba.shape == (32, 12, 12, 4)
-    assert whole[0].normals.shape == (8, 12, 12, 4)
-    np.testing.assert_allclose(whole[1].rgba.astype(int), alone[0].rgba.astype(int), atol=1)
+def generate(indices, size=12, **more):
+    """Draw objects from four cameras, with normal maps of two, two objects at a time."""
+    options = {"cameras": cameras.ring(size, 4), "normal_views": np.array([0, 2]), "batch": 2} | more
+    return list(synthetic.generate("test", 2, indices, **options))
 
 
-def test_generate_refuses_an_empty_picture():
+@pytest.fixture(scope="module")
+def examples():
+    return generate(range(4, 7))
+
+
+def test_examples_have_their_views_and_normal_maps(examples):
+    assert [example.index for example in examples] == [4, 5, 6]
+    assert examples[0].rgba.shape == (4, 12, 12, 4)
+    assert examples[0].normals.shape == (2, 12, 12, 4)
+
+
+def test_examples_do_not_depend_on_the_batch(examples):
+    alone = generate([5])
+    np.testing.assert_allclose(examples[1].rgba.astype(int), alone[0].rgba.astype(int), atol=1)
+
+
+def test_generate_refuses_an_empty_image():
     with pytest.raises(ValueError, match="at least 1"):
-        next(synthetic.generate("test", 0, 0, 1, size=0))
+        generate([0], size=0)
+
+
+def write(out, count, **more):
+    rig = records.Rig(cameras.ring(12, 4), anchors=(0, 2), ring=(0, 1, 2, 3), inputs=(0,), normal_views=(0, 2))
+    return jobs.write_records(out, count, rig, split="test", seed=2, batch=2, workers=0, **more)
+
+
+def names(folder):
+    return sorted(path.name.removesuffix(".array_record") for path in folder.iterdir())
+
+
+def test_records_hold_the_examples(tmp_path, examples):
+    assert write(tmp_path, 5) == (5, 0, 0)
+    (shard,) = records.find_shards(tmp_path)
+    record = records.unpack(array_record_module.ArrayRecordReader(shard).read_all()[4])
+    assert (record.id, record.size, record.views_with("normal")) == ("test-2-4", 12, [0, 2])
+    np.testing.assert_allclose(record.image(3).astype(int), examples[0].rgba[3].astype(int), atol=1)
+
+
+def test_a_larger_number_of_objects_extends_a_dataset(tmp_path):
+    write(tmp_path, 2)
+    assert write(tmp_path, 3) == (1, 2, 0)
+    assert names(tmp_path) == ["test-2-00000000-0002", "test-2-00000002-0001"]
+    assert write(tmp_path, 3) == (0, 3, 0)
+
+
+def test_shards_of_a_job_share_the_blocks_of_objects(tmp_path):
+    parts = [jobs.plan(tmp_path, 600, "train", 0, (index, 2)) for index in (0, 1)]
+    assert [[shard.name for shard in shards] for shards, _ in parts] == [
+        ["train-0-00000000-0256", "train-0-00000512-0088"],
+        ["train-0-00000256-0256"],
+    ]
+
+
+def test_objects_of_another_split_or_seed_are_not_taken_for_these(tmp_path):
+    for name in ("test-0-00000000-0256", "train-1-00000000-0256"):
+        (tmp_path / f"{name}.array_record").touch()
+    shards, already = jobs.plan(tmp_path, 256, "train", 0)
+    assert already == 0 and shards[0].items == list(range(256))

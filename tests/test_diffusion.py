@@ -1,4 +1,4 @@
-"""Schedules, parameterisations and samplers, against hand values and exact solutions."""
+"""Schedules, parameterizations and samplers, compared with values computed by hand and with exact solutions."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from e3d_jax.diffusion import denoiser, samplers, schedules
 GRIDS = [schedules.ddim_grid(20), schedules.karras_grid(20)]
 
 
-def test_discrete_schedule_ends_of_stable_diffusion():
+def test_the_discrete_schedule_ends_as_in_stable_diffusion():
     variance = schedules.alphas_cumprod()
     np.testing.assert_allclose(variance[[0, -1]], [0.99915, 0.00466], rtol=2e-3)
 
@@ -49,7 +49,7 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_level():
     assert table[0] == pytest.approx(schedules.alphas_cumprod()[0])
 
 
-def test_trailing_steps():
+def test_steps_with_zero_terminal_snr_are_trailing():
     np.testing.assert_array_equal(schedules.ddim_grid(4, zero_terminal_snr=True).time, [999, 749, 499, 249, 0])
 
 
@@ -72,13 +72,13 @@ def test_min_snr_weight_of_v_is_clipped():
     assert float(denoiser.loss_weight("v", level, 5.0)[0]) == pytest.approx(5 / (snr + 1))
 
 
-def test_without_gamma_all_levels_weigh_alike():
+def test_without_gamma_all_levels_have_equal_weight():
     level = schedules.discrete_levels(jnp.array([0, 500, 999]))
     np.testing.assert_array_equal(denoiser.loss_weight("v", level, 0.0), 1)
 
 
 def _sample(grid, order, noise):
-    """Samples N(0.5, 0.2^2) with its exact denoiser."""
+    """Sample N(0.5, 0.2^2) with its exact denoiser."""
 
     def predict(sample, level):
         gain = level.alpha * 0.04 / (level.alpha**2 * 0.04 + level.sigma**2)
@@ -88,7 +88,7 @@ def _sample(grid, order, noise):
 
 
 def _exact(grid, noise):
-    """The probability-flow ODE of Gaussian data maps quantiles to quantiles."""
+    """Return the end of the probability-flow ODE, which maps quantiles of Gaussian data to quantiles."""
     first, last = grid[0], grid[-1]
     spread = [np.sqrt(level.alpha**2 * 0.04 + level.sigma**2) for level in (first, last)]
     return (noise - first.alpha * 0.5) / spread[0] * spread[1] + last.alpha * 0.5
@@ -127,7 +127,10 @@ def test_first_order_on_a_karras_grid_is_euler():
 
 def test_a_plan_may_be_taken_in_parts():
     plan = samplers.plan(schedules.ddim_grid(6), 2)
-    predict = lambda sample, level: 0.5 * sample + 0.1  # noqa: E731
+
+    def predict(sample, level):
+        return 0.5 * sample + 0.1
+
     noise = jnp.linspace(-1, 1, 5)
     whole = samplers.advance(predict, samplers.begin(noise), plan)
     parts = samplers.advance(predict, samplers.advance(predict, samplers.begin(noise), plan[:2]), plan[2:])
@@ -141,7 +144,7 @@ def test_impossible_step_counts_are_refused(steps):
 
 
 @pytest.mark.parametrize("steps", [2, 7, 12, 50])
-def test_parts_of_a_plan_are_of_one_length(steps):
+def test_all_parts_of_a_plan_have_one_length(steps):
     plan, taken, reported = samplers.plan(schedules.ddim_grid(steps), 1), [], []
 
     def take(state, part):

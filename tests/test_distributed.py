@@ -21,7 +21,7 @@ def test_a_process_under_slurm_has_the_gpus_that_slurm_shows_it(local, given, vi
         address = f"localhost:{free.getsockname()[1]}"
     slurm = {"JOB_ID": "1", "NTASKS": "1", "PROCID": "0", "LOCALID": local, "STEP_NODELIST": "localhost"}
     slurm = {f"SLURM_{name}": value for name, value in slurm.items()} | {"JAX_COORDINATOR_ADDRESS": address}
-    code = "import jax; from e3d_jax import distributed; distributed.join_processes(detect=True); "
+    code = "import jax; from e3d_jax import distributed; distributed.join(detect=True); "
     code += "print(jax.config.values['jax_cuda_visible_devices'])"
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -35,7 +35,7 @@ def test_a_process_under_slurm_has_the_gpus_that_slurm_shows_it(local, given, vi
 
 def test_a_coordinator_alone_does_not_describe_the_processes():
     with pytest.raises(ValueError, match=r"belong together .*give all three"):
-        distributed.join_processes(coordinator="localhost:1")
+        distributed.join(coordinator="localhost:1")
 
 
 @pytest.mark.parametrize(("platform", "dtype"), [("gpu", "bfloat16"), ("tpu", "bfloat16"), ("cpu", "float32")])

@@ -1,4 +1,4 @@
-"""The baselines on shapes that they can reproduce."""
+"""Baselines on shapes that they can reproduce."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def ball():
 
 def front_view(size=128):
     """A rectangle in view 0: y in [-0.1, 0.3], z in [-0.4, 0.2] in the plane x = 0."""
-    pixel = cameras.RADIUS / (cameras.FOCAL * size)
+    pixel = cameras.RELEASED.radius / (cameras.RELEASED.focal * size)
     center = (np.arange(size) + 0.5 - size / 2) * pixel
     y, z = center[None, :], -center[:, None]
     rgba = np.ones((size, size, 4), np.float32)
@@ -30,21 +30,26 @@ def front_view(size=128):
 
 
 @pytest.fixture(scope="module")
+def fitted(ball):
+    return baselines.fitted_sphere(ball, resolution=32)
+
+
+@pytest.fixture(scope="module")
 def prism():
     return baselines.extruded_silhouette(front_view())
 
 
-def test_sphere_fits_a_sphere(ball):
-    assert metrics.volume_iou(baselines.fitted_sphere(ball), ball, 48) > 0.97
+def test_sphere_fits_a_sphere(ball, fitted):
+    assert metrics.volume_iou(fitted, ball, 48) > 0.97
 
 
-def test_flat_mesh_has_no_sphere(ball):
+def test_a_flat_mesh_has_no_sphere():
     sheet = structs.Mesh(np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0]]) / 4, np.array([[0, 1, 2]]), np.zeros((3, 3)))
     with pytest.raises(ValueError, match="no volume"):
-        baselines.fitted_sphere(sheet)
+        baselines.fitted_sphere(sheet, resolution=16)
 
 
-def test_prism_has_the_place_and_size_of_the_silhouette(prism):
+def test_prism_has_the_position_and_size_of_the_silhouette(prism):
     low, high = prism.vertices.min(0), prism.vertices.max(0)
     np.testing.assert_allclose([low[1], high[1]], [-0.1, 0.3], atol=0.02)
     np.testing.assert_allclose([low[2], high[2]], [-0.4, 0.2], atol=0.02)
@@ -59,8 +64,8 @@ def test_prism_is_closed_and_faces_outward(prism):
     assert as_trimesh(prism).volume == pytest.approx(0.4 * 0.6 * 0.4, rel=0.08)
 
 
-def test_sphere_faces_outward(ball):
-    assert as_trimesh(baselines.fitted_sphere(ball)).volume > 0
+def test_sphere_faces_outward(fitted):
+    assert as_trimesh(fitted).volume > 0
 
 
 def test_silhouette_at_the_border_is_closed():

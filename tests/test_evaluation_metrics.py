@@ -1,4 +1,4 @@
-"""Metrics of pictures and meshes, against hand-computed numbers."""
+"""Metrics of images and meshes, against values computed by hand."""
 
 import dataclasses
 import functools
@@ -30,23 +30,23 @@ def flat(*triangles):
     return structs.Mesh(vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3), np.zeros_like(vertices))
 
 
-# -- Pictures ---------------------------------------------------------------------------------------------------------
+# -- Images -----------------------------------------------------------------------------------------------------------
 
 
 def test_psnr_by_hand():
     assert metrics.psnr(np.zeros((4, 4, 3)), np.full((4, 4, 3), 0.1)) == pytest.approx(20)
 
 
-def test_psnr_of_equal_pictures_is_finite():
+def test_psnr_of_equal_images_is_finite():
     assert metrics.psnr(np.ones((4, 4, 3)), np.ones((4, 4, 3))) == pytest.approx(100)
 
 
-def test_ssim_of_equal_pictures_is_1():
-    picture = np.random.default_rng(0).random((16, 16, 3))
-    assert metrics.ssim(picture, picture) == pytest.approx(1)
+def test_ssim_of_equal_images_is_1():
+    image = np.random.default_rng(0).random((16, 16, 3))
+    assert metrics.ssim(image, image) == pytest.approx(1)
 
 
-def test_ssim_of_flat_pictures_is_their_luminance_term():
+def test_ssim_of_flat_images_is_their_luminance_term():
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
     assert metrics.ssim(np.full((16, 16, 3), 0.2), np.full((16, 16, 3), 0.6)) == pytest.approx(expected, rel=1e-6)
 
@@ -63,13 +63,13 @@ def test_ssim_by_its_definition():
 
 def test_normal_angle_counts_the_mask_only():
     pred = np.float32([[0, 0, 1], [1, 0, 0], [0, 1, 0]])
-    true = np.float32([[0, 0, 1], [0, 0, 1], [0, -1, 0]])
-    assert metrics.normal_angle(pred, true, np.array([True, True, False])) == pytest.approx(45)
+    gt = np.float32([[0, 0, 1], [0, 0, 1], [0, -1, 0]])
+    assert metrics.normal_angle(pred, gt, np.array([True, True, False])) == pytest.approx(45)
 
 
-def test_a_missing_normal_counts_as_a_guess():
-    true = np.array([[0.0, 0, 1]])
-    assert metrics.normal_angle(np.zeros((1, 3)), true, np.array([True])) == pytest.approx(90)
+def test_a_missing_normal_counts_like_a_random_guess():
+    gt = np.array([[0.0, 0, 1]])
+    assert metrics.normal_angle(np.zeros((1, 3)), gt, np.array([True])) == pytest.approx(90)
 
 
 def test_normal_angle_of_an_empty_mask_is_an_error():
@@ -114,7 +114,7 @@ def test_chamfer_is_the_mean_of_both_directions():
     small = flat([[0, 0, 0], [1, 0, 0], [0, 1, 0]])
     both = flat([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 0, 2], [1, 0, 2], [0, 1, 2]])
     distances = metrics.surface_distances(small, both, 2000)
-    assert distances.pred_to_true.mean() == pytest.approx(0, abs=1e-6)
+    assert distances.pred_to_gt.mean() == pytest.approx(0, abs=1e-6)
     assert distances.chamfer() == pytest.approx(0.5, rel=0.01)
 
 
@@ -126,7 +126,7 @@ def test_fscore_is_the_harmonic_mean():
 def test_thin_faces_are_found():
     sliver = flat([[0, 0, 0], [1, 0, 0], [1, 1e-4, 0]], [[0, 5, 0], [40, 5, 0], [0, 45, 0]])
     probe = flat([[0.99, 0, 0.1], [1, 0, 0.1], [1, 1e-4, 0.1]])
-    assert metrics.surface_distances(probe, sliver, 500).pred_to_true.max() == pytest.approx(0.1, rel=0.01)
+    assert metrics.surface_distances(probe, sliver, 500).pred_to_gt.max() == pytest.approx(0.1, rel=0.01)
 
 
 def test_normal_consistency_of_a_tilted_plane():
@@ -168,7 +168,9 @@ def test_iou_sees_every_axis(axis):
 
 
 def test_iou_of_a_mesh_and_its_field():
-    inside = lambda points: np.linalg.norm(points, axis=-1) < 0.4  # noqa: E731
+    def inside(points):
+        return np.linalg.norm(points, axis=-1) < 0.4
+
     assert metrics.volume_iou(sphere(0.4), inside, 48) > 0.97
 
 

@@ -1,10 +1,12 @@
-"""Reading, cutting out and framing of pictures."""
+"""Reading, cutting out, framing and encoding of images."""
 
 import struct
 import sys
 import types
 import zlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +19,7 @@ def framed(rgba, size):
 
 
 def disc(size=64, radius=20.0, center=None, color=(0.8, 0.2, 0.1), background=None):
-    """An antialiased disc: RGBA with alpha, or opaque over a background colour."""
+    """An antialiased disc: RGBA with alpha, or opaque over a background color."""
     center = center or (size / 2, size / 2)
     y, x = np.mgrid[:size, :size] + 0.5
     alpha = (radius + 0.5 - np.hypot(x - center[0], y - center[1])).clip(0, 1)[..., None].astype(np.float32)
@@ -36,7 +38,7 @@ def write_pixels(path, array, mode=None, **options):
 
 @pytest.fixture
 def red(tmp_path):
-    """A function that writes a red 32 x 24 picture in a given mode and returns its path."""
+    """A function that writes a red 32 x 24 image in a given mode and returns its path."""
     pixels = np.broadcast_to(np.uint8([200, 30, 10]), (24, 32, 3))
     return lambda name, mode="RGB", **options: write_pixels(tmp_path / name, pixels, mode, **options)
 
@@ -52,13 +54,13 @@ def test_rgb_is_read_opaque(red, name):
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.jpg", "CMYK"), ("a.jpg", "YCbCr"), ("a.webp", "RGBA")])
-def test_other_modes_keep_their_colour(red, name, mode):
+def test_other_modes_keep_their_color(red, name, mode):
     np.testing.assert_allclose(
         images.read_image(red(name, mode))[12, 16, :3], [200 / 255, 30 / 255, 10 / 255], atol=0.03
     )
 
 
-def test_grey_becomes_rgb(tmp_path):
+def test_gray_becomes_rgb(tmp_path):
     path = write_pixels(tmp_path / "a.png", np.full((20, 20), 51, np.uint8))
     np.testing.assert_allclose(images.read_image(path)[0, 0], [0.2, 0.2, 0.2, 1], atol=1e-6)
 
@@ -68,7 +70,7 @@ def test_16_bit_is_scaled_not_clipped(tmp_path):
     np.testing.assert_allclose(images.read_image(path)[0, 0], [0.25, 0.25, 0.25, 1], atol=0.003)
 
 
-def test_grey_with_alpha_keeps_alpha(tmp_path):
+def test_gray_with_alpha_keeps_alpha(tmp_path):
     pixels = np.stack([np.full((20, 20), 255, np.uint8), np.full((20, 20), 102, np.uint8)], -1)
     np.testing.assert_allclose(images.read_image(write_pixels(tmp_path / "a.png", pixels))[0, 0, 3], 0.4, atol=1e-6)
 
@@ -88,7 +90,7 @@ def test_palette_transparency_becomes_alpha(tmp_path):
 
 def test_exif_orientation_is_applied(red):
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying, shown turned by a quarter
+    exif[0x0112] = 6  # stored sideways, shown rotated by 90 degrees
     assert images.read_image(red("a.jpg", exif=exif)).shape == (32, 24, 4)
 
 
@@ -100,7 +102,7 @@ def test_animation_gives_its_first_frame_with_a_warning(tmp_path):
     np.testing.assert_array_equal(rgba[0, 0], [1, 0, 0, 1])
 
 
-def test_large_pictures_are_shrunk(tmp_path):
+def test_large_images_are_shrunk(tmp_path):
     path = write_pixels(tmp_path / "a.png", np.zeros((32, 4096), np.uint8))
     assert images.read_image(path).shape == (16, 2048, 4)
 
@@ -141,7 +143,7 @@ def test_one_pixel(tmp_path):
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (20_000, 100), (9_000, 9_000)])
 def test_bomb_is_refused_by_its_header(tmp_path, width, height):
-    # The header alone, without any pixel: reading on would be another error.
+    # Only a header, without any pixels: reading further would be a different error.
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -182,14 +184,14 @@ def test_shaded_noisy_background_is_removed(no_rembg):
     assert ((cut[..., 3] > 0.5) != (disc()[..., 3] > 0.5)).mean() < 0.01
 
 
-def test_outline_loses_the_background_colour(no_rembg):
+def test_outline_loses_the_background_color(no_rembg):
     cut = images.matte(disc(color=(0.9, 0.1, 0.1), background=(0, 1, 0)))
     edge = (cut[..., 3] > 0.3) & (cut[..., 3] < 0.9)
     assert edge.any()
     np.testing.assert_allclose(cut[edge][:, :3], np.broadcast_to([0.9, 0.1, 0.1], (edge.sum(), 3)), atol=0.1)
 
 
-def test_enclosed_background_colour_stays_opaque(no_rembg):
+def test_enclosed_background_color_stays_opaque(no_rembg):
     picture = disc(background=(1, 1, 1))
     picture[29:35, 29:35, :3] = 1
     assert images.matte(picture)[32, 32, 3] == 1
@@ -253,18 +255,18 @@ def test_longer_side_spans_seven_eighths():
     assert columns[1] - columns[0] + 1 == 112
 
 
-def test_object_is_centred():
+def test_object_is_centered():
     columns, rows = extents(framed(disc(center=(20, 45), radius=12), 128))
     np.testing.assert_allclose([columns.mean(), rows.mean()], 63.5, atol=0.5)
 
 
-def test_render_and_picture_are_framed_alike():
+def test_small_and_large_images_are_framed_alike():
     small, large = disc(64, 14, (30, 34)), disc(512, 112, (240, 272))
     boxes = [np.array(images.object_box(picture[..., 3])) for picture in (small, large)]
     np.testing.assert_allclose(boxes[0], boxes[1] / 8, atol=0.5)
 
 
-def test_stray_specks_do_not_count():
+def test_stray_specks_are_ignored():
     picture = disc()
     picture[0, 0] = 1
     assert images.object_box(picture[..., 3]) == images.object_box(disc()[..., 3])
@@ -281,7 +283,7 @@ def test_no_object_is_an_error():
         images.object_box(np.zeros((20, 20), np.float32))
 
 
-def test_crop_of_whole_picture_is_the_picture():
+def test_crop_of_the_whole_image_is_the_image():
     picture = disc()
     picture[picture[..., 3] == 0, :3] = 1
     np.testing.assert_allclose(images.crop(picture, (0.0, 0.0, 64.0), 64), picture, atol=1e-5)
@@ -292,14 +294,14 @@ def test_transparent_pixels_are_white():
     np.testing.assert_array_equal(cut[cut[..., 3] == 0][:, :3], 1)
 
 
-def test_colour_under_transparency_does_not_bleed():
+def test_color_under_transparency_does_not_bleed():
     cut = images.crop(disc(color=(1, 0, 0)), (3.3, 2.7, 60.0), 21)
     np.testing.assert_allclose(
         cut[cut[..., 3] > 0.1][:, :3], np.broadcast_to([1, 0, 0], ((cut[..., 3] > 0.1).sum(), 3)), atol=1e-4
     )
 
 
-def test_outside_of_the_picture_is_transparent():
+def test_outside_of_the_image_is_transparent():
     cut = images.crop(np.full((16, 16, 4), 0.5, np.float32) + np.float32([0, 0, 0, 0.5]), (-16.0, -16.0, 48.0), 48)
     assert cut[8, 8, 3] == 0 and cut[24, 24, 3] == 1
 
@@ -328,8 +330,28 @@ def test_normals_survive_their_encoding():
     np.testing.assert_allclose(images.decode_normal(images.encode_normal(normal, np.ones(2))), normal, atol=1e-6)
 
 
-def test_normal_background_is_white():
-    np.testing.assert_array_equal(images.encode_normal(np.zeros((1, 3)), np.zeros(1)), 1)
+@pytest.mark.parametrize("lib", [np, jnp])
+def test_encoded_normals_are_half_of_n_plus_1_with_alpha_and_white_background(lib):
+    normals = lib.array([[0.6, 0, -0.8], [0, 1, 0], [0, 0, 0]])
+    encoded = images.encode_normal(normals, lib.array([1.0, 0.25, 0.0]))
+    assert isinstance(encoded, type(normals))
+    np.testing.assert_allclose(encoded, [[0.8, 0.5, 0.1, 1], [0.5, 1, 0.5, 0.25], [1, 1, 1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("lib", [np, jnp])
+def test_decoded_normals_are_unit_vectors_or_zero_where_unknown(lib):
+    rgba = lib.array([[0.8, 0.5, 0.5, 1], [0.8, 0.5, 0.5, 0.5], [0.502, 0.5, 0.5, 1]])
+    np.testing.assert_allclose(images.decode_normal(rgba), [[1, 0, 0], [0, 0, 0], [0, 0, 0]], atol=1e-6)
+
+
+def test_short_vectors_are_unknown_if_asked():
+    rgba = np.float32([[0.7, 0.5, 0.5, 1], [0.8, 0.5, 0.5, 1]])
+    np.testing.assert_allclose(images.decode_normal(rgba, shortest=0.5), [[0, 0, 0], [1, 0, 0]], atol=1e-6)
+
+
+def test_decoding_has_a_finite_gradient_at_gray():
+    gradient = jax.jit(jax.grad(lambda rgba: images.decode_normal(rgba).sum()))(np.float32([0.5, 0.5, 0.5, 1.0]))
+    assert np.isfinite(gradient).all()
 
 
 def test_bytes_are_rounded_and_clipped():

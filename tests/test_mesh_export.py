@@ -1,4 +1,4 @@
-"""GLB files: axes, winding, colours, errors."""
+"""Mesh files: axes, winding, colors, textures, errors."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from e3d_jax.mesh import export
 
 @pytest.fixture
 def mesh():
-    """A box, longest along world z, with the corner at +x +y +z at a place of its own."""
+    """A box, longest along world z, with random vertex colors."""
     box = trimesh.creation.box(extents=(0.2, 0.4, 0.8))
     colors = np.random.default_rng(0).random((8, 3))
     return structs.Mesh(box.vertices.astype(np.float32), box.faces, colors.astype(np.float32))
@@ -40,7 +40,7 @@ def test_other_formats_stay_in_world_axes(tmp_path, mesh, suffix):
     np.testing.assert_allclose(np.ptp(export.read_mesh(path).vertices, axis=0), [0.2, 0.4, 0.8], atol=1e-5)
 
 
-def test_mesh_without_colors_is_grey(tmp_path, mesh):
+def test_mesh_without_colors_is_gray(tmp_path, mesh):
     trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).export(tmp_path / "mesh.ply")
     colors = export.read_mesh(tmp_path / "mesh.ply").colors
     assert np.ptp(colors) == 0 and 0 < colors[0, 0] < 1
@@ -77,7 +77,7 @@ def test_missing_file(tmp_path):
 
 @pytest.fixture
 def textured(mesh):
-    """The box, each of its faces with a triangle of the texture of its own."""
+    """The box, with a separate triangle of the texture for each face."""
     image = np.random.default_rng(1).random((8, 8, 3)).astype(np.float32)
     uv = np.random.default_rng(2).random((len(mesh.faces), 3, 2)).astype(np.float32)
     return dataclasses.replace(mesh, texture=structs.Texture(image, uv))
@@ -100,7 +100,7 @@ def test_obj_has_its_material_beside_it(tmp_path, textured):
     assert "mtllib chair.mtl" in (tmp_path / "chair.obj").read_text()
 
 
-def test_material_is_no_metal_and_normals_are_smooth_across_cuts(tmp_path, textured):
+def test_material_is_not_metallic_and_normals_are_smooth_across_seams(tmp_path, textured):
     export.write_glb(tmp_path / "mesh.glb", textured)
     (raw,) = trimesh.load_scene(tmp_path / "mesh.glb", process=False).geometry.values()
     assert raw.visual.material.metallicFactor == 0 and raw.visual.material.roughnessFactor == 1

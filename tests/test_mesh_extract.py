@@ -33,7 +33,7 @@ def test_vertices_lie_on_the_surface_of_a_box_with_unequal_sides():
     np.testing.assert_allclose(np.linalg.norm(mesh.vertices - [0.1, 0, 0], axis=1), 0.2, atol=2e-3)
 
 
-def test_surface_that_leaves_the_box_is_closed():
+def test_a_surface_that_leaves_the_box_is_closed():
     _, shape = mesh_of(sphere((0.4, 0, 0)))
     assert shape.is_watertight
     assert shape.volume > 0
@@ -67,17 +67,17 @@ def test_lattice_points_on_the_surface_make_no_degenerate_faces():
     assert shape.area_faces.min() > 0
 
 
-def test_no_surface():
+def test_a_field_without_surface_is_refused():
     with pytest.raises(ValueError, match="no surface inside the box"):
         mesh_of(sphere((5, 5, 5)))
 
 
-def test_non_finite_distances():
+def test_non_finite_distances_are_refused():
     with pytest.raises(ValueError, match="non-finite"):
         mesh_of(lambda p: np.full(len(p), np.nan))
 
 
-def test_coarse_resolution():
+def test_a_coarse_resolution_is_refused():
     with pytest.raises(ValueError, match="resolution=4 is too coarse"):
         mesh_of(sphere(), resolution=4)
 
@@ -96,13 +96,15 @@ def test_meshes_below_the_limit_are_not_decimated():
     )
 
 
-def test_too_few_faces():
+def test_too_few_faces_are_refused():
     with pytest.raises(ValueError, match="ask for more"):
         extract.extract_mesh(sphere(), position_as_color, BOX, 16, max_faces=2)
 
 
 def test_smoothing_removes_roughness():
-    rough = lambda points: sphere()(points) + 0.01 * np.sin(90 * points).prod(-1)  # noqa: E731
+    def rough(points):
+        return sphere()(points) + 0.01 * np.sin(90 * points).prod(-1)
+
     areas = []
     for smoothing in (0.0, 1.0):
         mesh = extract.extract_mesh(rough, position_as_color, BOX, 32, smoothing=smoothing)

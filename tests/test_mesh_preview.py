@@ -1,4 +1,4 @@
-"""Pictures of a box whose sides are known."""
+"""Images of a box with known sides."""
 
 import numpy as np
 import pytest
@@ -16,15 +16,15 @@ def box():
     return structs.Mesh(shape.vertices.astype(np.float32), shape.faces, colors.astype(np.float32))
 
 
-def test_silhouette(box):
+def test_the_silhouette_has_the_size_of_the_front_face(box):
     alpha = preview.render_mesh(box, cameras.ring(64)[:1])[0, ..., 3]
     # The front face is at distance 1.3.
-    width, height = 64 * cameras.FOCAL * np.array([0.4, 0.8]) / 1.3
+    width, height = 64 * cameras.RELEASED.focal * np.array([0.4, 0.8]) / 1.3
     assert alpha.sum() == pytest.approx(width * height, rel=0.03)
     assert alpha[0].max() == 0 and alpha[32, 32] == 1
 
 
-def test_colors_and_sides(box):
+def test_left_and_right_are_not_swapped(box):
     rgba = preview.render_mesh(box, cameras.ring(64)[:1])[0]
     assert rgba[32, 39, 0] > 0.6, "world +y is right in view 0"
     assert rgba[32, 25, 2] > 0.6
@@ -38,6 +38,6 @@ def test_normals_of_a_sphere():
     np.testing.assert_allclose(normal, [[1, 0, 0], [0, 1, 0]], atol=0.05)
 
 
-def test_unknown_shading(box):
+def test_an_unknown_shading_is_refused(box):
     with pytest.raises(ValueError, match="choose one of"):
         preview.render_mesh(box, cameras.ring(8)[:1], "wire")

@@ -1,6 +1,7 @@
-"""Textures of a ball whose colour is its position."""
+"""Textures of a ball whose color is its position."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -17,25 +18,27 @@ def position_color(points):
     return np.asarray(points, np.float32) / 2 + 0.5
 
 
+@functools.cache
 def ball(subdivisions=3) -> structs.Mesh:
     sphere = trimesh.creation.icosphere(subdivisions, RADIUS)
     vertices = sphere.vertices.astype(np.float32)
     return structs.Mesh(vertices, sphere.faces.astype(np.int32), position_color(vertices))
 
 
-def pictures(num_views=16, size=64) -> structs.ViewSet:
-    """Pictures of the ball, drawn from its vertex colours."""
+@functools.cache
+def views_of_ball(num_views=16, size=64) -> structs.ViewSet:
+    """Views of the ball, rendered from its vertex colors."""
     ring = cameras.ring(size, num_views)
     none = np.zeros((0, size, size, 3), np.float32)
     return structs.ViewSet(preview.render_mesh(ball(4), ring), ring, np.arange(0), none, np.arange(num_views))
 
 
-def grey(points):
+def gray(points):
     return np.full_like(points, 0.5)
 
 
 def colors_at(mesh, directions):
-    """Colours of the textured ball where rays from its middle leave it."""
+    """Return the colors of the textured ball where rays from its center leave it."""
     directions = np.asarray(directions, np.float32)
     surface = raycast.Surface(mesh.vertices, mesh.faces)
     _, hits = surface.cast(np.zeros_like(directions), directions)
@@ -51,7 +54,7 @@ def directions_near_the_equator(count=40):
 
 @pytest.fixture(scope="module")
 def painted():
-    return texture.paint(ball(), grey, pictures(), SIZE)
+    return texture.paint(ball(), gray, views_of_ball(), SIZE)
 
 
 def test_views_paint_what_they_see(painted):
@@ -60,42 +63,44 @@ def test_views_paint_what_they_see(painted):
 
 
 def test_unseen_surface_has_the_fitted_color():
-    bare = dataclasses.replace(pictures(), rgba=np.ones((16, 64, 64, 4), np.float32) * [1, 1, 1, 0])
+    bare = dataclasses.replace(views_of_ball(), rgba=np.ones((16, 64, 64, 4), np.float32) * [1, 1, 1, 0])
     mesh = texture.paint(ball(), position_color, bare, SIZE)
     np.testing.assert_allclose(colors_at(mesh, [[1.0, 0, 0]]), position_color([[RADIUS, 0, 0]]), atol=0.02)
 
 
-def test_what_no_view_sees_continues_what_they_see():
-    noise = lambda points: np.random.default_rng(0).random(points.shape).astype(np.float32)  # noqa: E731
-    views = pictures()
+def test_unseen_parts_continue_the_colors_around_them():
+    def noise(points):
+        return np.random.default_rng(0).random(points.shape).astype(np.float32)
+
+    views = views_of_ball()
     rgba = np.where(views.rgba[..., 3:] > 0, np.float32([0.2, 0.6, 0.4, 1]), views.rgba)
     mesh = texture.paint(ball(), noise, dataclasses.replace(views, rgba=rgba), SIZE)
     np.testing.assert_allclose(colors_at(mesh, [[0.05, 0, 1.0], [0, 0.1, -1]]), [[0.2, 0.6, 0.4]] * 2, atol=0.1)
 
 
 def test_one_wrong_view_is_outvoted(painted):
-    views = pictures()
+    views = views_of_ball()
     rgba = views.rgba.copy()
     rgba[0, ..., :3] = [1, 0, 0]
     mesh = texture.paint(ball(), position_color, dataclasses.replace(views, rgba=rgba), SIZE)
     assert np.abs(colors_at(mesh, [[1.0, 0, 0]]) - position_color([[RADIUS, 0, 0]])).max() < 0.05
 
 
-def test_views_without_trust_have_no_say():
-    views, only = pictures(), np.eye(16)[0]
+def test_views_of_weight_zero_have_no_effect():
+    views, only = views_of_ball(), np.eye(16)[0]
     rgba = views.rgba.copy()
     rgba[1:, ..., :3] = 0
     mesh = texture.paint(ball(), position_color, dataclasses.replace(views, rgba=rgba), SIZE, view_weights=only)
     assert colors_at(mesh, [[1.0, 0, 0]])[0, 0] > 0.6
 
 
-def test_what_hides_behind_another_part_is_not_painted_with_it():
+def test_hidden_parts_are_not_painted_with_what_hides_them():
     small, big = trimesh.creation.icosphere(2, 0.1), trimesh.creation.icosphere(2, 0.2)
     small.apply_translation([0.4, 0, 0])
     both = trimesh.util.concatenate([big, small])
     mesh = structs.Mesh(both.vertices.astype(np.float32), both.faces, np.zeros_like(both.vertices, np.float32))
     colors = np.where(np.arange(len(both.vertices))[:, None] < len(big.vertices), [0, 0, 1.0], [1.0, 0, 0])
-    ring = cameras.ring(64)[:1]  # the small ball stands before the big one
+    ring = cameras.ring(64)[:1]  # the small ball is in front of the big one
     rgba = preview.render_mesh(dataclasses.replace(mesh, colors=colors), ring)
     views = structs.ViewSet(rgba, ring, np.arange(0), np.zeros((0, 64, 64, 3), np.float32), np.arange(1))
     image = texture.paint(mesh, lambda points: np.full_like(points, 0.5), views, SIZE).texture
@@ -104,7 +109,7 @@ def test_what_hides_behind_another_part_is_not_painted_with_it():
 
 
 def test_seams_are_padded(painted):
-    # The corners of charts read beside the charts; no colour there is far from that of the surface.
+    # At the corners of charts, sampling reads texels outside the charts; their color must be close to the surface.
     image, uv = painted.texture.image, painted.texture.corner_uv
     seen = np.abs(painted.vertices[painted.faces][..., 2]) < 0.2
     at_corners = raycast.sample_texture(image, uv[seen])
@@ -119,12 +124,12 @@ def test_charts_do_not_overlap():
     assert 0.3 < area.sum() < 1
 
 
-def test_geometry_stays(painted):
+def test_the_geometry_is_unchanged(painted):
     np.testing.assert_array_equal(painted.faces, ball().faces)
     assert painted.texture.image.shape == (SIZE, SIZE, 3)
 
 
-def test_depth_maps_are_along_the_axis():
+def test_depth_maps_are_along_the_optical_axis():
     depth = texture.depth_maps(ball(), cameras.ring(33)[:1])[0]
     assert depth[16, 16] == pytest.approx(1.5 - RADIUS, abs=2e-3)
     assert np.isinf(depth[0, 0])
@@ -132,4 +137,4 @@ def test_depth_maps_are_along_the_axis():
 
 def test_tiny_textures_are_refused():
     with pytest.raises(ValueError, match="at least 16"):
-        texture.paint(ball(), grey, pictures(), 8)
+        texture.paint(ball(), gray, views_of_ball(), 8)

@@ -28,7 +28,7 @@ def small_result() -> system.Result:
     return system.Result(
         input=rgba[0],
         input_normal=rgba[0],
-        views=structs.ViewSet(rgba, cameras.ring(SIZE), cameras.ANCHORS, normals, cameras.ANCHORS),
+        views=structs.ViewSet(rgba, cameras.ring(SIZE), cameras.RELEASED.anchors, normals, cameras.RELEASED.anchors),
         mesh=structs.Mesh(
             ball.vertices.astype(np.float32),
             ball.faces.astype(np.int32),
@@ -69,7 +69,7 @@ def test_all_files(written):
 def test_views_read_back(written):
     views = views_io.read_views(written / "views")
     np.testing.assert_allclose(views.cameras.world_from_cam, cameras.ring(SIZE).world_from_cam, atol=1e-6)
-    np.testing.assert_array_equal(views.anchors, cameras.ANCHORS)
+    np.testing.assert_array_equal(views.anchors, cameras.RELEASED.anchors)
     np.testing.assert_allclose(views.rgba, small_result().views.rgba, atol=1 / 255)
 
 

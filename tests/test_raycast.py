@@ -1,11 +1,11 @@
-"""Rays against a square of two triangles, and textures."""
+"""Rays against a square of two triangles, and sampling of textures."""
 
 import numpy as np
 import pytest
 
 from e3d_jax import cameras, raycast
 
-# In the plane x = 0.2, seen from view 0: y is right, z up.
+# In the plane x = 0.2; seen from view 0, y is right and z is up.
 SQUARE = np.float32([[0.2, -0.2, -0.2], [0.2, 0.2, -0.2], [0.2, 0.2, 0.2], [0.2, -0.2, 0.2]])
 FACES = np.array([[0, 1, 2], [0, 2, 3]])
 
@@ -21,26 +21,31 @@ def test_hits_are_where_the_weights_say():
     np.testing.assert_allclose(hits.depth, 1.3, atol=1e-5)
 
 
-def test_drawn_pixels_have_coverage_and_mean_values():
+def test_rendered_pixels_have_coverage_and_mean_values():
     surface = raycast.Surface(SQUARE, FACES)
-    height = lambda hits: raycast.corner_values(SQUARE[FACES[hits.face]], hits)[:, 1:]  # noqa: E731
-    values, alpha = surface.draw(cameras.ring(40)[:1], height, supersampling=4)
-    assert alpha.sum() == pytest.approx((40 * cameras.FOCAL * 0.4 / 1.3) ** 2, rel=0.02)
+
+    def position(hits):
+        return raycast.corner_values(SQUARE[FACES[hits.face]], hits)[:, 1:]
+
+    values, alpha = surface.render(cameras.ring(40)[:1], position, supersampling=4)
+    assert alpha.sum() == pytest.approx((40 * cameras.RELEASED.focal * 0.4 / 1.3) ** 2, rel=0.02)
     right, up = values[12, 25]
-    pixel = 1.3 / (40 * cameras.FOCAL)
+    pixel = 1.3 / (40 * cameras.RELEASED.focal)
     np.testing.assert_allclose([right, up], [5.5 * pixel, 7.5 * pixel], atol=1e-3)
 
 
 def test_a_surface_behind_the_camera_is_not_lost():
     around = np.float32([[0.2, -0.2, -0.2], [0.2, 0.2, -0.2], [0.2, 0, 0.3], [3, 0, 0.3], [3, 0.1, 0.3], [3, 0, 0.2]])
     surface = raycast.Surface(around, np.array([[0, 1, 2], [3, 4, 5]]))
-    ones = lambda hits: np.ones((len(hits.face), 1))  # noqa: E731
-    assert surface.draw(cameras.ring(16)[:1], ones, supersampling=1)[1].sum() > 0
+    _, alpha = surface.render(cameras.ring(16)[:1], lambda hits: np.ones((len(hits.face), 1)), supersampling=1)
+    assert alpha.sum() > 0
 
 
 @pytest.mark.parametrize(("wrap", "expected"), [(False, 1.0), (True, 0.0)])
 def test_texture_outside_its_range(wrap, expected):
-    image = np.float32([[0, 1, 1]]).T[:, :, None]  # rows top to bottom; below the lowest row the top comes again
+    image = np.float32([[0, 1, 1]]).T[
+        :, :, None
+    ]  # rows from top to bottom; with wrapping, the top row follows the bottom row
     value = raycast.sample_texture(image, np.array([[0.5, -1 / 6]]), wrap=wrap)
     np.testing.assert_allclose(value, expected)
 

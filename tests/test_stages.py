@@ -65,7 +65,9 @@ def test_recomputing_activations_changes_no_parameter():
 
 def test_recomputing_activations_reaches_the_network(monkeypatch):
     seen = []
-    monkeypatch.setattr(type(stages.get("anchor")), "build", lambda self, model, types: seen.append(model) or nnx.Module())
+    monkeypatch.setattr(
+        type(stages.get("anchor")), "build", lambda self, model, types: seen.append(model) or nnx.Module()
+    )
     stages.build(CONFIG, "anchor", types(), remat="dots")
     assert seen[0].network.remat == "dots"
 

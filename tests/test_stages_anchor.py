@@ -253,7 +253,9 @@ def component(**loss):
 
 def test_a_stage_that_trains_its_image_encoder_has_no_cached_latents():
     chosen = dataclasses.replace(component(), train=config.TrainSettings(steps=1))
-    with pytest.raises(ValueError, match="the anchor stage trains its image encoder, whose tokens are already in cached"):
+    with pytest.raises(
+        ValueError, match="the anchor stage trains its image encoder, whose tokens are already in cached"
+    ):
         STAGE.check_source("latents", chosen)
 
 

@@ -59,7 +59,9 @@ def anchor_batches(ball, cached):
 
 @pytest.fixture(scope="module")
 def prepare_images(modules):
-    compiled = jax.jit(lambda modules, batch, *rest: batch.prepare(modules["anchor"], modules, *rest), compiler_options=QUICK)
+    compiled = jax.jit(
+        lambda modules, batch, *rest: batch.prepare(modules["anchor"], modules, *rest), compiler_options=QUICK
+    )
     return lambda batch, *choices: compiled(modules, batch, *choices)
 
 

@@ -68,7 +68,9 @@ def test_another_number_of_anchors_is_refused(ball):
 def test_latents_of_another_size_are_refused_by(stage):
     record = latents.Latents("ball", stage, {"views": np.zeros((8, 16, 16, 2)), "anchors": np.zeros((8, 3))})
     check(stage, record, tiny.system(32), "latents")
-    with pytest.raises(ValueError, match="holds latents of 16 x 16, but the config wants 32 x 32; cache images of 64 px"):
+    with pytest.raises(
+        ValueError, match="holds latents of 16 x 16, but the config wants 32 x 32; cache images of 64 px"
+    ):
         check(stage, record, tiny.system(64), "latents")
 
 

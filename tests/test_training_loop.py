@@ -193,7 +193,7 @@ def test_a_folder_of_another_architecture_is_not_a_start(started, tmp_path, data
 
 def test_a_folder_without_the_stage_is_not_a_start(finished, tmp_path, dataset):
     workdir, config = finished
-    with pytest.raises(FileNotFoundError, match="holds no weights of the user"):
+    with pytest.raises(FileNotFoundError, match="has no weights of component user"):
         runs.check_run(config, "user", str(tmp_path), {dataset: 1.0}, str(workdir / "weights"))
 
 
@@ -296,13 +296,14 @@ def _processes_of(group):
 def busy(tmp_path, ball_folder):
     """A process that trains for long, with loader processes, in a process group of its own."""
     changes = {"loader_workers": 2, "batch_size": 4, "steps": 10**6, "checkpoint_every": 10**6, "log_every": 1}
-    command = [sys.executable, "train.py", "--config=configs/mini.py:smoke", "--config.size=32", "--stage=normals"]
-    command += [f"--workdir={tmp_path}", f"--records={ball_folder}"]
+    command = [sys.executable, "train.py", "--config=mini:smoke", "--config.size=32", "--stage=normals"]
+    command += [f"--workdir={tmp_path}", f"--data={ball_folder}"]
     command += [f"--config.normals.train.{name}={value}" for name, value in changes.items()]
     run = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True)
     rows = tmp_path / "normals" / "metrics.jsonl"
     while run.poll() is None and not (rows.exists() and rows.read_text()):
         time.sleep(0.1)
+    assert run.poll() is None, "it ended before its first row of metrics"
     yield run
     with contextlib.suppress(ProcessLookupError):
         os.killpg(run.pid, signal.SIGKILL)

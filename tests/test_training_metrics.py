@@ -22,7 +22,7 @@ def test_without_a_finite_step_there_is_no_mean():
 
 @pytest.mark.parametrize("name", ["skipped", "consecutive_skips"])
 def test_counts_keep_their_last_value(name):
-    assert metrics.mean([{name: 3}, {name: 1}]) == {name: 1}
+    assert metrics.mean([{name: 3.0}, {name: 1.0}]) == {name: 1.0}
 
 
 def _buffer(*skips, rows=()):

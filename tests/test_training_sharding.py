@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.experimental import layout
 
-from configs import mini
+from e3d_jax import config as config_lib
+from e3d_jax import stages
 from e3d_jax.training import sharding, state, steps
+from tests import tiny
 
-RULES = mini.get_config().sharding
 MESHES = (
     {"data": 4, "fsdp": 1, "tensor": 1},
     {"data": 2, "fsdp": 2, "tensor": 1},
@@ -39,6 +40,10 @@ def test_an_axis_may_take_part_of_a_row_of_chips():
     assert sharding.arrange((8, 32, 1), chips).shape == (8, 32, 1)
 
 
+def _mesh(sizes, devices=None):
+    return sharding.make_mesh(config_lib.MeshSettings(**sizes), devices)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_batches_alone(hosts):
     gpus = [Device(i, i // 4, i // 4, "NVIDIA H200", "gpu") for i in range(4 * hosts)]
@@ -53,7 +58,7 @@ def test_a_mesh_that_hosts_cannot_share_evenly_keeps_their_order():
 
 @pytest.mark.parametrize("split", [None, "fsdp"])
 def test_the_gradient_of_a_kernel_comes_in_the_order_of_the_kernel(split):
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 1}, jax.devices()[:2])
+    mesh = _mesh({"data": 1, "fsdp": 2, "tensor": 1}, jax.devices()[:2])
     stored = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, None, split))
 
     def loss(kernel, weights):  # As cuDNN does, the sum goes over its kernel in another order.
@@ -71,8 +76,7 @@ def _spec(name, shape, sizes):
     for folder in folders:
         inner = inner.setdefault(folder, {})
     inner[last] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    mesh = sharding.make_mesh(sizes)
-    return tuple(jax.tree.leaves(sharding.shardings(tree, mesh, RULES))[0].spec)
+    return tuple(jax.tree.leaves(sharding.shardings(tree, _mesh(sizes), config_lib.RULES))[0].spec)
 
 
 @pytest.mark.parametrize(
@@ -100,56 +104,60 @@ def test_axes_of_one_device_split_nothing():
     [
         {"data": 3, "fsdp": 1, "tensor": 1},
         {"data": -1, "fsdp": -1, "tensor": 1},
-        {"data": 4},
+        {"data": 0, "fsdp": 1, "tensor": 1},
         {"data": 2, "fsdp": 1, "tensor": 1},
     ],
 )
 def test_a_mesh_must_fit_the_devices(sizes):
     with pytest.raises(ValueError, match="mesh"):
-        sharding.make_mesh(sizes)
+        _mesh(sizes)
 
 
 def test_the_rest_of_the_devices_goes_where_asked():
-    assert dict(sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 1}).shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert dict(_mesh({"data": -1, "fsdp": 2, "tensor": 1}).shape) == {"data": 2, "fsdp": 2, "tensor": 1}
 
 
 def test_a_rule_must_name_known_axes():
-    mesh = sharding.make_mesh(MESHES[0])
+    mesh = _mesh(MESHES[0])
     with pytest.raises(ValueError, match="'haeds' to 'tensor'"):
-        sharding.shardings({}, mesh, [("haeds", "tensor")])
+        sharding.shardings({}, mesh, (("haeds", "tensor"),))
 
 
 def test_one_process_reads_the_whole_batch():
-    np.testing.assert_array_equal(sharding.own_rows(sharding.make_mesh(MESHES[2]), 8), np.arange(8))
+    np.testing.assert_array_equal(sharding.own_rows(_mesh(MESHES[2]), 8), np.arange(8))
 
 
-def _config():
-    config = mini.get_config("smoke").to_dict()
-    unet = {"block_out_channels": (8,), "attention_levels": (False,), "heads": 2, "norm_groups": 4}
-    unet |= {"in_channels": 4, "out_channels": 2, "layers_per_block": 1, "cross_attention_dim": 8}
+def _config(optimizer):
+    values = tiny.system_values() | {"size": 32}
+    values["autoencoder"]["model"]["kl"]["block_out_channels"] = (4, 4, 4, 4)  # Latents of 4 x 4.
+    anchor = values["anchor"]
+    unet = {"block_out_channels": (8,), "heads": 2, "norm_groups": 4, "cross_attention_dim": 8}
+    anchor["model"]["unet"] |= unet
     encoder = {"image_size": 8, "patch_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "heads": 2}
-    config["anchor"]["model"] = {"unet": unet, "image_encoder": encoder | {"projection_dim": 8}}
-    config["anchor"]["train"] |= {"freeze": ("image_encoder",), "warmup": 0}
-    return config
+    anchor["model"]["image_encoder"] |= encoder | {"projection_dim": 8}
+    anchor["train"] |= {"warmup_steps": 0, "optimizer": optimizer}
+    return stages.parse_config(values)
+
+
+def _random(rng, spec, size):
+    """Return random arrays in the shapes of a batch."""
+    return jax.tree.map(lambda x: rng.standard_normal((size, *x.shape), np.float32), spec)
 
 
 @functools.cache
 def _run(optimizer, **sizes):
     """Losses and parameters of five steps of a small anchor stage."""
-    config = _config()
-    config["anchor"]["train"]["optimizer"] = optimizer
-    mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
+    config = _config(optimizer)
+    mesh = _mesh(sizes, jax.devices()[: np.prod(list(sizes.values()))])
     model = state.build_module(config, "anchor", dtype="float32", seed=1)
     assembly = steps.assemble(config, "anchor", model, {}, mesh, "float32")
     now = state.create(assembly.params, assembly.optimizer, assembly.stored)
     frozen = state.place(assembly.frozen, assembly.frozen_stored)
-    rng = np.random.default_rng(0)
-    shapes = {"target": (2, 8, 4, 4, 2), "condition": (3, 4, 4, 2), "tokens": (3, 8), "blank": (4, 4, 2)}
-    shapes |= {"blank_token": (8,), "azimuth": ()}
+    rng, spec = np.random.default_rng(0), stages.get("anchor").sources["latents"].spec(config)
     found = []
     for _ in range(5):
-        batch = {name: rng.standard_normal((8, *shape), np.float32) for name, shape in shapes.items()}
-        now, metrics = assembly.train_step(now, frozen, sharding.global_batch(batch, mesh), jax.random.key(0), 1e-3)
+        batch = sharding.global_batch(_random(rng, spec, 8), mesh)
+        now, metrics = assembly.train_step(now, frozen, batch, jax.random.key(0), 1e-3)
         found.append(float(metrics["loss"]))
     return found, np.concatenate([np.ravel(x) for x in jax.tree.leaves(now.params)]), now
 
@@ -164,9 +172,15 @@ def test_a_run_does_not_depend_on_the_mesh(optimizer, sizes):
     alone, found = _run(optimizer, data=1, fsdp=1, tensor=1), _run(optimizer, **sizes)
     np.testing.assert_allclose(found[0], alone[0], rtol=1e-5)
     assert np.linalg.norm(found[1] - alone[1]) < 1e-5 * np.linalg.norm(alone[1])
-    leaves = jax.tree_util.tree_leaves_with_path(found[2].optimizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "count"), [("adamw", 2), ("muon", 1)])
+def test_the_optimizer_state_is_split_as_parameters_are(optimizer, count):
+    sizes = MESHES[1]
+    leaves = jax.tree_util.tree_leaves_with_path(_run(optimizer, **sizes)[2].optimizer_state)
     name = re.compile(r"mid_block.*attentions.*proj_in.*kernel")
-    moments = [leaf for path, leaf in leaves if name.search(jax.tree_util.keystr(path))]
-    assert len(moments) == {"adamw": 2, "muon": 1}[optimizer]
-    for moment in moments:
-        assert moment.addressable_shards[0].data.size * sizes["fsdp"] == moment.size
+    kernels = [leaf for path, leaf in leaves if name.search(jax.tree_util.keystr(path))]
+    assert len(kernels) == count
+    for kernel in kernels:
+        assert kernel.addressable_shards[0].data.size * sizes["fsdp"] == kernel.size

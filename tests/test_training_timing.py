@@ -82,7 +82,7 @@ def traced(monkeypatch):
 
         monkeypatch.setattr(timing.jax.profiler, "trace", Trace)
         profiler = timing.Profiler(pathlib.Path("profile"), steps, start)
-        for now in range(start + 1, last + 1):  # noqa: B007 - read by Trace.
+        for now in range(start + 1, last + 1):
             profiler.begin_step(now)
             profiler.end_step(now, None)
         profiler.close()

@@ -1,4 +1,4 @@
-"""Pipelines in and out: every tensor maps once, nothing changes on the way, bad folders leave nothing behind."""
+"""Import and export: every tensor maps once, nothing changes on the way, bad folders leave nothing behind."""
 
 import filecmp
 import json
@@ -14,20 +14,20 @@ import released
 from flax import nnx
 from safetensors import numpy as safetensors_numpy
 
-from configs import envision3d
-from e3d_jax import settings
-from e3d_jax.weights import __main__ as command
+from e3d_jax import cli, settings, stages
+from e3d_jax.models import layers
+from e3d_jax.presets import envision3d
 from e3d_jax.weights import convert, diffusers, folder, tensors
 
 MANIFESTS = json.loads(lzma.decompress((released.FIXTURE.parent / "released_manifests.json.xz").read_bytes()))
 PARTS = [(stage, part) for stage, parts in convert.PARTS.items() for part in parts]
-SETTINGS = envision3d.get_config().to_dict()
+CONFIG = stages.parse_config(envision3d.get_config().to_dict())
 
 
 def run(*argv):
-    """The exit message of a command, None if it succeeds."""
+    """Return the exit message of a command, None if it succeeds."""
     try:
-        command.main([str(word) for word in argv])
+        cli.main(["weights", *map(str, argv)])
     except SystemExit as end:
         return str(end.code)
     return None
@@ -42,14 +42,14 @@ def pipelines(tmp_path_factory):
 def normals(tmp_path_factory):
     """A weights folder with a normal estimator that is cheap to copy."""
     path = tmp_path_factory.mktemp("normals")
-    folder.save(path, "normals", nnx.Linear(1, 1, rngs=nnx.Rngs(0)), {"normals": {"model": {}}})
+    folder.save(path, "normals", nnx.Linear(1, 1, rngs=nnx.Rngs(0)), stages.parse_config({"size": 64, "normals": {}}))
     return path
 
 
 @pytest.fixture(scope="module")
 def imported(pipelines, normals, tmp_path_factory):
     out = tmp_path_factory.mktemp("imported") / "weights"
-    convert.import_pipelines(pipelines, out, SETTINGS, normals)
+    convert.import_pipelines(pipelines, out, CONFIG, normals)
     return out
 
 
@@ -71,9 +71,8 @@ def copied(pipelines, tmp_path):
 def test_every_tensor_of_the_full_size_release_maps_once(stage, part):
     manifest = MANIFESTS[f"{stage}/{part.folder}"]
     component = diffusers.COMPONENTS[part.kind]
-    model = SETTINGS[part.component]["model"]
-    arguments = model[part.attribute] if part.attribute else model
-    module = nnx.eval_shape(lambda: component.module(**arguments, rngs=nnx.Rngs(0)))
+    spec = getattr(CONFIG[part.component].model, part.network)
+    module = nnx.eval_shape(lambda: component.module(spec, layers.Types(rngs=nnx.Rngs(0))))
     stored = {n: tensors.Tensor(tuple(s), np.dtype(np.float16), list) for n, s in manifest["tensors"].items()}
     matched = diffusers.match(module, stored, component)
     assert len(matched) == len(stored)
@@ -82,23 +81,14 @@ def test_every_tensor_of_the_full_size_release_maps_once(stage, part):
 
 @pytest.mark.parametrize("stage, part", PARTS)
 def test_the_full_size_config_has_the_released_sizes(stage, part):
-    config = dict(SETTINGS)
-    convert.set_model(config, part, MANIFESTS[f"{stage}/{part.folder}"]["config"])
-    assert not settings.differences(config, SETTINGS) and config["size"] == 256
-
-
-def test_the_full_size_config_can_be_used():
-    settings.check(SETTINGS)
-
-
-def test_settings_may_be_those_of_a_variant():
-    assert command.read_settings(f"{command.SETTINGS}:released") == envision3d.get_config("released").to_dict()
+    values = CONFIG.to_dict()
+    convert.set_model(values, part, MANIFESTS[f"{stage}/{part.folder}"]["config"])
+    assert not settings.differences(values, CONFIG.to_dict()) and values["size"] == 256
 
 
 def test_an_imported_system_has_the_sizes_of_its_pipelines(imported):
     config = folder.read_config(imported)
-    assert config["size"] == 64 and config["anchor"]["model"]["unet"]["heads"] == 4
-    settings.check(config)
+    assert config.size == 64 and config["anchor"].model.unet.heads == 4
 
 
 def test_import_keeps_every_bit(imported, pipelines):
@@ -110,7 +100,7 @@ def test_import_keeps_every_bit(imported, pipelines):
 
 
 def test_import_of_an_export_is_the_identity(imported, exported, normals, tmp_path):
-    convert.import_pipelines(exported, tmp_path / "again", SETTINGS, normals)
+    convert.import_pipelines(exported, tmp_path / "again", CONFIG, normals)
     names = sorted(file.name for file in imported.iterdir())
     assert filecmp.cmpfiles(imported, tmp_path / "again", names, shallow=False) == (names, [], [])
 
@@ -153,7 +143,7 @@ def changed(imported, tmp_path):
 
     def write(change):
         shutil.copytree(imported, tmp_path / "changed")
-        config = folder.read_config(imported)
+        config = json.loads((imported / folder.CONFIG).read_text())
         change(config)
         (tmp_path / "changed" / folder.CONFIG).write_text(json.dumps(config))
         return tmp_path / "changed"
@@ -161,7 +151,7 @@ def changed(imported, tmp_path):
     return write
 
 
-def test_export_fills_in_defaults_of_a_model(changed, exported, tmp_path):
+def test_export_fills_in_defaults(changed, exported, tmp_path):
     weights = changed(lambda config: config["anchor"]["model"]["unet"].pop("class_embed_dim"))
     convert.export_pipelines(weights, tmp_path / "out")
     with_defaults, full = (
@@ -176,10 +166,10 @@ def test_a_system_that_shares_its_autoencoder_is_not_exported(changed, tmp_path)
     assert "has no interpolation_autoencoder" in end and not (tmp_path / "out").exists()
 
 
-def test_anchors_without_injection_are_not_exported(changed, tmp_path):
+def test_an_anchor_stage_without_injection_is_not_exported(changed, tmp_path):
     weights = changed(lambda config: config["anchor"]["model"].update(injection=False))
     end = run("export", f"--weights={weights}", f"--out={tmp_path / 'out'}")
-    assert "without injection" in end and not (tmp_path / "out").exists()
+    assert "has no injection" in end and not (tmp_path / "out").exists()
 
 
 def test_an_export_is_a_pipeline_of_diffusers(exported):
@@ -240,22 +230,25 @@ def damage_values(anchor):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (damage_pipeline, "is no pipeline: it has no model_index.json"),
+        (damage_pipeline, "is not a pipeline: it has no model_index.json"),
         (damage_pickle, r"holds only pickles \(model.bin\)"),
-        (damage_truncated, "not a whole safetensors file"),
-        (damage_part, r"there is no .*vae/config\.json; give a whole pipeline"),
+        (damage_truncated, "damaged or incomplete, not a safetensors file"),
+        (damage_part, r"missing file .*vae/config\.json; give a whole pipeline"),
         (damage_file, r"vae/model\.safetensors cannot be read"),
-        (damage_json, r"unet/config\.json is no JSON map"),
-        (damage_config(block_out_channels=32), "unet: the configuration describes no AnchorUNet"),
+        (damage_json, r"unet/config\.json is not a JSON object"),
+        (
+            damage_config(block_out_channels=32),
+            r"unet: config\.json does not describe a valid AnchorUNet \(block_out_channels is 32; expected a sequence",
+        ),
         (damage_config(attention_head_dim=7), "7 attention heads do not divide 32 channels"),
-        (damage_config(sample_size="8"), "sample_size '8'; expected the latents' width"),
-        (damage_config(_class_name=None), "is a None, the anchor needs a UNetMV2DConditionModel"),
+        (damage_config(sample_size="8"), "sample_size '8'; expected the width of the latents"),
+        (damage_config(_class_name=None), "is a None, but component anchor needs a UNetMV2DConditionModel"),
         (
             damage_config(cross_attention_dim=48),
             r"attn2.to_k.weight has shape \(32, 32\), expected \(32, 48\); .*attn2.to_v",
         ),
-        (damage_stage, "the anchor needs a UNetMV2DConditionModel"),
-        (damage_values, "quant_conv.bias holds values that are not finite"),
+        (damage_stage, "but component anchor needs a UNetMV2DConditionModel"),
+        (damage_values, "quant_conv.bias has values that are not finite"),
     ],
 )
 def test_a_bad_pipeline_is_refused_and_leaves_nothing(copied, normals, tmp_path, damage, message):
@@ -271,7 +264,7 @@ def test_a_full_disk_is_refused(pipelines, normals, tmp_path, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"the disk has 0\.0 GB left"):
-        convert.import_pipelines(pipelines, tmp_path / "out", SETTINGS, normals)
+        convert.import_pipelines(pipelines, tmp_path / "out", CONFIG, normals)
     assert not (tmp_path / "out").exists()
 
 
@@ -280,37 +273,37 @@ def test_a_disk_that_fills_up_is_refused_and_leaves_nothing(pipelines, normals, 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(OSError, match=r"cannot write .*; nothing was left behind"):
-            convert.import_pipelines(pipelines, tmp_path / "out", SETTINGS, normals)
+            convert.import_pipelines(pipelines, tmp_path / "out", CONFIG, normals)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text", ["raise RuntimeError", "x = 1"])
-def test_a_program_that_is_no_config_is_refused(pipelines, tmp_path, text):
+def test_a_file_that_is_not_a_config_is_refused(pipelines, tmp_path, text):
     (tmp_path / "config.py").write_text(text)
     options = [f"--{stage}={path}" for stage, path in pipelines.items()]
     end = run("import", *options, f"--config={tmp_path / 'config.py'}", f"--out={tmp_path / 'out'}")
-    assert end is not None and re.search(r"config\.py is no config \(", end) and "\n" not in end
+    assert end is not None and re.search(r"config\.py is not a config \(", end) and "\n" not in end
 
 
-@pytest.mark.parametrize("name, value", [("size", "x"), ("anchor", {}), ("autoencoder", 3)])
+@pytest.mark.parametrize("name, value", [("size", "x"), ("anchor", []), ("autoencoder", 3)])
 def test_export_refuses_a_damaged_config(imported, tmp_path, name, value):
-    shutil.copytree(imported, tmp_path / "weights")
-    config = folder.read_config(imported) | {name: value}
+    (tmp_path / "weights").mkdir()
+    config = json.loads((imported / folder.CONFIG).read_text()) | {name: value}
     (tmp_path / "weights" / folder.CONFIG).write_text(json.dumps(config))
     end = run("export", f"--weights={tmp_path / 'weights'}", f"--out={tmp_path / 'out'}")
-    assert end is not None and "is no system's config" in end and "\n" not in end
+    assert end is not None and f"config.json: {name} is {value!r}; expected" in end and "\n" not in end
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_use_is_not_replaced(imported, normals, pipelines):
     with pytest.raises(OSError, match="exists and is not empty"):
-        convert.import_pipelines(pipelines, imported, SETTINGS, normals)
+        convert.import_pipelines(pipelines, imported, CONFIG, normals)
 
 
 def test_values_that_overflow_are_refused(tmp_path):
     big = tensors.Tensor((1,), np.dtype(np.float32), lambda: np.full(1, 1e6, np.float32))
-    with np.errstate(over="ignore"), pytest.raises(ValueError, match="big holds values that are not finite in float16"):
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match="big has values that are not finite in float16"):
         tensors.write(tmp_path / "file.safetensors", {"big": big.astype(np.dtype(np.float16))})
     assert not list(tmp_path.iterdir())

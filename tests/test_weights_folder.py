@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from e3d_jax import stages
 from e3d_jax.weights import folder, tensors
 
-CONFIG = {"normals": {"model": {"width": 2}}, "anchor": {"model": {}}}
+COMPONENTS = {"autoencoder": {}, "normals": {}, "anchor": {}}
+CONFIG = stages.parse_config({"size": 64, **COMPONENTS})
 
 
 class Small(nnx.Module):
@@ -88,7 +90,8 @@ def test_saving_again_leaves_no_stale_shards(tmp_path, monkeypatch):
 
 
 def test_stages_saved_before_keep_their_config(saved):
-    folder.save(saved, "anchor", Small(), {**CONFIG, "normals": {"model": {"width": 9}}})
+    changed = {"normals": {"model": {"unet": {"heads": 2}}}}
+    folder.save(saved, "anchor", Small(), stages.parse_config({"size": 64, **COMPONENTS, **changed}))
     assert folder.read_config(saved)["normals"] == CONFIG["normals"]
 
 
@@ -100,7 +103,12 @@ def test_every_misfit_is_named(saved):
 
     with pytest.raises(ValueError) as error:
         folder.load(saved, "normals", Other())
-    for part in ("missing more.bias", "missing more.kernel", "left over layers.1.kernel", "layers.0.kernel is (2, 3)"):
+    for part in (
+        "missing more.bias",
+        "missing more.kernel",
+        "unknown layers.1.kernel",
+        "layers.0.kernel has shape (2, 3)",
+    ):
         assert part in str(error.value)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import e3d_jax
-from configs import mini
-from e3d_jax import settings
+from e3d_jax import settings, stages
+from e3d_jax.presets import mini
 from e3d_jax.weights import folder
 
 CAKE = pathlib.Path(__file__).parents[1] / "examples" / "cake.png"
@@ -17,13 +17,14 @@ BUNDLED = folder.resolve("mini")
 
 
 def test_bundled_weights_are_those_of_the_config():
-    assert settings.differences(folder.read_config(BUNDLED), mini.get_config().to_dict()) == []
+    given = stages.parse_config(mini.get_config().to_dict())
+    assert settings.differences(folder.read_config(BUNDLED).identity(), given.identity()) == []
 
 
-def test_weights_of_a_config_that_does_not_speak_of_injection_have_it():
-    stored = folder.read_config(BUNDLED)
-    del stored["anchor"]["model"]["injection"]
-    assert settings.differences(stored, mini.get_config().to_dict()) == []
+def test_a_config_without_injection_has_its_default():
+    values = folder.read_config(BUNDLED).to_dict()
+    del values["anchor"]["model"]["injection"]
+    assert stages.parse_config(values)["anchor"].model.injection
 
 
 def test_bundled_weights_are_small():
@@ -31,10 +32,10 @@ def test_bundled_weights_are_small():
 
 
 @pytest.mark.slow
-def test_the_bundled_system_knows_what_it_sees():
+def test_the_bundled_system_keeps_the_color_of_its_input():
     system = e3d_jax.load("mini")
     pair = np.stack(system.prepare(CAKE))
     front = system.anchors(jnp.asarray(pair)[None], jax.random.key(0))[0, 0, 0]
-    inside, seen = front[..., 3] > 0.5, pair[0, ..., 3] > 0.5
+    inside, given = front[..., 3] > 0.5, pair[0, ..., 3] > 0.5
     assert inside.mean() > 0.1
-    np.testing.assert_allclose(front[inside, :3].mean(0), pair[0][seen, :3].mean(0), atol=0.05)
+    np.testing.assert_allclose(front[inside, :3].mean(0), pair[0][given, :3].mean(0), atol=0.05)

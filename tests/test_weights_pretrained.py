@@ -1,4 +1,4 @@
-"""Where training of the full-size stages starts: what is copied, grown and new."""
+"""Initialization of the full-size stages from pretrained models: which layers are copied, widened and new."""
 
 import json
 
@@ -7,15 +7,16 @@ import pytest
 import released
 from safetensors import numpy as safetensors_numpy
 
-from configs import envision3d
-from e3d_jax.weights import diffusers, folder, starts, tensors
+from e3d_jax import stages
+from e3d_jax.presets import envision3d
+from e3d_jax.weights import diffusers, folder, pretrained, tensors
 
-SETTINGS = envision3d.get_config().to_dict()
+CONFIG = stages.parse_config(envision3d.get_config().to_dict())
 ADDED = ("_normal.", "joint_mid.", "class_embedding.")
 
 
 def shrink(path, keep_inputs, **changes):
-    """Turn a released U-Net into one that Envision3D's could have started from."""
+    """Turn a released U-Net into one like that of the pretrained model; returns its tensors."""
     (file,) = diffusers.find_files(path)
     old = {name: tensor.read() for name, tensor in tensors.read_files([file]).items()}
     old = {name: tensor for name, tensor in old.items() if not any(part in name for part in ADDED)}
@@ -28,12 +29,12 @@ def shrink(path, keep_inputs, **changes):
 
 @pytest.fixture(scope="module")
 def anchor(tmp_path_factory):
-    """The source's U-Net and the stage that starts from it."""
+    """The U-Net of the pretrained model, the tensors of the stage initialized from it, and its weights folder."""
     root = tmp_path_factory.mktemp("anchor")
     pipeline = released.write_pipelines(root)["anchor"]
     changes = {"_class_name": "UNet2DConditionModel", "in_channels": 4, "projection_class_embeddings_input_dim": None}
     old = shrink(pipeline / "unet", 4, **changes)
-    starts.init_stage("sd-image-variations", pipeline, root / "out", SETTINGS, 0)
+    pretrained.init_stage("sd-image-variations", pipeline, root / "out", CONFIG, 0)
     found = folder.read(root / "out", "anchor")
     return old, {name.removeprefix("unet."): tensor.read() for name, tensor in found.items()}, root / "out"
 
@@ -67,13 +68,13 @@ def test_the_label_embedding_is_new(anchor):
 def test_the_weights_folder_has_the_stage_and_its_autoencoder(anchor):
     out = anchor[2]
     assert folder.read(out, "autoencoder")
-    assert folder.read_config(out)["anchor"]["model"]["unet"]["in_channels"] == 8
+    assert folder.read_config(out)["anchor"].model.unet.in_channels == 8
 
 
-def test_the_interpolation_stage_gets_labels_only(tmp_path):
+def test_the_interpolation_stage_gets_only_new_labels(tmp_path):
     pipeline = released.write_pipelines(tmp_path)["interpolation"]
     old = shrink(pipeline / "unet", 8, projection_class_embeddings_input_dim_=None)
-    starts.init_stage("svd", pipeline, tmp_path / "out", SETTINGS, 0)
+    pretrained.init_stage("svd", pipeline, tmp_path / "out", CONFIG, 0)
     new = folder.read(tmp_path / "out", "interpolation")
     added = {name for name in new if name.startswith("unet.class_embedding.")}
     assert len(added) == 4 and len([name for name in new if name.startswith("unet.")]) == len(old) + 4
@@ -85,11 +86,11 @@ def test_other_missing_tensors_are_named(tmp_path):
     kept = {name: tensor.read() for name, tensor in tensors.read_files([file]).items() if name != "conv_out.bias"}
     safetensors_numpy.save_file(kept, file)
     with pytest.raises(ValueError, match=r"missing conv_out\.bias"):
-        starts.init_stage("svd", pipeline, tmp_path / "out", SETTINGS, 0)
+        pretrained.init_stage("svd", pipeline, tmp_path / "out", CONFIG, 0)
     assert not (tmp_path / "out").exists()
 
 
 def test_another_pipeline_is_refused(tmp_path):
     pipeline = released.write_pipelines(tmp_path)["interpolation"]
     with pytest.raises(ValueError, match="has a UNet2DConditionModel; give that pipeline"):
-        starts.init_stage("sd-image-variations", pipeline, tmp_path / "out", SETTINGS, 0)
+        pretrained.init_stage("sd-image-variations", pipeline, tmp_path / "out", CONFIG, 0)

@@ -4,7 +4,7 @@ import checkpoint_files as files
 import numpy as np
 import pytest
 
-from e3d_jax.weights import checkpoints
+from e3d_jax.weights import torch_pickle
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -20,11 +20,11 @@ def path(tmp_path):
 
 
 def read(path):
-    return {name: tensor.read() for name, tensor in checkpoints.read(path).items()}
+    return {name: tensor.read() for name, tensor in torch_pickle.read(path).items()}
 
 
 def with_more(more):
-    """A checkpoint with something beside its tensors."""
+    """Return opcodes of a checkpoint with something beside its tensors."""
     return b"(" + files.value("state_dict") + files.state(ARRAYS) + files.value("more") + more + b"d"
 
 
@@ -52,7 +52,7 @@ def test_a_parameter_is_its_tensor(path):
     np.testing.assert_array_equal(read(path)["a"], ARRAYS["a.weight"])
 
 
-def test_callbacks_of_the_trainer_are_not_looked_at(path):
+def test_callbacks_of_the_trainer_are_ignored(path):
     callback = files.name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
     files.write(path, ARRAYS, with_more(b"(" + callback + files.value({"best": 1}) + b"d"))
     assert read(path).keys() == ARRAYS.keys()
@@ -62,20 +62,23 @@ def test_callbacks_of_the_trainer_are_not_looked_at(path):
 def test_a_pickle_that_runs_code_is_refused_and_not_run(path, tmp_path, module, attribute):
     call = files.name(module, attribute) + b"(" + files.value(f"touch {tmp_path}/ran") + b"tR"
     files.write(path, ARRAYS, with_more(call))
-    with pytest.raises(ValueError, match=f"it asks for {module}.{attribute}, which is no part of a tensor"):
-        checkpoints.read(path)
+    with pytest.raises(ValueError, match=f"it asks for {module}.{attribute}, which is not part of a tensor"):
+        torch_pickle.read(path)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
     "pickled, message",
     [
-        (b"(" + files.value("a") + files.value(3) + b"d", "a in .* is no tensor of HalfStorage"),
-        (b"(" + files.value("a") + files.tensor("0", ARRAYS["c"], kind="LongStorage") + b"d", "a in .* is no tensor"),
-        (b"(" + files.value("a") + files.tensor("0", np.zeros((4, 3), np.float32)) + b"d", "outside of the file's"),
-        (b"(" + files.value("a") + files.tensor("9", ARRAYS["c"]) + b"d", "outside of the file's"),
-        (b"(" + files.value("a") + files.tensor("0", ARRAYS["c"], offset=-8) + b"d", "outside of the file's"),
-        (b"(" + files.value("a") + files.tensor("0", ARRAYS["c"], offset="x") + b"d", "outside of the file's"),
+        (b"(" + files.value("a") + files.value(3) + b"d", "a in .* is not a tensor of type HalfStorage"),
+        (
+            b"(" + files.value("a") + files.tensor("0", ARRAYS["c"], kind="LongStorage") + b"d",
+            "a in .* is not a tensor",
+        ),
+        (b"(" + files.value("a") + files.tensor("0", np.zeros((4, 3), np.float32)) + b"d", "outside the file's"),
+        (b"(" + files.value("a") + files.tensor("9", ARRAYS["c"]) + b"d", "outside the file's"),
+        (b"(" + files.value("a") + files.tensor("0", ARRAYS["c"], offset=-8) + b"d", "outside the file's"),
+        (b"(" + files.value("a") + files.tensor("0", ARRAYS["c"], offset="x") + b"d", "outside the file's"),
         (files.value([1]), "holds no tensors by name"),
         (b"(", "cannot be used"),
     ],
@@ -83,16 +86,16 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(path, tmp_path, module, 
 def test_a_bad_pickle_is_refused(path, pickled, message):
     files.write(path, ARRAYS, pickled)
     with pytest.raises(ValueError, match=message):
-        checkpoints.read(path)
+        torch_pickle.read(path)
 
 
 def test_a_truncated_file_is_refused(path):
     files.write(path, ARRAYS)
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"file.ckpt is damaged, or no checkpoint of PyTorch 1\.6 or later"):
-        checkpoints.read(path)
+    with pytest.raises(ValueError, match=r"file.ckpt is damaged, or not a checkpoint of PyTorch 1\.6 or later"):
+        torch_pickle.read(path)
 
 
 def test_a_missing_file_is_an_os_error(path):
     with pytest.raises(FileNotFoundError):
-        checkpoints.read(path)
+        torch_pickle.read(path)

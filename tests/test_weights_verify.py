@@ -1,10 +1,10 @@
-"""The table of ``python -m e3d_jax.weights verify``; its checks are those of test_models_parity and test_sampling."""
+"""The table of ``e3d weights verify``; test_models_parity and this file run all of its checks."""
 
 import numpy as np
 import pytest
 import released
 
-from e3d_jax.weights import __main__ as command
+from e3d_jax import cli
 from e3d_jax.weights import verify
 
 ARRAYS = {name: np.load(released.FIXTURE / "calls.npz")[name] for name in ("image", "vae_mode", "vae_decoded")}
@@ -20,7 +20,7 @@ def run(pipelines, tmp_path):
     def with_arrays(**arrays):
         np.savez(tmp_path / "recorded.npz", **arrays)
         options = [f"--{stage}={path}" for stage, path in pipelines.items()]
-        command.main(["verify", *options, f"--recorded={tmp_path / 'recorded.npz'}"])
+        cli.main(["weights", "verify", *options, f"--recorded={tmp_path / 'recorded.npz'}"])
 
     return with_arrays
 
@@ -43,8 +43,8 @@ def test_a_file_without_known_arrays_is_refused(run):
 
 
 def test_arrays_of_another_size_are_refused(run):
-    with pytest.raises(SystemExit, match="vae_mode has shape"):
-        run(**ARRAYS | {"image": ARRAYS["image"][..., :32, :32]})
+    with pytest.raises(SystemExit, match="vae_decoded has shape"):
+        run(**ARRAYS | {"vae_decoded": ARRAYS["vae_decoded"][..., :32, :32]})
 
 
 def test_arrays_of_another_rank_are_refused(run):
@@ -52,10 +52,10 @@ def test_arrays_of_another_rank_are_refused(run):
         run(clip1_pixels=np.zeros(3, np.float32))
 
 
-@pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\x03\x04 no archive"])
-def test_what_is_no_file_of_arrays_is_refused(pipelines, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 text"])
+def test_a_file_of_something_else_is_refused(pipelines, tmp_path, content):
     (tmp_path / "recorded.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"is no \.npz"):
+    with pytest.raises(ValueError, match=r"is not an \.npz"):
         next(verify.verify(pipelines, tmp_path / "recorded.npz"))
 
 

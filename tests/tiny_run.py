@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
     if others:
         processes, process, port = map(int, others)
-        distributed.join_processes(False, f"localhost:{port}", processes, process)
+        distributed.join(False, f"localhost:{port}", processes, process)
 
     import pytest
 

@@ -5,7 +5,7 @@
 
 import dataclasses
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class Toy(base.Stage):
     """Learns alone."""
 
     name = "toy"
-    sources = {"images": Numbers(), "latents": Numbers()}
+    sources: ClassVar = {"images": Numbers(), "latents": Numbers()}
     model = Model
 
     def build(self, model, types):

@@ -1,11 +1,12 @@
 """PyTorch's side of ``benchmarks/diffusion.py``: diffusers' modules of the same sizes, one case, served to that script.
 
 The anchor U-Net is diffusers' Stable Diffusion 1.x U-Net, in whose transformer blocks every view attends to all views,
-then to its own tokens in both domains, and normals have a feed-forward of their own, as in ours.
+then to its own tokens in both domains, and normals have a feed-forward of their own, as in our network.
 """
 
 import contextlib
 import copy
+import dataclasses
 import time
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 from absl import app, flags
 from torch.utils import flop_counter
 
-from e3d_jax import cameras
-from e3d_jax.models import build
+from e3d_jax import config as config_lib
+from e3d_jax import stages
 from e3d_jax.weights import diffusers as formats
 
-flags.DEFINE_enum("case", None, [*serving.CASES, "matmul"], "What to run.", required=True)
-COMPILE = flags.DEFINE_bool("compile", False, "Through torch.compile.")
+flags.DEFINE_enum("case", None, [*serving.CASES, "matmul"], "Case to run.", required=True)
+COMPILE = flags.DEFINE_bool("compile", False, "Use torch.compile.")
 CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
 
@@ -47,70 +48,67 @@ class MultiViewBlock(torch.nn.Module):
         return x + torch.cat([block.ff(color), self.ff_normal(normal)])
 
 
-def unet_of(stage: str, config) -> torch.nn.Module:
-    """The U-Net of a stage."""
-    arguments = config[stage]["model"]["unet"]
+def unet_of(stage: str, config: config_lib.SystemConfig) -> torch.nn.Module:
+    """Build the U-Net of a stage."""
+    spec = config[stage].model.unet
     if stage == "interpolation":
-        theirs = formats.COMPONENTS["UNetSpatioTemporalConditionModel"].config(_filled(arguments, stage))
-        theirs.pop("projection_class_embeddings_input_dim_")  # Stable Video Diffusion knows no cameras.
-        return diffusers.UNetSpatioTemporalConditionModel(**theirs, num_frames=cameras.WINDOW_FRAMES)
-    theirs = formats.COMPONENTS["UNetMV2DConditionModel"].config(_filled(arguments, stage))
+        spec = dataclasses.replace(spec, heads=spec.level_heads)
+        theirs = _config_json("UNetSpatioTemporalConditionModel", spec)
+        theirs.pop("projection_class_embeddings_input_dim_")  # Stable Video Diffusion has no camera labels.
+        return diffusers.UNetSpatioTemporalConditionModel(**theirs, num_frames=config.layout.window_frames)
+    theirs = _config_json("UNetMV2DConditionModel", spec)
     for blocks in ("down_block_types", "up_block_types"):
         theirs[blocks] = [kind.replace("MV2D", "2D") for kind in theirs[blocks]]
     unet = diffusers.UNet2DConditionModel(**theirs, class_embed_type="projection")
     for module in unet.modules():
         if isinstance(module, diffusers.models.transformers.transformer_2d.Transformer2DModel):
             module.transformer_blocks = torch.nn.ModuleList(
-                [MultiViewBlock(block, cameras.NUM_ANCHORS + 1) for block in module.transformer_blocks]
+                [MultiViewBlock(block, config.layout.num_anchors + 1) for block in module.transformer_blocks]
             )
     return unet
 
 
-def _filled(arguments, stage: str) -> dict[str, Any]:
-    """Arguments with the defaults that the written format spells out."""
-    common = {"norm_groups": 32, "class_embed_dim": 12 if stage == "anchor" else 6, "layers_per_block": 2}
-    heads = arguments["heads"]
-    if stage == "interpolation" and isinstance(heads, int):
-        arguments = {**arguments, "heads": (heads,) * len(arguments["block_out_channels"])}
-    return common | {name: list(x) if isinstance(x, tuple) else x for name, x in arguments.items()}
+def _config_json(kind: str, spec: Any) -> dict[str, Any]:
+    """Return the sizes of a network as diffusers takes them."""
+    theirs = formats.COMPONENTS[kind].config(spec)
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in theirs.items()}
 
 
-def autoencoder_of(stage: str, config) -> torch.nn.Module:
-    """The autoencoder of a stage."""
-    arguments = config[build.provider(config, stage, "autoencoder")]["model"]
-    kind = "AutoencoderKLTemporalDecoder" if arguments.get("temporal_decoder") else "AutoencoderKL"
-    return getattr(diffusers, kind)(**formats.COMPONENTS[kind].config(arguments))
+def autoencoder_of(stage: str, config: config_lib.SystemConfig) -> torch.nn.Module:
+    """Build the autoencoder of a stage."""
+    spec = config.autoencoder(stage)
+    kind = "AutoencoderKLTemporalDecoder" if spec.temporal_decoder else "AutoencoderKL"
+    return getattr(diffusers, kind)(**_config_json(kind, spec))
 
 
 def random_tensor(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
-    """Standard normal values; zeros would run faster than real data."""
+    """Return standard normal values; zeros would run faster than real data."""
     return torch.randn(*shape, device=DEVICE, dtype=dtype)
 
 
-def unet_inputs(stage: str, config, count: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Inputs of a stage's U-Net for ``count`` objects or windows."""
-    unet = config[stage]["model"]["unet"]
-    side = build.latent_size(config, stage)
-    images, width = 2 * count * (cameras.NUM_ANCHORS + 1), unet["cross_attention_dim"]
+def unet_inputs(stage: str, config: config_lib.SystemConfig, count: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return inputs of a stage's U-Net for ``count`` objects or windows."""
+    unet, side = config[stage].model.unet, config.latent_size(stage)
+    images, width = 2 * count * (config.layout.num_anchors + 1), unet.cross_attention_dim
     if stage == "anchor":
         return {
-            "sample": random_tensor(images, unet["in_channels"], side, side, dtype=dtype),
+            "sample": random_tensor(images, unet.in_channels, side, side, dtype=dtype),
             "timestep": torch.full((images,), 500, device=DEVICE),
             "encoder_hidden_states": random_tensor(images, 1, width, dtype=dtype),
-            "class_labels": random_tensor(images, unet.get("class_embed_dim", 12), dtype=dtype),
+            "class_labels": random_tensor(images, unet.class_embed_dim, dtype=dtype),
         }
     return {
-        "sample": random_tensor(count, cameras.WINDOW_FRAMES, unet["in_channels"], side, side, dtype=dtype),
+        "sample": random_tensor(count, config.layout.window_frames, unet.in_channels, side, side, dtype=dtype),
         "timestep": torch.full((count,), 1.0, device=DEVICE),
         "encoder_hidden_states": random_tensor(count, 1, width, dtype=dtype),
         "added_time_ids": random_tensor(count, 3, dtype=dtype),
     }
 
 
-def call_of(case: str, config):
-    """A function without a gradient."""
-    objects = flags.FLAGS.objects
-    windows = serving.NUM_WINDOWS * objects
+def call_of(case: str, config: config_lib.SystemConfig):
+    """Return a function without a gradient."""
+    layout, objects = config.layout, flags.FLAGS.objects
+    windows = len(layout.windows) * objects
     if case == "matmul":
         a, b = (random_tensor(*(8192 if CUDA else 2048,) * 2) for _ in range(2))
         return lambda: a @ b
@@ -119,26 +117,26 @@ def call_of(case: str, config):
         inputs = unet_inputs(case, config, objects if case == "anchor" else windows, DTYPE)
         return lambda: unet(**inputs, return_dict=False)[0]
     if case == "image_encoder":
-        import transformers  # Slow to import, and of use here alone.
+        import transformers  # Slow to import, and used only here.
 
-        arguments = {"in_channels": 3, "activation": "quick_gelu", **config["interpolation"]["model"]["image_encoder"]}
-        theirs = formats.COMPONENTS["CLIPVisionModelWithProjection"].config(arguments)
+        theirs = _config_json("CLIPVisionModelWithProjection", config["interpolation"].model.image_encoder)
         encoder = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**theirs))
         encoder = _ready(encoder.to(DEVICE, DTYPE).eval())
         images = random_tensor(windows, 3, *(theirs["image_size"],) * 2)
         return lambda: encoder(images).image_embeds
     module = autoencoder_of("interpolation" if case == "decode_windows" else "anchor", config).to(DEVICE, DTYPE).eval()
-    shape, size = module.config, config["size"]
+    shape, size = module.config, config.size
     side = size // 2 ** (len(shape.block_out_channels) - 1)
     if case == "encode":
-        encode, images = _ready(module.encoder), random_tensor(serving.ENCODED * objects, shape.in_channels, size, size)
+        count = (2 + layout.num_anchors) * objects
+        encode, images = _ready(module.encoder), random_tensor(count, shape.in_channels, size, size)
         return lambda: module.quant_conv(encode(images)) if module.quant_conv is not None else encode(images)
-    frames = serving.decoded_frames(config[build.provider(config, "interpolation", "autoencoder")]["model"])
-    count = windows * frames if case == "decode_windows" else 2 * cameras.NUM_ANCHORS * objects
+    frames = serving.decoded_frames(config)
+    count = windows * frames if case == "decode_windows" else 2 * layout.num_anchors * objects
     latents = random_tensor(count, shape.latent_channels, side, side)
     if "Temporal" in type(module).__name__:
-        decode, which = _ready(module.decoder), torch.zeros(windows, cameras.WINDOW_FRAMES, device=DEVICE, dtype=DTYPE)
-        return lambda: decode(latents, num_frames=cameras.WINDOW_FRAMES, image_only_indicator=which)
+        decode, which = _ready(module.decoder), torch.zeros(windows, layout.window_frames, device=DEVICE, dtype=DTYPE)
+        return lambda: decode(latents, num_frames=layout.window_frames, image_only_indicator=which)
     decode = _ready(module.decoder)
     return lambda: decode(module.post_quant_conv(latents))
 
@@ -147,12 +145,12 @@ def _ready(module):
     return torch.compile(module) if COMPILE.value else module
 
 
-def train_step_of(stage: str, config):
-    """Gradient under autocast, clipping, fused AdamW and the average of the parameters, all float32 where stored."""
+def train_step_of(stage: str, config: config_lib.SystemConfig):
+    """Return a train step: gradient under autocast, clipping, fused AdamW and EMA, all stored in float32."""
     size = flags.FLAGS.train_objects if stage == "anchor" else flags.FLAGS.train_windows
     unet = unet_of(stage, config).to(DEVICE).train()
     parameters = list(unet.parameters())
-    average = [parameter.detach().clone() for parameter in parameters]
+    ema = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.01, fused=True)
     inputs = unet_inputs(stage, config, size, torch.float32)
     call = _ready(unet)
@@ -165,16 +163,16 @@ def train_step_of(stage: str, config):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1e-4)
+        torch._foreach_lerp_(ema, [parameter.detach() for parameter in parameters], 1e-4)
         return loss
 
     return run
 
 
 def prepare(case: str):
-    """Builds, counts and, where asked to, compiles a case."""
+    """Build a case, count its FLOPs, and compile it if asked to."""
     torch.manual_seed(0)
-    config, training = flags.FLAGS.config.to_dict(), case.endswith("_train")
+    config, training = stages.parse_config(flags.FLAGS.config.to_dict()), case.endswith("_train")
     function = train_step_of(case.removesuffix("_train"), config) if training else call_of(case, config)
     context = contextlib.nullcontext if training else torch.inference_mode
 
@@ -184,7 +182,7 @@ def prepare(case: str):
 
     start = time.perf_counter()
     operations = None
-    if not COMPILE.value:  # What is compiled is the same.
+    if not COMPILE.value:  # Compiling does not change the count.
         with flop_counter.FlopCounterMode(display=False) as counter:
             run()
         operations = float(counter.get_total_flops())
@@ -198,7 +196,7 @@ def prepare(case: str):
 
 
 def wait(_) -> None:
-    """For the device."""
+    """Wait for the device."""
     if CUDA:
         torch.cuda.synchronize()
 
@@ -208,7 +206,7 @@ def _peak() -> dict[str, float]:
 
 
 def main(_) -> None:
-    """Serves the case."""
+    """Serve the case."""
     serving.serve(prepare, wait)
 
 

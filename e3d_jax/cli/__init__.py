@@ -1,7 +1,8 @@
 """The command line: ``e3d COMMAND``, one module per command.
 
 A command module has a docstring, which is its help, ``define(flags)`` and ``run(flags, arguments)``
-(:mod:`e3d_jax.cli.flags`); it is added to :data:`COMMANDS`.
+(:mod:`e3d_jax.cli.flags`); a module of several commands has them in ``SUBCOMMANDS``. Both are listed in
+:data:`COMMANDS`.
 """
 
 import importlib
@@ -37,8 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         if name in COMMANDS:
             from e3d_jax.cli import flags
 
-            module = importlib.import_module("e3d_jax.cli." + name.replace(" ", "_").replace("-", "_"))
-            flags.run(module, name, arguments[words:])
+            first, *second = name.split()
+            module = importlib.import_module(f"e3d_jax.cli.{first}")
+            flags.run(module.SUBCOMMANDS[second[0]] if second else module, name, arguments[words:])
             return
     listed = "\n".join(f"  {name:24s} {what}" for name, what in COMMANDS.items())
     usage = f"usage: e3d COMMAND [--flag=value ...]\n\n{listed}\n\n'e3d COMMAND --help' explains a command."

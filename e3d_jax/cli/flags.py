@@ -3,14 +3,29 @@
 import logging as python_logging
 import re
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import config_flags
 
 from e3d_jax import config as config_lib
 from e3d_jax import presets, settings, stages
+
+
+class Command(NamedTuple):
+    """A command of a module with several.
+
+    Attributes:
+      define: defines its flags.
+      run: does its work, given the flags and the other arguments.
+      doc: its help.
+    """
+
+    define: Callable[["Flags"], None]
+    run: Callable[["Flags", list[str]], None]
+    doc: str
 
 
 class Flags:
@@ -81,7 +96,8 @@ class Flags:
         Raises:
           ValueError: see :func:`e3d_jax.stages.parse_config`.
         """
-        return stages.parse_config(self._values["config"].value.to_dict())
+        values: Any = self._values["config"].value
+        return stages.parse_config(values.to_dict())
 
     def parse(self) -> list[str]:
         """Read the command line; returns the arguments that are not flags.
@@ -119,7 +135,8 @@ def _described(config: config_lib.SystemConfig):
 
 def _check_setting(config: Any, path: str) -> None:
     """Refuse a setting that does not exist, naming those that do."""
-    group, walked = config, []
+    group: Any = config
+    walked: list[str] = []
     for part in path.split("."):
         if not hasattr(group, "keys") or part not in group:
             known = f"; known: {', '.join(sorted(group.keys()))}" if hasattr(group, "keys") else ""
@@ -128,7 +145,7 @@ def _check_setting(config: Any, path: str) -> None:
         walked.append(part)
 
 
-def run(module: ModuleType, command: str, argv: list[str]) -> None:
+def run(module: ModuleType | Command, command: str, argv: list[str]) -> None:
     """Run a command: define and parse its flags, then do its work.
 
     Args:
@@ -146,7 +163,8 @@ def run(module: ModuleType, command: str, argv: list[str]) -> None:
     try:
         module.define(given)
         if any(argument in ("--help", "-h") for argument in argv):
-            print(f"e3d {command}: {(module.__doc__ or '').strip()}\n\nFlags:\n{given.help()}")
+            doc = module.doc if isinstance(module, Command) else module.__doc__ or ""
+            print(f"e3d {command}: {doc.strip()}\n\nFlags:\n{given.help()}")
             return
         arguments = given.parse()
         module.run(given, arguments)
@@ -156,6 +174,8 @@ def run(module: ModuleType, command: str, argv: list[str]) -> None:
 
 def _sentence(error: Exception) -> str:
     """An error's message in one line; the last line of several says why."""
+    if match := re.search(r"[Ff]lag (--\w+) must have a value other than None", str(error)):
+        return f"{match[1]} is missing; give {match[1]}=VALUE"
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
 

@@ -65,7 +65,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
         try:
             outputs.check_replaceable(target)
             result = model(picture, normal=flags.normal, seed=flags.seed, progress=True)
-            outputs.write_result(target, result, seed=flags.seed, config=config.to_dict())
+            outputs.write_result(target, result, seed=flags.seed, config=config)
         except (ValueError, OSError) as error:
             failed += 1
             print(f"e3d infer: {picture}: {error}", file=sys.stderr)

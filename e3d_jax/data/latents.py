@@ -45,7 +45,8 @@ def unpack(data: bytes, stage: str) -> Latents:
         raise ValueError(f"a record holds {kind}, not cached latents")
     if fields["stage"] != stage:
         raise ValueError(
-            f"a record was cached for stage {fields['stage']}, not {stage}; run 'e3d cache --stage={stage}' on the images"
+            f"a record was cached for stage {fields['stage']}, not {stage}; run 'e3d cache --stage={stage}' on the "
+            "images"
         )
     arrays = {name: np.frombuffer(raw, dtype).reshape(shape) for name, (dtype, shape, raw) in fields["arrays"].items()}
     return Latents(id=fields["id"], stage=stage, arrays=arrays)

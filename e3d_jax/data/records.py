@@ -8,8 +8,8 @@ A record of images is a msgpack map:
     provenance    map: what made the object (generator, split, seed, index; or the asset's file)
     size          width and height of the images in pixels
     cameras       map: world_from_cam (float32 bytes, [v, 4, 4], OpenCV axes), focal and center (float32 bytes, [v, 2])
-    maps          map from the name of a map to a list of [view, PNG file]: RGBA, straight alpha, white where transparent.
-                  "color" is the image; "normal" holds RGB = (n + 1) / 2 of the normal in the world frame
+    maps          map from the name of a map to a list of [view, PNG file]: RGBA, straight alpha, white where
+                  transparent. "color" is the image; "normal" holds RGB = (n + 1) / 2 of the normal in the world frame
     anchors       views that are the anchors of the layout (:class:`e3d_jax.cameras.ViewLayout`), in its order
     ring          views that are the whole layout, in its order; empty if only the anchors were drawn
     inputs        views that may be the input image; the first is preferred
@@ -17,10 +17,10 @@ A record of images is a msgpack map:
 Cached latents (:mod:`e3d_jax.data.latents`) are records of the kind "latents".
 """
 
+import contextlib
 import dataclasses
 import io
 import os
-import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,13 +28,14 @@ from typing import Any
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
+from e3d_jax import cameras as cameras_lib
 from e3d_jax import files, structs
 
 SCHEMA = 2
-Views = Sequence[int] | Int[np.ndarray, " n"]
+SUFFIX = ".array_record"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,42 @@ class Record:
         return decode_png(maps[int(view)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Rig:
+    """Cameras to draw objects from, and what the views are for; see the top of this module.
+
+    Attributes:
+      cameras: one per view.
+      anchors, ring, inputs: as in a record.
+      normal_views: views that get a normal map.
+    """
+
+    cameras: structs.Cameras
+    anchors: tuple[int, ...]
+    ring: tuple[int, ...]
+    inputs: tuple[int, ...]
+    normal_views: tuple[int, ...]
+
+    @classmethod
+    def of_layout(
+        cls, layout: cameras_lib.ViewLayout, size: int, *, anchors_only: bool = False, normals: bool = True
+    ) -> "Rig":
+        """Return the rig of a layout: every anchor has a normal map and may be the input.
+
+        Args:
+          layout: of the views.
+          size: width and height of the images in pixels.
+          anchors_only: draw the anchors alone, which is enough for all stages but the interpolation.
+          normals: whether there are normal maps.
+        """
+        cameras, anchors = layout.cameras(size), layout.anchors
+        ring = tuple(range(layout.num_views))
+        if anchors_only:
+            cameras, anchors, ring = cameras[anchors], np.arange(len(anchors)), ()
+        chosen = tuple(anchors.tolist())
+        return cls(cameras, chosen, ring, chosen, chosen if normals else ())
+
+
 def encode_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
     """Return a PNG file's bytes; run-length matching is both the fastest and the smallest on renders over white."""
     buffer = io.BytesIO()
@@ -83,19 +120,18 @@ def decode_png(data: bytes) -> UInt8[np.ndarray, "h w c"]:
 
 
 def encode(
-    id: str,
-    provenance: dict,
-    cameras: structs.Cameras,
-    maps: Mapping[str, Mapping[int | np.integer, UInt8[np.ndarray, "h w 4"]]],
-    *,
-    anchors: Views,
-    ring: Views,
-    inputs: Views,
+    name: str, provenance: dict, rig: Rig, maps: Mapping[str, Mapping[int, UInt8[np.ndarray, "h w 4"]]]
 ) -> Record:
-    """Make a record of images in memory; arguments as documented at the top of this module."""
-    encoded = {name: {int(view): encode_png(image) for view, image in views.items()} for name, views in maps.items()}
-    views = [[int(view) for view in indices] for indices in (anchors, ring, inputs)]
-    return Record(id, provenance, cameras, encoded, *views)
+    """Make a record of images in memory.
+
+    Args:
+      name: of the object, unique within its dataset.
+      provenance: what made it.
+      rig: the cameras, and what the views are for.
+      maps: images by name of the map and by view.
+    """
+    encoded = {kind: {view: encode_png(image) for view, image in images.items()} for kind, images in maps.items()}
+    return Record(name, provenance, rig.cameras, encoded, rig.anchors, rig.ring, rig.inputs)
 
 
 def pack(record: Record) -> bytes:
@@ -170,59 +206,67 @@ def unpack(data: bytes) -> Record:
 
 
 class Writer:
-    """Writes one shard; the file gets its final name only when the ``with`` block ends well.
+    """Write one shard; the file gets its final name only when the ``with`` block ends well.
 
     Raises:
       OSError: the folder cannot be written to.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path = pathlib.Path(path)
-        self._temporary = self._path.with_name(self._path.name + ".incomplete")
-        with files.writing(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Groups of one record keep random access cheap: a reader never decodes a neighbour.
-            self._writer = array_record_module.ArrayRecordWriter(str(self._temporary), "group_size:1")
+        self._path = path
+        with contextlib.ExitStack() as stack:
+            local = stack.enter_context(files.staged(path))
+            with files.write_errors(path):
+                # Groups of one record keep random access cheap: a reader never decodes a neighbor.
+                self._writer = array_record_module.ArrayRecordWriter(str(local), "group_size:1")
+            stack.callback(self._close)
+            self._stack = stack.pop_all()
 
     def write(self, record: bytes) -> None:
         """Append a packed record."""
-        with files.writing(self._path):
+        with files.write_errors(self._path):
             self._writer.write(record)
+
+    def _close(self) -> None:
+        with files.write_errors(self._path):
+            self._writer.close()
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        try:
-            with files.writing(self._path):
-                self._writer.close()
-                if error_type is None:
-                    os.replace(self._temporary, self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        self._stack.__exit__(error_type, error, traceback)
 
 
 def find_shards(folder: str | os.PathLike) -> list[str]:
-    """The record shards of a folder, sorted.
+    """Return the record shards of a dataset, sorted.
 
     Raises:
       FileNotFoundError: the folder has none.
       ValueError: a shard is empty or truncated; names each.
     """
-    shards = sorted(str(path) for path in pathlib.Path(folder).glob("*.array_record"))
+    shards = files.glob(folder, f"*{SUFFIX}")
     if not shards:
         raise FileNotFoundError(
-            f"no record shards (*.array_record) in {str(folder)!r}; make some with "
-            f"'python -m e3d_jax.data.synthetic --out={folder} --objects=1000'"
+            f"no record shards (*{SUFFIX}) in {str(folder)!r}; make some with "
+            f"'e3d data synthetic --out={folder} --objects=1000'"
         )
-    broken = [path for path in shards if not _readable(path)]
-    if broken:
-        raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
+    check_shards(shards)
     return shards
 
 
+def check_shards(paths: list[str]) -> None:
+    """Refuse shards that cannot be read.
+
+    Raises:
+      ValueError: a shard is empty or truncated; names each.
+    """
+    if broken := [path for path in paths if not _readable(path)]:
+        raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
+
+
 def _readable(path: str) -> bool:
-    """Whether a shard's footer, which is written last, can be read."""
+    """Return whether a shard's footer, which is written last, can be read."""
     try:
         reader = array_record_module.ArrayRecordReader(path)
         readable = reader.ok() and reader.num_records() > 0

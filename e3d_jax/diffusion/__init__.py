@@ -1,1 +1,1 @@
-"""Noise schedules, parameterisations and samplers; knows nothing of networks."""
+"""Noise schedules, parameterizations and samplers, independent of networks."""

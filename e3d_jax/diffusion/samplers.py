@@ -1,10 +1,10 @@
 """Deterministic samplers: one scan over a grid of noise levels.
 
 A sampler takes ``predict(sample, level) -> clean`` (see :func:`e3d_jax.diffusion.denoiser.clean`), never a network.
-Written in the predicted clean sample, DDIM with eta = 0 (arXiv 2010.02502, Eq. 12), an Euler step of the
+In terms of the predicted clean sample, DDIM with eta = 0 (arXiv 2010.02502, Eq. 12), an Euler step of the
 probability-flow ODE (arXiv 2206.00364, Alg. 1) and a first-order step of DPM-Solver++ (arXiv 2211.01095) are one
-update, and DPM-Solver++(2M) adds a term with the previous prediction. So there is one loop: what is called DDIM, Euler
-or DPM-Solver++(2M) is a choice of grid and of order.
+update, and DPM-Solver++(2M) adds a term with the previous prediction. So there is one loop; DDIM, Euler and
+DPM-Solver++(2M) differ only in the grid and the order.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from e3d_jax.diffusion import schedules
 
 Predict = Callable[[jax.Array, schedules.Levels], jax.Array]
 
-# Most steps a dispatch: often enough for a progress bar, seldom enough not to wait for the host.
+# Maximum steps per dispatch: few enough for a progress bar, enough for the device not to wait for the host.
 CHUNK = 5
 ORDERS = {"ddim": 1, "euler": 1, "dpm_solver": 2}
 
@@ -28,7 +28,7 @@ ORDERS = {"ddim": 1, "euler": 1, "dpm_solver": 2}
 class Plan:
     """Coefficients of n steps: ``sample = keep * sample + gain * (clean + history * (clean - previous clean))``.
 
-    Inside the scan it is one step, without the axis.
+    Inside the scan it describes one step, without the axis.
     """
 
     level: schedules.Levels
@@ -40,26 +40,27 @@ class Plan:
         return self.keep.shape[0]
 
     def __getitem__(self, index) -> "Plan":
-        """A part of the plan, to advance in several calls."""
+        """Return a part of the plan, to advance in several calls."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where sampling stands: the noisy sample, and the clean one that was predicted last."""
+    """State of sampling: the noisy sample, and the last prediction of the clean one."""
 
     sample: Float[Array, "..."]
     clean: Float[Array, "..."]
 
 
 def plan(grid: schedules.Levels, order: int) -> Plan:
-    """The steps along a grid of n + 1 levels.
+    """Return the steps along a grid of n + 1 levels.
 
     Args:
       grid: :func:`~e3d_jax.diffusion.schedules.ddim_grid` or :func:`~e3d_jax.diffusion.schedules.karras_grid`.
       order: 1 is DDIM on the former and Euler on the latter; 2 is DPM-Solver++(2M) (arXiv 2211.01095, Alg. 2), whose
-        first step, and last step to a clean level, stay of first order, as the paper recommends for few steps.
+        first step, and last step if it ends at a clean level, are of first order, as the paper recommends for few
+        steps.
     """
     here, there = grid[:-1], grid[1:]
     keep = there.sigma / here.sigma
@@ -73,7 +74,7 @@ def plan(grid: schedules.Levels, order: int) -> Plan:
 
 
 def begin(noise: Float[Array, "..."]) -> Progress:
-    """The state before the first step, from unit noise."""
+    """Return the state before the first step, from unit noise."""
     return Progress(noise, jnp.zeros_like(noise))
 
 
@@ -91,17 +92,17 @@ def advance(predict: Predict, progress: Progress, plan: Plan) -> Progress:
 def advance_in_parts(
     take: Callable[[Progress, Plan], Progress], progress: Progress, plan: Plan, report: Callable[[int], object]
 ) -> Progress:
-    """Take the steps of a plan a few at a time, always as many so that ``take`` is compiled once.
+    """Take the steps of a plan a few at a time, always the same number so that ``take`` is compiled once.
 
     Args:
       take: a compiled :func:`advance` with its denoiser bound.
-      progress: where sampling stands.
+      progress: the state to start from.
       plan: all steps, at least one.
       report: called with the number of steps after each part.
     """
     chunk = max(size for size in range(1, CHUNK + 1) if len(plan) % size == 0)
     for start in range(0, len(plan), chunk):
-        # Dispatched before the part before it is waited for, so that the device has no pause.
+        # Dispatched before the host waits for the previous part, so that the device does not pause.
         following = take(progress, plan[start : start + chunk])
         if start:
             jax.block_until_ready(progress)

@@ -13,6 +13,7 @@ from scipy import spatial
 from e3d_jax import structs
 from e3d_jax.evaluation import metrics
 
+SAMPLES = 12_000  # points on each surface
 _YAWS = np.radians(np.arange(0, 360, 10))
 
 
@@ -48,7 +49,7 @@ def align(pred: structs.Mesh, gt: structs.Mesh, seed: int = 0) -> tuple[structs.
       ValueError: a mesh has no surface.
     """
     rng = np.random.default_rng(seed)
-    source, target = (metrics.sample_surface(mesh, 12_000, rng)[0] for mesh in (pred, gt))
+    source, target = (metrics.sample_surface(mesh, SAMPLES, rng)[0] for mesh in (pred, gt))
     # Sample points are ordered by face, so a strided subset is spread over the surface.
     coarse, fine = (source[::12], target[::12]), (source[::4], target[::4])
     starts = [Similarity(1.0, 0.0, np.zeros(3))] + [_start(pred, gt, yaw) for yaw in _YAWS]

@@ -77,7 +77,7 @@ def compare_views(pred: pathlib.Path, gt: pathlib.Path) -> dict[str, float]:
     rows = []
     for view in sorted(pred_maps.keys() & gt_maps.keys()):
         a, b = (np.asarray(images.decode_normal(rgba)) for rgba in _read_pair(pred_maps[view], gt_maps[view]))
-        known = a.any(-1) & b.any(-1)
+        known = np.logical_and(a.any(-1), b.any(-1))
         if known.any():
             rows.append(metrics.scores(metrics.NORMAL_METRICS, metrics.NormalPair(a, b, known)))
     if rows:

@@ -59,7 +59,7 @@ def attend(
     """Compute softmax attention with scale 1/sqrt(e); the softmax is in float32 for operands of any type."""
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
     if kernel := implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3]):
-        # The compilation cache's key would miss further options, such as a mask (sharding.stable_cache_keys).
+        # The compilation cache's key would miss further options, such as a mask (distributed.stable_cache_keys).
         attended = jax.nn.dot_product_attention(*flat, implementation=kernel)
     else:
         # Chosen by where the program will run, which may be elsewhere when a run on other hardware is planned.

@@ -45,7 +45,9 @@ def load(name: str) -> ml_collections.ConfigDict:
     path = pathlib.Path(source)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise FileNotFoundError(f"no config {source}; give one of {', '.join(NAMES)}, or a file such as configs/mini.py")
+        raise FileNotFoundError(
+            f"no config {source}; give one of {', '.join(NAMES)}, or a file such as configs/mini.py"
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

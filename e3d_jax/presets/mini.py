@@ -5,8 +5,8 @@
     e3d infer photo.png --out=out --weights=runs/mini/weights
 
 MODEL_CARD.md has the runs behind the bundled weights, their time and their scores. ``mini:smoke`` is the same system at
-toy width and a few steps: every stage trains within a minute on a CPU. Only what differs from the defaults is given here; ``e3d_jax/config.py`` and ``e3d_jax/stages`` explain every
-setting.
+toy width and a few steps: every stage trains within a minute on a CPU. Only what differs from the defaults is given
+here; ``e3d_jax/config.py`` and ``e3d_jax/stages`` explain every setting.
 """
 
 from typing import Any

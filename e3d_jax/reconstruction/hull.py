@@ -121,11 +121,11 @@ def _ranked_distance(
 ) -> Float[Array, "x y z"]:
     """Return the ``rank``-th largest (from 0) of the views' distances, in object units, slab by slab."""
 
-    def seen_from(points, seen, pose, focal, center):
+    def seen_from(points, outline, pose, focal, center):
         cam = ((points - pose[:3, 3])[:, :, None] * pose[:3, :3]).sum(1)
         depth = jnp.maximum(cam[:, 2], 1e-3)
         pixel = cam[:, :2] / depth[:, None] * focal + center - 0.5
-        value = jax.scipy.ndimage.map_coordinates(seen, [pixel[:, 1], pixel[:, 0]], order=1, mode="nearest")
+        value = jax.scipy.ndimage.map_coordinates(outline, [pixel[:, 1], pixel[:, 0]], order=1, mode="nearest")
         return value * depth / focal.mean()
 
     def slab(points):

@@ -1,6 +1,7 @@
 """The stages of a system: one object each, in one registry.
 
-To add a stage, write a :class:`base.Stage` in a file of its own and add it to :data:`STAGES` (``docs/extending.md``).
+To add a stage, write a :class:`base.Stage` in a file of its own and add it to :data:`STAGES`, or, from outside of the
+package, :func:`register` it (``docs/extending.md``).
 """
 
 import dataclasses
@@ -18,11 +19,14 @@ from e3d_jax.stages.base import Source, Stage
 from e3d_jax.stages.interpolation import Interpolation
 from e3d_jax.stages.normals import Normals
 
-__all__ = ["STAGES", "Source", "Stage", "build", "get", "parse_config", "stages_of"]
+__all__ = ["STAGES", "Source", "Stage", "build", "get", "parse_config", "register"]
 
-STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (Autoencoder(), Normals(), Anchor(), Interpolation())
-}
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (Autoencoder(), Normals(), Anchor(), Interpolation())}
+
+
+def register(stage: Stage) -> None:
+    """Add a stage, so that configs may have a component of its name."""
+    STAGES[stage.name] = stage
 
 
 def get(component: str) -> Stage:
@@ -74,7 +78,7 @@ def _parse_component(stage: Stage, name: str, values: Any) -> config_lib.Compone
     if unknown := sorted(section for section in values if section not in known):
         raise ValueError(f"unknown setting {name}.{unknown[0]}; known: {', '.join(known)}")
     # Defaults of a section that is left out apply, except that a component without ``train`` is not trained.
-    parts = {
+    parts: dict[str, Any] = {
         section: settings.parse(cls, values.get(section, {}), f"{name}.{section}")
         for section, cls in known.items()
         if section in values or section != "train"
@@ -82,14 +86,7 @@ def _parse_component(stage: Stage, name: str, values: Any) -> config_lib.Compone
     return config_lib.ComponentConfig(**parts)
 
 
-def stages_of(config: config_lib.SystemConfig) -> dict[str, Stage]:
-    """Return the stage of each component of a config."""
-    return {name: get(name) for name in config.components}
-
-
-def build(
-    config: config_lib.SystemConfig, component: str, types: layers.Types, *, remat: str = "none"
-) -> nnx.Module:
+def build(config: config_lib.SystemConfig, component: str, types: layers.Types, *, remat: str = "none") -> nnx.Module:
     """Make a component of a config with fresh parameters.
 
     Args:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,7 @@ class Model(base.ModelSettings):
 
     architecture: str = settings.setting("Which denoising network.", "unet", choices=tuple(NETWORKS))
     unet: anchor.AnchorUNetSpec = settings.setting("Multi-view U-Net.", anchor.AnchorUNetSpec())
-    image_encoder: encoders.ImageEncoderSpec = settings.setting(
-        "Makes the image tokens.", encoders.ImageEncoderSpec()
-    )
+    image_encoder: encoders.ImageEncoderSpec = settings.setting("Makes the image tokens.", encoders.ImageEncoderSpec())
     injection: bool = settings.setting(
         "Inject the image-normal pair as in the paper; False is what the paper compares it with.", True
     )
@@ -45,7 +43,9 @@ class Diffusion(settings.Settings):
     """What training and sampling must agree on."""
 
     prediction: str = settings.setting("What the network returns.", "epsilon", choices=("epsilon", "v"))
-    zero_terminal_snr: bool = settings.setting("Train down to pure noise (arXiv 2305.08891); takes prediction v.", False)
+    zero_terminal_snr: bool = settings.setting(
+        "Train down to pure noise (arXiv 2305.08891); takes prediction v.", False
+    )
 
     def check(self) -> None:
         """Refuse a prediction that is undefined at pure noise."""
@@ -88,17 +88,13 @@ class Sampling(settings.Settings):
     """How views are sampled."""
 
     sampler: str = settings.setting("Sampler; ddim as released.", "ddim", choices=tuple(samplers.ORDERS))
-    num_steps: int = settings.setting(
-        "Calls of the network.", 50, at_least=1, at_most=schedules.NUM_TRAIN_STEPS - 1
-    )
+    num_steps: int = settings.setting("Calls of the network.", 50, at_least=1, at_most=schedules.NUM_TRAIN_STEPS - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- condition
 
 
-def view_labels(
-    views: Float[structs.ArrayLike, "b v 4 4"], inputs: Float[structs.ArrayLike, "b n 4 4"]
-) -> Float[structs.ArrayLike, "b d v+n 12"]:
+def view_labels(views: Float[Any, "b v 4 4"], inputs: Float[Any, "b n 4 4"]) -> Float[Any, "b d v+n 12"]:
     """Return the camera and domain of each view, then of each input image, azimuths relative to the first input.
 
     A label is the sine, then the cosine, of [0, elevation, azimuth, one-hot domain of 3]; color is (1, 0, 0), normal
@@ -402,7 +398,7 @@ class Anchor(base.Stage):
 
     name = "anchor"
     needs = ("autoencoder", "normals")
-    sources = {"images": Images(), "latents": Latents()}
+    sources: ClassVar = {"images": Images(), "latents": Latents()}
     model = Model
     diffusion = Diffusion
     loss_settings = Loss
@@ -429,7 +425,7 @@ class Anchor(base.Stage):
                 )
 
     def loss(
-        self, model: Any, frozen: base.Modules, batch: Batch | LatentBatch, key: jax.Array, settings: Any, layout: Any
+        self, model: Any, frozen: base.Modules, batch: Any, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
         """Squared error of the network's output on the noisy views, see :func:`denoiser.loss_weight`.
 

@@ -1,7 +1,7 @@
 """The autoencoder: images and normal maps to latents and back."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ class Autoencoder(base.Stage):
     """A variational autoencoder of single images (arXiv 2112.10752)."""
 
     name = "autoencoder"
-    sources = {"images": Images()}
+    sources: ClassVar = {"images": Images()}
     model = Model
     loss_settings = Loss
 
@@ -80,7 +80,7 @@ class Autoencoder(base.Stage):
     def loss(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """L1 of pixels and of their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN)."""
+        """L1 of pixels and their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN)."""
         del frozen, layout
         rgba = common.unit(batch.images)
         target = latents.network_image(rgba.reshape(-1, *rgba.shape[2:]), model.in_channels)

@@ -85,14 +85,14 @@ class Stage(abc.ABC):
     def build(self, model: Any, types: layers.Types) -> nnx.Module:
         """Make the component with fresh parameters."""
 
-    def check(self, config: config_lib.SystemConfig, component: str) -> None:
+    def check(self, config: config_lib.SystemConfig, component: str) -> None:  # noqa: B027 - most need no check.
         """Refuse settings that do not fit those of other components.
 
         Raises:
           ValueError: names the settings.
         """
 
-    def check_source(self, kind: str, settings: config_lib.ComponentConfig) -> None:
+    def check_source(self, kind: str, settings: config_lib.ComponentConfig) -> None:  # noqa: B027
         """Refuse settings that records of a kind cannot serve.
 
         Raises:

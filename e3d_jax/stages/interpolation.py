@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,7 @@ class Model(base.ModelSettings):
     unet: interpolation.InterpolationUNetSpec = settings.setting(
         "Spatio-temporal U-Net.", interpolation.InterpolationUNetSpec()
     )
-    image_encoder: encoders.ImageEncoderSpec = settings.setting(
-        "Makes the image token.", encoders.ImageEncoderSpec()
-    )
+    image_encoder: encoders.ImageEncoderSpec = settings.setting("Makes the image token.", encoders.ImageEncoderSpec())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ class Sampling(settings.Settings):
 # ---------------------------------------------------------------------------------------------------------- condition
 
 
-def frame_labels(frames: Float[structs.ArrayLike, "b t 4 4"]) -> Float[structs.ArrayLike, "b t 6"]:
+def frame_labels(frames: Float[Any, "b t 4 4"]) -> Float[Any, "b t 6"]:
     """Return the cameras of windows: sine, then cosine, of [0, elevation, azimuth relative to the first frame].
 
     The released weights know elevation 0 only. NumPy in, NumPy out.
@@ -112,7 +110,7 @@ class Batch:
     """Images of windows, one of each of several objects, and their cameras."""
 
     frames: UInt8[Any, "*b t h w 4"]
-    cameras: structs.Cameras
+    frame_cameras: structs.Cameras
 
     def prepare(
         self, model: Any, frozen: base.Modules, key: jax.Array, log_noise: Any, layout: cameras.ViewLayout
@@ -134,7 +132,7 @@ class Batch:
         noisy = anchors + denoiser.expand(strength, anchors) * jax.random.normal(key_augment, anchors.shape)
         clean = latents.encode(autoencoder, frames) * autoencoder.scaling_factor
         encoded = latents.encode(autoencoder, noisy)
-        labels = frame_labels(self.cameras.world_from_cam)
+        labels = frame_labels(self.frame_cameras.world_from_cam)
         return clean, make_condition(model, anchors[:, 0, ..., :3], encoded, strength, labels, layout)
 
 
@@ -208,8 +206,8 @@ class Latents(caching.CachedSource):
         """Choose a window."""
         first = int(rng.integers(config.layout.num_anchors))
         frames, arrays = config.layout.window(first), record.arrays
-        chosen = (arrays[name][first] for name in ("anchors", "tokens", "strength"))
-        return LatentBatch(arrays["views"][frames], *chosen, arrays["poses"][frames])
+        anchors, token, strength = (arrays[name][first] for name in ("anchors", "tokens", "strength"))
+        return LatentBatch(arrays["views"][frames], anchors, token, strength, arrays["poses"][frames])
 
     def spec(self, config: Any) -> LatentBatch:
         """Return the shapes of a window."""
@@ -261,7 +259,7 @@ class Interpolation(base.Stage):
 
     name = "interpolation"
     needs = ("autoencoder",)
-    sources = {"images": Images(), "latents": Latents()}
+    sources: ClassVar = {"images": Images(), "latents": Latents()}
     model = Model
     loss_settings = Loss
     sampling = Sampling
@@ -283,7 +281,7 @@ class Interpolation(base.Stage):
             caching.check_frozen_encoder("interpolation", settings.train)
 
     def loss(
-        self, model: Any, frozen: base.Modules, batch: Batch | LatentBatch, key: jax.Array, settings: Any, layout: Any
+        self, model: Any, frozen: base.Modules, batch: Any, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
         """Stable Video Diffusion's objective (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
 
@@ -329,7 +327,7 @@ def sample(
     sampling: Sampling,
     progress: Callable[[int], object] = lambda steps: None,
 ) -> Float[Array, "b v h w c"]:
-    """Sample the views between anchors, all windows in one batch (guidance 1, v prediction, Karras levels, as released).
+    """Sample the views between anchors, all windows in one batch (guidance 1, v prediction and Karras levels).
 
     Args:
       model: the stage's module.

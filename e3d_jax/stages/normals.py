@@ -1,7 +1,7 @@
 """The normal estimator: an image of an object to the map of its surface normals."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +56,9 @@ def input_pair(record: records.Record, view: int) -> tuple[np.ndarray, np.ndarra
     box = images.object_box(image[..., 3] / np.float32(255))
     crop = lambda map: images.to_uint8(images.crop(map / np.float32(255), box, record.size))  # noqa: E731
     left, top, side = box
-    corner, side = np.array([[left, top]], np.float32), np.array([side], np.float32)
-    return crop(image), crop(normal), cameras.cropped(record.cameras[[int(view)]], corner, side, record.size)
+    corner = np.array([[left, top]], np.float32)
+    camera = cameras.cropped(record.cameras[[int(view)]], corner, np.array([side], np.float32), record.size)
+    return crop(image), crop(normal), camera
 
 
 class Images(base.Source):
@@ -86,7 +87,7 @@ class Normals(base.Stage):
     """Estimates the normals of the input image, in the world frame that the image defines (its camera at azimuth 0)."""
 
     name = "normals"
-    sources = {"images": Images()}
+    sources: ClassVar = {"images": Images()}
     model = Model
     loss_settings = Loss
 

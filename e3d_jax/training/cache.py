@@ -81,7 +81,9 @@ def cache_dataset(
     source = cached_source(config, stage)
     compute = make_compute(config, stage, weights, seed)
     paths = records.find_shards(dataset)[index::count]
-    shards = [engine.Shard(pathlib.PurePath(path).name.removesuffix(records.SUFFIX), PackedRecords(path)) for path in paths]
+    shards = [
+        engine.Shard(pathlib.PurePath(path).name.removesuffix(records.SUFFIX), PackedRecords(path)) for path in paths
+    ]
     work = engine.Work(
         prepare=functools.partial(_read, source, config),
         device=functools.partial(compute_objects, compute),

@@ -66,7 +66,7 @@ def make_evaluators(
     """
     evaluators: list[Evaluator] = []
     if heldout is not None and kind is not None:
-        train, source = config[stage].train, stages.get(stage).sources[kind]
+        train, source = config.training(stage), stages.get(stage).sources[kind]
         batches = loader.make_loader(
             {heldout: 1.0},
             source,
@@ -103,7 +103,7 @@ class HeldOut:
         show: bool,
     ):
         component, stage_show = config[stage], stages.get(stage).show
-        self.every = component.train.evaluate_every
+        self.every = config.training(stage).evaluate_every
         copied, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, sharding.BATCH)
         places = (assembly.stored.params, assembly.frozen_stored, split, copied)
         self._batches = [sharding.global_batch(batch, mesh) for batch in batches]

@@ -1,15 +1,5 @@
-"""Add the EMA weights of any checkpoint of a run to a weights folder.
+"""Add the EMA weights of any checkpoint of a run to a weights folder."""
 
-    python -m e3d_jax.training.export --config=configs/mini.py --stage=anchor --checkpoints=DIR --out=DIR2 [--step=N]
-        [--init=WEIGHTS]
-
-DIR is WORKDIR/STAGE/checkpoints, or what training was given as ``--checkpoints``. Checkpoints lack what the run did not
-train (``train.freeze``); --init names the weights that the run took it from.
-"""
-
-from absl import flags
-
-from e3d_jax import commands, stages
 from e3d_jax import config as config_lib
 from e3d_jax.training import checkpoints, sharding, state, steps
 from e3d_jax.weights import folder
@@ -39,12 +29,9 @@ def export(
         is needed; the config does not train the stage.
       OSError: the folder cannot be written.
     """
-    train = config[stage].train
-    if train is None:
-        raise ValueError(f"the config has no section {stage}.train; give the one that the run was trained with")
-    if train.freeze and not init:
+    if (untrained := config.training(stage).freeze) and not init:
         raise ValueError(
-            f"checkpoints of the {stage} lack its {', '.join(train.freeze)}, which the run did not train; give the "
+            f"checkpoints of the {stage} lack its {', '.join(untrained)}, which the run did not train; give the "
             "weights that the run started from with --init"
         )
     model = state.build_module(config, stage, dtype="float32", seed=config.system.seed)
@@ -60,25 +47,3 @@ def export(
     frozen = state.place(assembly.frozen, assembly.frozen_stored)
     folder.save(out, stage, steps.ema_module(assembly, trained, frozen), config)
     return int(trained.step)
-
-
-def define_flags() -> None:
-    """Define the options of the command; not on import, so that commands can be imported together."""
-    flags.DEFINE_enum("stage", None, list(stages.STAGES), "The stage that was trained.", required=True)
-    flags.DEFINE_string("checkpoints", None, "Folder of the run's checkpoints; may be gs://.", required=True)
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest when not given.", lower_bound=1)
-    flags.DEFINE_string("init", None, "Weights folder that the run started from, for what it did not train.")
-    flags.DEFINE_string("out", None, "Weights folder to add the stage to.", required=True)
-
-
-def main(_) -> None:
-    """Read the flags and export."""
-    given = flags.FLAGS
-    config = stages.parse_config(given.config.to_dict())
-    step = export(config, given.stage, given.checkpoints, given.step, given.out, given.init)
-    print(f"{given.stage}: weights of step {step} are in {given.out}")
-
-
-if __name__ == "__main__":
-    define_flags()
-    commands.run(main, "e3d_jax.training.export", "configs/mini.py")

@@ -63,10 +63,10 @@ def train(
     run = runs.check_run(
         config, stage, workdir, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile
     )
-    settings, seed = config[stage].train, config.system.seed
-    assert settings is not None  # Checked above.
+    settings, seed = config.training(stage), config.system.seed
     mesh = sharding.make_mesh(config.system.mesh)
     sharding.check_batch(mesh, settings.batch_size, settings.grad_accum_steps)
+    own_rows = sharding.own_rows(mesh, settings.batch_size).tolist()
     run.create_folder()
 
     with contextlib.ExitStack() as closing:
@@ -99,7 +99,7 @@ def train(
             batch_size=settings.batch_size,
             seed=seed,
             workers=settings.loader_workers,
-            rows=sharding.own_rows(mesh, settings.batch_size).tolist(),
+            rows=own_rows,
             start=progress["batches"],
         )
         closing.callback(batches.close)

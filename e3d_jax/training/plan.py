@@ -1,11 +1,8 @@
 """Plan a run without its hardware: compile the real train step for a TPU topology, or for devices at hand.
 
-    python -m e3d_jax.training.plan --config=configs/envision3d.py --stage=anchor --topology=v5e:16x16
-        [--inputs=latents|images] [--json=FILE] [--config.mesh.fsdp=16 ...]
-
-Prints the memory per device by kind, FLOPs per step, collectives with their bytes, a lower bound of the step's time,
-and whether it fits; if it does not, tries settings that need less memory. TPU topologies need libtpu
-(``pip install -e ".[tpu-plan]"``) but no TPU. ``--devices=N`` plans for N devices of this machine instead.
+A plan has the memory per device by kind, FLOPs per step, collectives with their bytes, a lower bound of the step's
+time, and whether the step fits; :func:`search` then looks for settings that need less memory. TPU topologies need
+libtpu (``pip install -e ".[tpu-plan]"``) but no TPU.
 """
 
 import dataclasses
@@ -19,13 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3d_jax import commands, distributed, files, stages
 from e3d_jax import config as config_lib
+from e3d_jax import distributed, files, stages
 from e3d_jax.training import costs, sharding, steps
 from e3d_jax.training import state as state_lib
 
@@ -75,9 +71,7 @@ def make_plan(config: config_lib.SystemConfig, stage: str, devices: Sequence[Any
       ValueError: the mesh or the batch does not fit the devices, or the stage cannot be trained, or not on such inputs.
       TooLargeError: the compiler found no way to stay within the memory.
     """
-    definition, train = stages.get(stage), config[stage].train
-    if train is None:
-        raise ValueError(f"the config has no section {stage}.train, so there is nothing to plan; add one")
+    definition, train = stages.get(stage), config.training(stage)
     mesh = sharding.make_mesh(config.system.mesh, devices)
     sharding.check_batch(mesh, train.batch_size, train.grad_accum_steps)
     if inputs not in definition.sources:
@@ -158,8 +152,7 @@ def alternatives(
     config: config_lib.SystemConfig, stage: str, num_devices: int
 ) -> Iterator[tuple[str, config_lib.SystemConfig]]:
     """Yield settings that need less memory, as on a command line, and the config with them; the cheapest first."""
-    mesh, train = config.system.mesh, config[stage].train
-    assert train is not None
+    mesh, train = config.system.mesh, config.training(stage)
     shares = num_devices // mesh.tensor
     # Widths that are multiples of 64 divide by factors of 64, but not by more.
     split = dataclasses.replace(mesh, data=-1, fsdp=math.gcd(shares, 64))
@@ -298,27 +291,3 @@ def _bytes(tree: Any) -> float:
     """Return the bytes of a tree's arrays on one device."""
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
-
-
-def define_flags() -> None:
-    """Define the options of the command; not on import, so that commands can be imported together."""
-    flags.DEFINE_enum("stage", None, list(stages.STAGES), "The stage to train.", required=True)
-    flags.DEFINE_string("topology", None, "A TPU slice, such as v5e:16x16, v5p:4x4x4 or v6e:16x16.")
-    flags.DEFINE_integer("devices", None, "Number of devices of this machine to plan for instead.", lower_bound=1)
-    flags.DEFINE_enum("inputs", "latents", ["latents", "images"], "What the records hold.")
-    flags.DEFINE_string("json", None, "File to also write the last plan to, with the settings that it changes.")
-
-
-def main(_) -> None:
-    """Read the flags and plan."""
-    given = flags.FLAGS
-    distributed.stable_cache_keys()
-    devices = find_devices(given.topology, given.devices)
-    plan, changes = search(stages.parse_config(given.config.to_dict()), given.stage, devices, given.inputs)
-    if given.json and plan:
-        write_json(given.json, plan, changes)
-
-
-if __name__ == "__main__":
-    define_flags()
-    commands.run(main, "e3d_jax.training.plan", "configs/envision3d.py")

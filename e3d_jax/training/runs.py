@@ -44,7 +44,7 @@ class Run:
         Raises:
           OSError: it cannot be written.
         """
-        with files.writing(self.folder):
+        with files.write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_identity(self) -> None:
@@ -72,12 +72,7 @@ def check_run(
       FileNotFoundError: there are no records, or a stage that must be trained first, or the one to start from, is
         missing.
     """
-    train = config[stage].train
-    if train is None:
-        raise ValueError(
-            f"the config has no section {stage}.train, so this stage cannot be trained; add one, or take trained "
-            "weights with --init"
-        )
+    train = config.training(stage)
     for path in filter(None, (workdir, init, heldout, *datasets)):
         if "://" in path:
             raise ValueError(f"{path} is not a local folder; mount the bucket: only --checkpoints may be remote")
@@ -119,7 +114,7 @@ def check_records(datasets: Mapping[str, float], config: config_lib.SystemConfig
       FileNotFoundError: there are no records.
     """
     definition = stages.get(stage)
-    kind = loader.choose_source(datasets, definition.sources, config)
+    kind = loader.kind_of(datasets, definition, config)
     definition.check_source(kind, config[stage])
     return kind
 
@@ -127,7 +122,7 @@ def check_records(datasets: Mapping[str, float], config: config_lib.SystemConfig
 def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: str) -> dict[str, Any]:
     """Return what the results of a run depend on, after comparing it with what the run's folder is tied to."""
     free = config_lib.resumable(config_lib.TrainSettings)
-    if config[stage].train.lr_schedule == "constant":
+    if config.training(stage).lr_schedule == "constant":
         # The learning rate does not depend on the length of the run, which may hence be made longer.
         free.add("steps")
 

@@ -117,7 +117,7 @@ def check_architecture(source: pathlib.Path, component: str, config: config_lib.
 
 
 def on_host() -> contextlib.AbstractContextManager:
-    """Return a context in which new arrays are made in the host's memory, unless JAX was told to ignore the CPU."""
+    """Return a context in which new arrays are made in the host's memory, unless JAX was set to ignore the CPU."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:

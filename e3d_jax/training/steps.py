@@ -69,11 +69,11 @@ def assemble(
     Raises:
       ValueError: ``freeze`` or ``lr_multipliers`` name what does not exist.
     """
-    component = config[stage]
-    train = component.train
+    component, train = config[stage], config.training(stage)
     if unknown := [name for name in train.freeze if not hasattr(model, name)]:
         raise ValueError(f"{stage}.train.freeze names {', '.join(unknown)}, which the {stage} does not have")
-    graph, params, rest = nnx.split(model, state_lib.in_training(train.freeze), ...)
+    graph, *states = nnx.split(model, state_lib.in_training(train.freeze), ...)
+    params, rest = states
     if unknown := [
         name for name in train.lr_multipliers if not any(jax.tree.leaves(state_lib.path_contains(name)(params)))
     ]:

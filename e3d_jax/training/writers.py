@@ -59,12 +59,12 @@ class JsonLines:
         # A last line without an end was cut off when the run was killed.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
         files.write_atomically(self._path, "".join(kept).encode())
-        with files.writing(self._path):
+        with files.write_errors(self._path):
             self._file = open(self._path, "a")  # noqa: SIM115
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a line."""
-        with files.writing(self._path):
+        with files.write_errors(self._path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._file.flush()
 
@@ -73,7 +73,7 @@ class JsonLines:
 
     def close(self) -> None:
         """Close the file."""
-        with files.writing(self._path):
+        with files.write_errors(self._path):
             self._file.close()
 
 
@@ -82,7 +82,7 @@ class TensorBoard:
 
     def __init__(self, folder: pathlib.Path, first: int):
         self._folder = folder / "tensorboard"
-        with files.writing(self._folder):
+        with files.write_errors(self._folder):
             self._folder.mkdir(exist_ok=True)
             # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and adding events then blocks forever.
             self._events = event_file_writer.EventsWriter(str(self._folder / "events"))
@@ -94,17 +94,17 @@ class TensorBoard:
         """Add an event with all metrics that are finite."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         scalars = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
-        with files.writing(self._folder):
+        with files.write_errors(self._folder):
             self._event(step, summary=summary_pb2.Summary(value=scalars))
 
     def image(self, step: int, name: str, image: Float[np.ndarray, "h w 3"]) -> None:
         """Add an event with an image in [0, 1]."""
-        with files.writing(self._folder):
+        with files.write_errors(self._folder):
             self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush and close the file."""
-        with files.writing(self._folder), contextlib.closing(self._events):
+        with files.write_errors(self._folder), contextlib.closing(self._events):
             pass
 
     def _event(self, step: int, **content: Any) -> None:

@@ -139,7 +139,7 @@ def add_normals(contents: Contents, values: dict[str, Any], normals: str | os.Pa
       ValueError: it holds no estimator, or one that differs from the config's.
     """
     if Path(normals).is_file():
-        contents["normals"] = omnidata.read(normals, stages.parse_config(values)["normals"].model)
+        contents["normals"] = omnidata.read(normals, _model(values, "normals"))
     else:
         estimator = folder.resolve(normals)
         contents["normals"] = folder.read(estimator, "normals")
@@ -156,8 +156,12 @@ def set_model(values: dict[str, Any], part: Part, theirs: Mapping[str, Any]) -> 
             raise ValueError(
                 f"the U-Net's config.json has sample_size {size!r}; expected the width of the latents, an integer"
             )
-        autoencoder = stages.parse_config({**values, "size": 256}).autoencoder(part.component)
-        values["size"] = size * autoencoder.factor
+        values["size"] = size * _model(values, "autoencoder").network.factor
+
+
+def _model(values: Mapping[str, Any], component: str) -> Any:
+    """Return the ``model`` section of a component, without checking that it fits the others."""
+    return settings.parse(stages.get(component).model, values[component]["model"], f"{component}.model")
 
 
 def write_folder(out: str | os.PathLike, contents: Contents, values: Mapping[str, Any]) -> None:

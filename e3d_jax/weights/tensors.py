@@ -143,14 +143,14 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
             yield array.tobytes()
 
     try:
-        with files.writing(path):
+        with files.write_errors(path):
             stream = open(temporary, "wb")  # noqa: SIM115
         with stream:
             for part in parts():  # A failure to read is not reported as a failure to write.
-                with files.writing(path):
+                with files.write_errors(path):
                     stream.write(part)
                     stream.flush()
-        with files.writing(path):
+        with files.write_errors(path):
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""DPT-hybrid against transformers, with random weights, through a checkpoint in Omnidata's format."""
+"""DPT-hybrid compared with transformers, with random weights, through a checkpoint in Omnidata's format."""
 
 import re
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from e3d_jax.models import build
+from e3d_jax.models import dpt, layers
+from e3d_jax.stages import normals
 from e3d_jax.weights import omnidata
 
 torch = pytest.importorskip("torch")
@@ -43,7 +44,6 @@ RENAMES = (
     (r"^head\.head\.", "scratch.output_conv."),
 )
 TOY = {
-    "architecture": "dpt_hybrid",
     "image_size": 64,
     "stem_width": 16,
     "stage_widths": (32, 64, 96),
@@ -58,7 +58,7 @@ TOY = {
 
 
 def reference(sizes):
-    """transformers' network of our sizes, with a head of three channels as Omnidata's has it."""
+    """Return transformers' network of our sizes, with a head of three channels as Omnidata's."""
     backbone = transformers.BitConfig(
         embedding_size=sizes["stem_width"],
         hidden_sizes=list(sizes["stage_widths"]),
@@ -96,7 +96,7 @@ def reference(sizes):
 
 
 def calibrate(module, pixels):
-    """Scale the last layer so that few results for ``pixels`` lie outside of [0, 1]."""
+    """Scale the last layer so that few results for ``pixels`` lie outside [0, 1]."""
     last, relu = module.head.head[4], module.head.head[5]
     module.head.head[5] = torch.nn.Identity()
     raw = module(pixels).predicted_depth
@@ -107,7 +107,7 @@ def calibrate(module, pixels):
 
 
 def released(state):
-    """A state of transformers with the names and the fused attentions of the release."""
+    """Return a state of transformers with the names and the fused attentions of the release."""
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in RENAMES:
@@ -132,8 +132,9 @@ def test_normals_of_a_checkpoint(tmp_path, changes):
         expected = theirs(pixels).predicted_depth.clamp(0, 1).numpy()
     torch.save({"epoch": 3, "state_dict": released(theirs.state_dict())}, tmp_path / "normals.ckpt")
 
-    ours = nnx.eval_shape(lambda: build.build("normals", sizes, rngs=nnx.Rngs(0)))
-    state = omnidata.read(tmp_path / "normals.ckpt", sizes)
+    spec = dpt.DPTSpec(**sizes)
+    ours = nnx.eval_shape(lambda: dpt.DPTNormalEstimator(spec, layers.Types(rngs=nnx.Rngs(0))))
+    state = omnidata.read(tmp_path / "normals.ckpt", normals.Model(architecture="dpt_hybrid", dpt_hybrid=spec))
     for path, parameter in nnx.to_flat_state(nnx.state(ours, nnx.Param)):
         parameter.set_value(jnp.asarray(state[".".join(map(str, path))].read()))
     got = jax.jit(lambda module, rgb: module.encoded(rgb))(ours, rgb)

@@ -5,7 +5,8 @@ import pytest
 import released
 from flax import nnx
 
-from configs import envision3d
+from e3d_jax import stages
+from e3d_jax.presets import envision3d
 from e3d_jax.weights import convert, folder
 
 torch = pytest.importorskip("torch")
@@ -16,9 +17,11 @@ transformers = pytest.importorskip("transformers")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     root = tmp_path_factory.mktemp("exports")
-    folder.save(root / "normals", "normals", nnx.Linear(1, 1, rngs=nnx.Rngs(0)), {"normals": {"model": {}}})
+    config = stages.parse_config(envision3d.get_config().to_dict())
+    estimator = stages.parse_config({"size": 64, "normals": {}})
+    folder.save(root / "normals", "normals", nnx.Linear(1, 1, rngs=nnx.Rngs(0)), estimator)
     pipelines = released.write_pipelines(root / "pipelines")
-    convert.import_pipelines(pipelines, root / "weights", envision3d.get_config().to_dict(), root / "normals")
+    convert.import_pipelines(pipelines, root / "weights", config, root / "normals")
     convert.export_pipelines(root / "weights", root / "out", "float32")
     return root / "out"
 

@@ -1,4 +1,4 @@
-"""Networks of diffusers and transformers with random toy weights against ours, read from folders that they wrote."""
+"""Networks of diffusers and transformers with random toy weights compared with ours, loaded from their folders."""
 
 import json
 
@@ -18,7 +18,7 @@ TOLERANCE = 1e-4  # of the largest magnitude
 
 @pytest.fixture
 def convert(tmp_path):
-    """Our module with the weights of one of PyTorch's."""
+    """Return a function that gives our module the weights of a PyTorch module."""
 
     def through_a_folder(module, change=lambda folder: None):
         torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_temporal_autoencoder(convert, widths, depth, frames, windows):
 
 
 def add_silent_cameras(folder):
-    """The release's embedding of cameras, which Stable Video Diffusion lacks, with weights of zero."""
+    """Add the release's embedding of cameras, which Stable Video Diffusion lacks, with weights of zero."""
     config, path = ours.read_config(folder), folder / "diffusion_pytorch_model.safetensors"
     width = 4 * config["block_out_channels"][0]
     shapes = {"1.weight": (width, 6), "1.bias": (width,), "2.weight": (width, width), "2.bias": (width,)}

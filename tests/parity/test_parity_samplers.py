@@ -1,11 +1,11 @@
-"""Our samplers against diffusers' schedulers, configured as exports configure them, around the same toy network."""
+"""Our samplers compared with diffusers' schedulers, configured as in exports, around one toy network."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from e3d_jax.diffusion import denoiser, samplers, schedules
-from e3d_jax.weights import released
+from e3d_jax.weights import diffusers_defaults
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -44,7 +44,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 )
 def test_ddim(shape, steps, prediction, name, changes):
     noise = np.random.default_rng(steps).standard_normal(shape, np.float32)
-    config = released.SCHEDULERS["anchor"] | {"prediction_type": name} | changes
+    config = diffusers_defaults.SCHEDULERS["anchor"] | {"prediction_type": name} | changes
     got = sample(noise, schedules.ddim_grid(steps, bool(changes)), prediction)
     expected = reference(diffusers.DDIMScheduler.from_config(config), noise, steps)
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
@@ -54,7 +54,7 @@ def test_ddim(shape, steps, prediction, name, changes):
 @pytest.mark.parametrize("steps", [2, 4, 50])
 def test_euler(shape, steps):
     noise = np.random.default_rng(steps).standard_normal(shape, np.float32)
-    scheduler = diffusers.EulerDiscreteScheduler.from_config(released.SCHEDULERS["interpolation"])
+    scheduler = diffusers.EulerDiscreteScheduler.from_config(diffusers_defaults.SCHEDULERS["interpolation"])
     got = sample(noise, schedules.karras_grid(steps), "v")
     expected = reference(scheduler, noise, steps)
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""Meshes as artists and scanners leave them, read into one list of triangles with colours at their corners."""
+"""Meshes as artists and scanners make them, read into one list of triangles with colors at their corners."""
 
 import dataclasses
 import os
@@ -16,18 +16,18 @@ from e3d_jax import cameras, raycast
 
 SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 GLTF = (".glb", ".gltf")
-# Larger textures are shrunk: no view shows more, and a few of 16k would fill the memory.
+# Larger textures are shrunk: no view shows more detail, and a few of 16k would fill the memory.
 MAX_TEXTURE = 4096
-GREY = 0.8
+GRAY = 0.8
 CREASE = np.radians(45)
 
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """Triangles of any number of parts, in the world frame; welded, so that neighbours share vertices.
+    """Triangles of any number of parts, in the world frame; welded, so that neighbors share vertices.
 
     Attributes:
-      vertices: positions; the bounding box is centred at the origin and the farthest vertex 0.5 from it.
+      vertices: positions; the bounding box is centered at the origin and the farthest vertex 0.5 from it.
       faces: vertex indices.
       corner_normals: unit normals at the corners of each face, smooth except across creases.
       corner_colors: display-encoded RGB in [0, 1] at the corners; where there is a texture, what it is multiplied by.
@@ -45,7 +45,7 @@ class Asset:
     textures: list[np.ndarray]
 
     def albedo(self, hits: raycast.Hits) -> Float[np.ndarray, "h 3"]:
-        """Display-encoded colour of the material."""
+        """Return the display-encoded color of the material."""
         color = raycast.corner_values(self.corner_colors[hits.face], hits)
         uv = raycast.corner_values(self.corner_uv[hits.face], hits)
         for index, texture in enumerate(self.textures):
@@ -54,7 +54,7 @@ class Asset:
         return color
 
     def normals(self, hits: raycast.Hits) -> Float[np.ndarray, "h 3"]:
-        """Unit normals, those of a sheet's back turned to the viewer."""
+        """Return unit normals; on the back of a sheet they are turned to the viewer."""
         normals = raycast.corner_values(self.corner_normals[hits.face], hits)
         a, b, c = np.moveaxis(self.vertices[self.faces[hits.face]], 1, 0)
         behind = (np.cross(b - a, c - a) * hits.directions).sum(-1, keepdims=True) > 0
@@ -64,10 +64,10 @@ class Asset:
 def read_asset(
     path: str | os.PathLike, *, y_up: bool = False, rotation: spatial.transform.Rotation | None = None
 ) -> Asset:
-    """Read a mesh file with all its parts, textures and vertex colours, turn it in the world frame, and normalise it.
+    """Read a mesh file with all its parts, textures and vertex colors, rotate it in the world frame, and normalize it.
 
-    glTF files have axes of their own (y up, front +z); other formats are taken as they stand (z up, front +x), or like
-    glTF if ``y_up``. Vertex colours are taken as display-encoded, as nearly all tools write them.
+    glTF files have axes of their own (y up, front +z); other formats are read as z up, front +x, or like glTF if
+    ``y_up``. Vertex colors are read as display-encoded, which nearly all tools write.
 
     Raises:
       OSError: the file cannot be read.
@@ -76,15 +76,15 @@ def read_asset(
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path} is no mesh this can read: expected one of {', '.join(SUFFIXES)}")
-    path.open("rb").close()  # What cannot be opened is no damaged mesh.
+        raise ValueError(f"{path} is not a mesh that can be read; expected one of {', '.join(SUFFIXES)}")
+    path.open("rb").close()  # A file that cannot be opened is not a damaged mesh.
     try:
         scene = trimesh.load_scene(path, process=False)
         parts = [(*scene.graph[node],) for node in scene.graph.nodes_geometry]
         meshes = [(scene.geometry[name], transform) for transform, name in parts]
         arrays, textures = _arrays([part for part in meshes if isinstance(part[0], trimesh.Trimesh)])
-    except Exception as error:  # Parsers raise whatever they do.
-        raise ValueError(f"{path} is damaged or no {suffix} file ({type(error).__name__}: {error})") from error
+    except Exception as error:  # Parsers raise errors of any kind.
+        raise ValueError(f"{path} is damaged or not a {suffix} file ({type(error).__name__}: {error})") from error
     if arrays is None:
         raise ValueError(f"{path} holds no triangles of positive area and finite size")
     triangles, colors, uv, texture = arrays
@@ -102,16 +102,19 @@ def read_asset(
 def crease_normals(
     vertices: Float[np.ndarray, "p 3"], faces: Int[np.ndarray, "f 3"], angle: float = CREASE
 ) -> Float[np.ndarray, "f 3 3"]:
-    """Normals at the corners of faces: means over the faces around the vertex that smooth edges connect.
+    """Return normals at the corners of faces: means over the faces around the vertex that smooth edges connect.
 
     An edge is smooth if its faces meet below ``angle`` (radians). Files' own normals are not used: many have none, some
-    have wrong ones, and so every format looks the same.
+    have wrong ones, and this way every format looks alike.
     """
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     smooth = mesh.face_adjacency_angles < angle
     pairs, edges = mesh.face_adjacency[smooth], mesh.face_adjacency_edges[smooth]
+
     # Corners 3 * face + k are linked across smooth edges; a vertex's linked corners share one normal.
-    corner = lambda side, end: 3 * pairs[:, side] + (faces[pairs[:, side]] == edges[:, [end]]).argmax(1)  # noqa: E731
+    def corner(side, end):
+        return 3 * pairs[:, side] + (faces[pairs[:, side]] == edges[:, [end]]).argmax(1)
+
     a, b = (np.concatenate([corner(side, 0), corner(side, 1)]) for side in (0, 1))
     links = sparse.coo_array((np.ones(len(a), bool), (a, b)), (faces.size, faces.size))
     count, group = csgraph.connected_components(links, directed=False)
@@ -122,7 +125,7 @@ def crease_normals(
 
 
 def _arrays(parts):
-    """(triangles, corner colours, corner uv, texture index of each face) of all parts, or None; and the textures."""
+    """Return (triangles, corner colors, corner uv, texture per face) of all parts, or None; and the textures."""
     rows, textures = [], []
     for mesh, transform in parts:
         triangles = trimesh.transform_points(mesh.vertices, transform)[mesh.faces]
@@ -147,10 +150,10 @@ def _arrays(parts):
 
 
 def _surface(mesh: trimesh.Trimesh):
-    """Corner colours, corner uv and texture of one part."""
+    """Return corner colors, corner uv and texture of one part."""
     visual: Any = mesh.visual
     count = len(mesh.faces)
-    colors, uv, image = np.full((count, 3, 3), GREY), np.zeros((count, 3, 2)), None
+    colors, uv, image = np.full((count, 3, 3), GRAY), np.zeros((count, 3, 2)), None
     if visual.kind == "vertex":
         colors = visual.vertex_colors[mesh.faces][..., :3] / 255
     elif visual.kind == "face":
@@ -159,9 +162,9 @@ def _surface(mesh: trimesh.Trimesh):
         material = visual.material
         factor = getattr(material, "baseColorFactor", None)  # glTF: linear light
         factor = np.ones(3) if factor is None else np.asarray(factor, float)[:3] / 255
-        picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        if picture is not None and visual.uv is not None:
-            image = _texture(picture)
+        texture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+        if texture is not None and visual.uv is not None:
+            image = _texture(texture)
             if (factor != 1).any():
                 image = _encode(_decode(image) * factor).astype(np.float32)
             colors, uv = np.ones((count, 3, 3)), np.nan_to_num(np.asarray(visual.uv))[mesh.faces]
@@ -179,18 +182,18 @@ def _bytes_to_unit(values):
     return values / np.iinfo(values.dtype).max if np.issubdtype(values.dtype, np.integer) else values
 
 
-def _texture(picture: Image.Image) -> Float[np.ndarray, "h w 3"]:
-    if max(picture.size) > MAX_TEXTURE:
-        picture = picture.copy()
-        picture.thumbnail((MAX_TEXTURE, MAX_TEXTURE), Image.Resampling.BOX)
-    return np.asarray(picture.convert("RGB"), np.float32) / 255
+def _texture(image: Image.Image) -> Float[np.ndarray, "h w 3"]:
+    if max(image.size) > MAX_TEXTURE:
+        image = image.copy()
+        image.thumbnail((MAX_TEXTURE, MAX_TEXTURE), Image.Resampling.BOX)
+    return np.asarray(image.convert("RGB"), np.float32) / 255
 
 
 def _decode(display):
-    """Linear light from display-encoded values (IEC 61966-2-1)."""
+    """Return linear light from display-encoded values (IEC 61966-2-1)."""
     return np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
 
 
 def _encode(linear):
-    """Inverse of :func:`_decode`."""
+    """Return the inverse of :func:`_decode`."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -1,10 +1,10 @@
 """An endless, seeded supply of objects as signed distance fields, drawn by sphere tracing on the accelerator.
 
-``sample_batch`` makes normalised objects, ``render`` draws them from any cameras, ``ground_truth_mesh`` extracts the
-surface, ``generate`` streams training pictures.
+``sample_batch`` makes normalized objects, ``render`` draws them from any cameras, ``ground_truth_mesh`` extracts the
+surface, ``generate`` streams training images.
 """
 
-from e3d_jax.data.synthetic.generate import Example, generate
+from e3d_jax.data.synthetic.examples import Example, generate
 from e3d_jax.data.synthetic.objects import (
     ObjectParams,
     albedo,

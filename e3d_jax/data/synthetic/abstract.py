@@ -1,4 +1,4 @@
-"""Machine parts, tools, and free compositions of primitives after Zeroverse (Xie et al. 2024, arXiv 2406.09371).
+"""Machine parts, tools, and free compositions of primitives as in Zeroverse (Xie et al. 2024, arXiv 2406.09371).
 
 Materials: 0 main, 1 second, 2 accent, 3 near black.
 """
@@ -12,7 +12,7 @@ _ALONG_Y = shapes.frame((0, 1, 0), (1, 0, 0))
 
 
 def machine(rng: np.random.Generator) -> list[shapes.Part]:
-    """A bracket, flange, gear, pulley or valve: crisp solids, through holes and bolts."""
+    """Build a bracket, flange, gear, pulley or valve: crisp solids, through holes and bolts."""
     u = rng.uniform
     kind = rng.integers(4)
     count = int(rng.integers(3, 9))
@@ -63,7 +63,7 @@ def machine(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def turn_all(parts: list[shapes.Part], local_from_object: np.ndarray) -> list[shapes.Part]:
-    """Unrepeated parts turned together about the origin."""
+    """Return unrepeated parts rotated together about the origin."""
     return [
         p | {"rotation": p["rotation"] @ local_from_object, "center": local_from_object.T @ np.asarray(p["center"])}
         for p in parts
@@ -71,7 +71,7 @@ def turn_all(parts: list[shapes.Part], local_from_object: np.ndarray) -> list[sh
 
 
 def tool(rng: np.random.Generator) -> list[shapes.Part]:
-    """A hammer, dumb-bell, spoon, brush, key or torch, upright or lying."""
+    """Build a hammer, dumbbell, spoon, brush, key or flashlight, upright or lying."""
     u = rng.uniform
     grip, half = u(0.05, 0.09), u(0.4, 0.65)
     profile = shapes.random_profile(rng, 0.15)
@@ -131,14 +131,14 @@ def _random_part(rng: np.random.Generator, at: np.ndarray, size: float, **pose) 
 
 
 def blocks(rng: np.random.Generator) -> list[shapes.Part]:
-    """Random primitives in random poses, smooth or sharp, most of them mirrored in y, some cut away."""
+    """Build random primitives in random poses, smooth or sharp, most of them mirrored in y, some cut away."""
     u = rng.uniform
     count = int(rng.integers(2, 8))
     smooth, mirrored = rng.random() < 0.5, rng.random() < 0.7
     parts: list[shapes.Part] = []
     at = np.zeros(3)
     for i in range(count):
-        # Each part starts near the skin of the first one, so that few float free.
+        # Each part starts near the skin of the first one, so few of them float free.
         size = u(0.3, 0.42) if i == 0 else u(0.12, 0.32)
         if i:
             at = rng.normal(size=3)
@@ -157,7 +157,7 @@ def blocks(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def rosette(rng: np.random.Generator) -> list[shapes.Part]:
-    """A radially symmetric ornament: a core with parts repeated around it."""
+    """Build a radially symmetric ornament: a core with parts repeated around it."""
     u = rng.uniform
     order = int(rng.integers(2, 8))
     parts = [_random_part(rng, np.zeros(3), u(0.25, 0.4), blend=0.05)]
@@ -173,7 +173,7 @@ def rosette(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def totem(rng: np.random.Generator) -> list[shapes.Part]:
-    """A stack of turned pieces and prisms along z: chess pieces, spinning tops, pillars."""
+    """Build a stack of turned pieces and prisms along z: chess pieces, spinning tops, pillars."""
     u = rng.uniform
     parts: list[shapes.Part] = []
     z, smooth = 0.0, rng.random() < 0.5
@@ -202,7 +202,7 @@ def totem(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def blob(rng: np.random.Generator) -> list[shapes.Part]:
-    """A smooth lump: a chain of ellipsoids grown from one another, with or without a mirror plane."""
+    """Build a smooth lump: a chain of ellipsoids grown from one another, with or without a mirror plane."""
     u = rng.uniform
     mirrored = int(rng.random() < 0.6)
     at, parts = np.zeros(3), []

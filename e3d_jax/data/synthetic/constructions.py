@@ -16,7 +16,7 @@ def _wheels(x: float, wide: float, z: float, radius: float) -> shapes.Part:
 
 
 def car(rng: np.random.Generator) -> list[shapes.Part]:
-    """A car, van, bus or truck heading to +x."""
+    """Build a car, van, bus or truck heading to +x."""
     u = rng.uniform
     long, wide, tall = u(0.5, 0.8), u(0.24, 0.34), u(0.12, 0.2)
     cabin, roof, back = long * u(0.35, 0.6), u(0.1, 0.22), u(-0.3, 0.05) * long
@@ -38,7 +38,7 @@ def car(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def train(rng: np.random.Generator) -> list[shapes.Part]:
-    """A steam engine or tractor."""
+    """Build a steam engine or tractor."""
     u = rng.uniform
     boiler, long, wheel = u(0.17, 0.26), u(0.35, 0.55), u(0.12, 0.18)
     return [
@@ -57,7 +57,7 @@ def train(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def plane(rng: np.random.Generator) -> list[shapes.Part]:
-    """A plane, or a rocket where it stands."""
+    """Build a plane, or an upright rocket."""
     u = rng.uniform
     long, thick, span = u(0.55, 0.75), u(0.11, 0.2), u(0.45, 0.75)
     if rng.random() < 0.4:
@@ -97,7 +97,7 @@ def plane(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def boat(rng: np.random.Generator) -> list[shapes.Part]:
-    """A boat or ship heading to +x."""
+    """Build a boat or ship heading to +x."""
     u = rng.uniform
     long, wide, deep = u(0.55, 0.8), u(0.2, 0.32), u(0.14, 0.24)
     parts = [
@@ -117,14 +117,14 @@ def boat(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def house(rng: np.random.Generator) -> list[shapes.Part]:
-    """A house, barn, church or tent with its door at +x."""
+    """Build a house, barn, church or tent with its door at +x."""
     u = rng.uniform
     deep, wide, tall, roof = u(0.3, 0.45), u(0.3, 0.5), u(0.2, 0.4), u(0.18, 0.38)
     ridge = rng.random() < 0.6
     prism = np.array([0.55, -0.45, 0, 0, 0, 0])
     eave = 1.15
     if ridge:
-        # A square bar on its edge, squeezed in height: the lower half vanishes in the walls.
+        # A square bar on its edge, squeezed in height; its lower half disappears inside the walls.
         cap = shapes.turned((0, 0, tall), roof, deep * eave, sides=4, bevel=0.015, material=1, rotation=_ALONG_X)
         cap["aspect"] = np.array(min(roof / (wide * eave), 1.0))
         cap["fold"] = shapes.mirror_lines(2)
@@ -152,7 +152,7 @@ def house(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def castle(rng: np.random.Generator) -> list[shapes.Part]:
-    """A tower, castle, lighthouse or pagoda."""
+    """Build a tower, castle, lighthouse or pagoda."""
     u = rng.uniform
     radius, tall = u(0.2, 0.32), u(0.4, 0.65)
     cone = np.array([0.55, -0.45, 0, 0, 0, 0])

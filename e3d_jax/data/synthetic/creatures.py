@@ -11,7 +11,7 @@ _DARK = 3
 
 
 def quadruped(rng: np.random.Generator) -> list[shapes.Part]:
-    """A four-legged animal: from pig to giraffe, by proportions."""
+    """Build a four-legged animal: from pig to giraffe, by proportions."""
     u = rng.uniform
     length, thick, legs = u(0.35, 0.65), u(0.17, 0.32), u(0.15, 0.6)
     leg, blend, coat = u(0.06, 0.11), u(0.05, 0.14), int(rng.random() < 0.25)
@@ -91,7 +91,7 @@ def quadruped(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def sitter(rng: np.random.Generator) -> list[shapes.Part]:
-    """A sitting animal or plush toy: rabbit, cat, bear, mouse."""
+    """Build a sitting animal or plush toy: rabbit, cat, bear, mouse."""
     u = rng.uniform
     width, height = u(0.3, 0.45), u(0.35, 0.55)
     head, blend = u(0.24, 0.38), u(0.04, 0.12)
@@ -168,7 +168,7 @@ def sitter(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def bird(rng: np.random.Generator) -> list[shapes.Part]:
-    """A duck, chick, penguin or other standing bird."""
+    """Build a duck, chick, penguin or other standing bird."""
     u = rng.uniform
     length, width, tilt = u(0.35, 0.55), u(0.24, 0.38), u(-0.1, 0.9)
     axis = np.array([np.cos(tilt), 0, np.sin(tilt)])
@@ -215,7 +215,7 @@ def bird(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def fish(rng: np.random.Generator) -> list[shapes.Part]:
-    """A fish, whale or submarine creature."""
+    """Build a fish, whale or submarine creature."""
     u = rng.uniform
     length, height, width = u(0.55, 0.8), u(0.22, 0.45), u(0.16, 0.32)
     taper = np.array([1.0, u(0.05, 0.45), 0, 0, 0, 0])
@@ -242,7 +242,7 @@ def fish(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def crawler(rng: np.random.Generator) -> list[shapes.Part]:
-    """A turtle, beetle, crab or spider: a low body with legs around it."""
+    """Build a turtle, beetle, crab or spider: a low body with legs around it."""
     u = rng.uniform
     length, width, height = u(0.4, 0.6), u(0.3, 0.5), u(0.15, 0.35)
     head = u(0.1, 0.18)

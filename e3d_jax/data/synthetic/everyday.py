@@ -13,7 +13,7 @@ _ALONG_X = shapes.frame((1, 0, 0), (0, 0, 1))
 
 
 def table(rng: np.random.Generator) -> list[shapes.Part]:
-    """A table or stool: a plate on legs or on a column."""
+    """Build a table or stool: a plate on legs or on a column."""
     u = rng.uniform
     long, wide, half = u(0.3, 0.75), u(0.3, 0.45), u(0.25, 0.5)
     thick, leg = u(0.035, 0.07), u(0.035, 0.07)
@@ -40,7 +40,7 @@ def table(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def chair(rng: np.random.Generator) -> list[shapes.Part]:
-    """A chair or armchair facing +x."""
+    """Build a chair or armchair facing +x."""
     u = rng.uniform
     wide, deep, legs, back = u(0.26, 0.38), u(0.26, 0.36), u(0.2, 0.4), u(0.3, 0.6)
     thick, leg = u(0.04, 0.1), u(0.035, 0.055)
@@ -72,7 +72,7 @@ def chair(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def sofa(rng: np.random.Generator) -> list[shapes.Part]:
-    """A sofa, or a bed where it is low."""
+    """Build a sofa, or a bed if it is low."""
     u = rng.uniform
     long, deep, seat, soft = u(0.45, 0.85), u(0.28, 0.4), u(0.1, 0.18), u(0.03, 0.09)
     return [
@@ -85,7 +85,7 @@ def sofa(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def lamp(rng: np.random.Generator) -> list[shapes.Part]:
-    """A table lamp or lantern with a shade."""
+    """Build a table lamp or lantern with a shade."""
     u = rng.uniform
     shade, tall, stem = u(0.28, 0.45), u(0.16, 0.3), u(0.2, 0.4)
     bell = shapes.fit_profile([1.0, u(0.6, 0.9), u(0.35, 0.8)])
@@ -106,7 +106,7 @@ def lamp(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def mushroom(rng: np.random.Generator) -> list[shapes.Part]:
-    """A mushroom or parasol."""
+    """Build a mushroom or parasol."""
     u = rng.uniform
     cap, tall, stem = u(0.32, 0.55), u(0.15, 0.4), u(0.25, 0.45)
     return [
@@ -120,7 +120,7 @@ def mushroom(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def tree(rng: np.random.Generator) -> list[shapes.Part]:
-    """A conifer of stacked cones, or a round tree of blobs."""
+    """Build a conifer of stacked cones, or a round tree of blobs."""
     u = rng.uniform
     trunk = shapes.turned(
         (0, 0, -0.35), u(0.06, 0.12), u(0.2, 0.3), material=1, profile=np.array([0.9, -0.1, 0, 0, 0, 0])
@@ -150,7 +150,7 @@ def tree(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def fruit(rng: np.random.Generator) -> list[shapes.Part]:
-    """An apple, pear, pumpkin, egg or acorn with a stalk."""
+    """Build an apple, pear, pumpkin, egg or acorn with a stalk."""
     u = rng.uniform
     radius, half = u(0.35, 0.5), u(0.35, 0.6)
     kind = rng.integers(3)
@@ -175,7 +175,7 @@ def fruit(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def banana(rng: np.random.Generator) -> list[shapes.Part]:
-    """A banana, croissant, pepper or carrot: one bent, tapered bar with tips."""
+    """Build a banana, croissant, pepper or carrot: one bent, tapered bar with tips."""
     u = rng.uniform
     half, thick, bend = u(0.5, 0.7), u(0.11, 0.2), u(0.0, 0.75)
     profile = shapes.fit_profile([u(0.3, 0.7), u(0.85, 1), 1.0, u(0.8, 1), u(0.3, 0.7)])
@@ -210,7 +210,7 @@ def banana(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def sweet(rng: np.random.Generator) -> list[shapes.Part]:
-    """A cupcake, ice cream cone, doughnut or cake."""
+    """Build a cupcake, ice cream cone, donut or cake."""
     u = rng.uniform
     kind = rng.integers(4)
     if kind == 0:
@@ -246,7 +246,7 @@ def sweet(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def shelf(rng: np.random.Generator) -> list[shapes.Part]:
-    """A cupboard, radio, oven or bookcase: a box with fronts, knobs or openings toward +x."""
+    """Build a cupboard, radio, oven or bookcase: a box with fronts, knobs or openings toward +x."""
     u = rng.uniform
     deep, wide, tall = u(0.2, 0.4), u(0.25, 0.55), u(0.25, 0.65)
     parts = [shapes.box((0, 0, 0), (deep, wide, tall), u(0.01, 0.06))]

@@ -9,7 +9,7 @@ from e3d_jax.data.synthetic import shapes
 
 
 def figure(rng: np.random.Generator) -> list[shapes.Part]:
-    """A standing toy figure: doll, robot, gingerbread man."""
+    """Build a standing toy figure: doll, robot, gingerbread man."""
     u = rng.uniform
     square = rng.random() < 0.35
     waist, shoulder, torso = u(0.16, 0.3), u(0.18, 0.32), u(0.22, 0.38)
@@ -90,7 +90,7 @@ def figure(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def snowman(rng: np.random.Generator) -> list[shapes.Part]:
-    """Stacked balls with a face, a hat and arms."""
+    """Build stacked balls with a face, a hat and arms."""
     u = rng.uniform
     low, middle, head = u(0.34, 0.42), u(0.25, 0.33), u(0.18, 0.26)
     z1 = low * 0.7 + middle * 0.7

@@ -1,4 +1,4 @@
-"""Solid textures and soft lights: colour as a function of the point in space, so that it is defined on every side."""
+"""Solid textures and soft lights: color as a function of the point in space, so that it is defined on every side."""
 
 import dataclasses
 
@@ -8,26 +8,25 @@ import numpy as np
 from jaxtyping import Float
 
 from e3d_jax import structs
+from e3d_jax.data import lighting
 from e3d_jax.data.synthetic import primitives, shapes
 
 PATTERNS = ("solid", "gradient", "stripes", "checks", "spots", "noise", "rings")
 NUM_LIGHTS = 3
-# The key light of most objects; brightness runs from 0.55 (facing away) to 1 (facing it).
-KEY_LIGHT = np.array([0.4, 0.3, 0.85]) / np.linalg.norm([0.4, 0.3, 0.85])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Materials:
-    """Two colours and the pattern that mixes them, per material.
+    """Two colors and the pattern that mixes them, per material.
 
     Attributes:
-      colors: display-encoded colours in [0, 1].
+      colors: display-encoded colors in [0, 1].
       pattern: one-hot choice among :data:`PATTERNS`.
       transform: object coordinates to those of the pattern (whose period is 2 pi).
       phase: offset of those coordinates.
       warp: how far the pattern is bent out of shape.
-      threshold: value of the pattern, in [-1, 1], at which the colours meet.
+      threshold: value of the pattern, in [-1, 1], at which the colors meet.
       softness: width of the transition.
       mottle: contrast of a fine modulation of the brightness.
     """
@@ -45,12 +44,12 @@ class Materials:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Lights:
-    """Light fixed in the world.
+    """Lights fixed in the world.
 
     Attributes:
-      ambient: colour of light from everywhere.
+      ambient: color of light from everywhere.
       directions: unit vectors toward the lights.
-      colors: their colours.
+      colors: their colors.
       occlusion: strength of the darkening in creases, [0, 1].
     """
 
@@ -61,7 +60,7 @@ class Lights:
 
 
 def colors(materials: Materials, point: primitives.Point) -> Float[jax.Array, "m *n 3"]:
-    """The colour of every material of one object at every point (object units)."""
+    """Return the color of every material of one object at every point (object units)."""
     return jnp.stack(
         [_color(jax.tree.map(lambda a, i=i: a[i, ...], materials), point) for i in range(primitives.MAX_MATERIALS)]
     )
@@ -91,13 +90,13 @@ def _color(material: Materials, point: primitives.Point) -> jax.Array:
 
 
 def shade(lights: Lights, albedo: jax.Array, normal: jax.Array, openness: jax.Array) -> Float[jax.Array, "*n 3"]:
-    """Wrapped diffuse shading, display-encoded: ``albedo * (ambient + sum of light * (1 + n.l) / 2)``.
+    """Return the wrapped diffuse shading, display-encoded: ``albedo * (ambient + sum of light * (1 + n.l) / 2)``.
 
     Args:
       lights: the lights of one object.
-      albedo: display-encoded colour, [0, 1].
+      albedo: display-encoded color, [0, 1].
       normal: unit normals, world frame.
-      openness: 1 in the open to 0 in a crease, the shape of ``normal`` without its last axis.
+      openness: from 1 in the open to 0 in a crease; the shape of ``normal`` without its last axis.
     """
     light = lights.ambient
     for i in range(NUM_LIGHTS):
@@ -115,13 +114,13 @@ _NEUTRALS = np.array(
 
 
 def hsv(hue: float, saturation: float, value: float) -> Float[np.ndarray, "3"]:
-    """RGB of a hue in turns, a saturation and a value in [0, 1]."""
+    """Return the RGB color of a hue in turns, a saturation and a value in [0, 1]."""
     ramp = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
     return value * (1 - saturation + saturation * np.clip(ramp, 0, 1))
 
 
 def random_color(rng: np.random.Generator, neutral: float = 0.35) -> Float[np.ndarray, "3"]:
-    """A colour of an everyday thing: a neutral or a hue."""
+    """Sample the color of an everyday thing: a neutral or a hue."""
     if rng.random() < neutral:
         return np.clip(_NEUTRALS[rng.integers(len(_NEUTRALS))] + rng.normal(0, 0.03, 3), 0.05, 1)
     return hsv(rng.random(), rng.uniform(0.25, 0.85), rng.uniform(0.4, 0.95))
@@ -130,13 +129,13 @@ def random_color(rng: np.random.Generator, neutral: float = 0.35) -> Float[np.nd
 def material(
     rng: np.random.Generator, color: np.ndarray, *, pattern: str | None = None, plain: float = 0.5
 ) -> dict[str, np.ndarray]:
-    """A random material of a given main colour.
+    """Sample a material of a given main color.
 
     Args:
       rng: source of randomness.
-      color: the main colour.
+      color: the main color.
       pattern: one of :data:`PATTERNS`; a random one by default.
-      plain: probability of no pattern where none is given.
+      plain: probability of no pattern if ``pattern`` is not given.
     """
     if pattern is None:
         pattern = "solid" if rng.random() < plain else PATTERNS[rng.integers(1, len(PATTERNS))]
@@ -167,7 +166,7 @@ def material(
 
 
 def palette(rng: np.random.Generator, main: np.ndarray | None = None, plain: float = 0.5) -> Materials:
-    """The four materials of an object: main, second, accent, and near black (eyes, tyres)."""
+    """Sample the four materials of an object: main, second, accent, and near black (eyes, tires)."""
     first = random_color(rng, 0.25) if main is None else np.asarray(main)
     rows = [
         material(rng, first, plain=plain),
@@ -179,10 +178,10 @@ def palette(rng: np.random.Generator, main: np.ndarray | None = None, plain: flo
 
 
 def random_lights(rng: np.random.Generator) -> Lights:
-    """A key light near the usual one, at times moved far, with fills and faint tints."""
-    key = KEY_LIGHT + rng.normal(0, 0.15 if rng.random() < 0.7 else 0.8, 3) * [1, 1, 0.4]
+    """Sample a key light near the usual one, sometimes moved far from it, with fill lights and faint tints."""
+    key = lighting.KEY_LIGHT + rng.normal(0, 0.15 if rng.random() < 0.7 else 0.8, 3) * [1, 1, 0.4]
     if rng.random() < 0.35:
-        key, strength, ambient = KEY_LIGHT, 0.45, 0.55
+        key, strength, ambient = lighting.KEY_LIGHT, lighting.KEY_STRENGTH, lighting.AMBIENT
     else:
         strength, ambient = rng.uniform(0.3, 0.65), rng.uniform(0.4, 0.62)
     directions = np.stack([key, rng.normal(size=3), rng.normal(size=3)])

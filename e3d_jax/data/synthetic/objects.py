@@ -1,4 +1,4 @@
-"""An object as data: solids, materials, lights and pose; its field, its normalisation, its mesh."""
+"""An object as data: solids, materials, lights and pose; its field, normalization and mesh."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from e3d_jax.data.synthetic import primitives
 
 # Families keep their objects within this half extent, object units.
 EXTENT = 1.5
-# Radius of the ball that a normalised object touches.
+# Radius of the ball that a normalized object touches.
 RADIUS = 0.5
 
 
@@ -23,7 +23,7 @@ RADIUS = 0.5
 class ObjectParams:
     """One object, or a batch of them with a leading axis on every array.
 
-    A world point p is the object point ``center + scale * world_from_object.T @ p``.
+    A world point p corresponds to the object point ``center + scale * world_from_object.T @ p``.
 
     Attributes:
       solids: primitives, in object units.
@@ -32,7 +32,7 @@ class ObjectParams:
       ripple: amplitude and wave number of a displacement of the whole surface, object units.
       world_from_object: rotation.
       center: the object point that lies at the world's origin.
-      scale: object units in a world unit.
+      scale: object units per world unit.
     """
 
     solids: primitives.Primitives
@@ -45,12 +45,12 @@ class ObjectParams:
 
 
 def stack(objects: list[ObjectParams]) -> ObjectParams:
-    """A batch of objects, on the host."""
+    """Return objects as one batch, on the host."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *objects)
 
 
 def take(objects: ObjectParams, index: int) -> ObjectParams:
-    """One object of a batch."""
+    """Return one object of a batch."""
     return jax.tree.map(lambda leaf: leaf[index, ...], objects)
 
 
@@ -66,7 +66,7 @@ def _to_object(params: ObjectParams, point: primitives.Point) -> primitives.Poin
 
 
 def field(params: ObjectParams, point: primitives.Point) -> jax.Array:
-    """:func:`sdf` over separate coordinates."""
+    """Return :func:`sdf` for coordinates kept apart."""
     local = _to_object(params, point)
     amplitude, wave = params.ripple[0], params.ripple[1]
     ripple = amplitude * jnp.sin(wave * local.x) * jnp.sin(wave * local.y + 1.0) * jnp.sin(wave * local.z)
@@ -75,7 +75,7 @@ def field(params: ObjectParams, point: primitives.Point) -> jax.Array:
 
 
 def sdf(params: ObjectParams, points: Float[structs.ArrayLike, "*n 3"]) -> Float[jax.Array, "*n"]:
-    """Signed distance of one object in the world frame, negative inside.
+    """Return the signed distance to one object in the world frame, negative inside.
 
     Exact to first order at the surface; elsewhere an approximation on which sphere tracing converges.
     """
@@ -83,18 +83,18 @@ def sdf(params: ObjectParams, points: Float[structs.ArrayLike, "*n 3"]) -> Float
 
 
 def albedo_at(params: ObjectParams, point: primitives.Point) -> jax.Array:
-    """:func:`albedo` over separate coordinates."""
+    """Return :func:`albedo` for coordinates kept apart."""
     local = _to_object(params, point)
     return primitives.mix(params.solids, local, materials_lib.colors(params.materials, local))
 
 
 def albedo(params: ObjectParams, points: Float[structs.ArrayLike, "*n 3"]) -> Float[jax.Array, "*n 3"]:
-    """Display-encoded colour of one object without light, [0, 1], at world points on or near its surface."""
+    """Return the display-encoded color of one object without light, [0, 1], at world points on or near its surface."""
     return albedo_at(params, primitives.Point(*jnp.moveaxis(jnp.asarray(points), -1, 0)))
 
 
 def occupancy(params: ObjectParams, points: Float[structs.ArrayLike, "*n 3"]) -> Bool[jax.Array, "*n"]:
-    """Whether world points lie inside one object."""
+    """Return whether world points lie inside one object."""
     return sdf(params, points) < 0
 
 
@@ -104,7 +104,7 @@ def _grid(low: jax.Array, high: jax.Array, resolution: int) -> primitives.Point:
 
 
 def _surface(params: ObjectParams, low: jax.Array, high: jax.Array, resolution: int) -> tuple[jax.Array, jax.Array]:
-    """Points ``[n, 3]`` of the grid in a box moved onto the surface, and which of them are on it."""
+    """Return the grid points of a box moved onto the surface, ``[n, 3]``, and which of them are on it."""
     spacing = (high - low) / (resolution - 1)
     point = _grid(low, high, resolution)
     value = field(params, point)
@@ -138,10 +138,10 @@ def _normalize(params: ObjectParams) -> ObjectParams:
 
 @jax.jit
 def normalize(objects: ObjectParams) -> ObjectParams:
-    """A batch of objects moved and scaled to the convention of the cameras.
+    """Move and scale a batch of objects to the convention of the cameras.
 
-    The centre of the bounding box (of the object as it is turned) goes to the origin and the farthest surface point to
-    distance 0.5, both as measured on a grid of the field, to about 1 % of the object's size.
+    The center of the bounding box of the rotated object goes to the origin and the farthest surface point to distance
+    0.5, both measured on a grid of the field, to about 1 % of the object's size.
     """
     return jax.lax.map(_normalize, objects, batch_size=min(8, len(objects.scale)))
 
@@ -155,23 +155,23 @@ _albedo = jax.jit(albedo)
 
 
 def ground_truth_mesh(params: ObjectParams, resolution: int = 128) -> structs.Mesh:
-    """The surface of one normalised object by marching cubes on its field, coloured by its albedo.
+    """Extract the surface of one normalized object by marching cubes on its field, colored by its albedo.
 
     Args:
       params: one object.
       resolution: grid points along an edge of the cube [-0.52, 0.52]^3.
 
     Raises:
-      ValueError: the field has no surface inside the cube, as for an object that was never normalised.
+      ValueError: the field has no surface inside the cube, as for an object that was never normalized.
     """
     axis = np.linspace(-0.52, 0.52, resolution, dtype=np.float32)
-    values = np.array(_lattice(params, axis))  # a copy: marching cubes wants to be able to write
+    values = np.array(_lattice(params, axis))  # a copy: marching cubes needs a writable array
     if not values.min() < 0 < values.max():
         raise ValueError("the object has no surface within [-0.52, 0.52]^3; pass it through normalize() first")
-    # For a field that grows outward this is the direction that winds faces counter-clockwise seen from outside.
+    # For a field that grows outward, this direction winds faces counterclockwise seen from outside.
     vertices, faces, _, _ = measure.marching_cubes(values, 0.0, gradient_direction="descent")
     vertices = (axis[0] + vertices * (axis[1] - axis[0])).astype(np.float32)
-    # Padded to a power of two, so that few sizes are ever compiled.
+    # Padded to a power of two, so that few sizes are compiled.
     padded = np.zeros((1 << len(vertices).bit_length(), 3), np.float32)
     padded[: len(vertices)] = vertices
     colors = np.asarray(_albedo(params, padded))[: len(vertices)]

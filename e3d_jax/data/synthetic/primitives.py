@@ -1,11 +1,11 @@
 """One formula for every solid: a box core dilated by an ellipsoid, under symmetries, warps and a profile.
 
-An object is data, so one compiled program draws any object. A primitive is the set of points within an ellipsoid of
+Objects are data, so one compiled program draws any of them. A primitive is the set of points within an ellipsoid of
 radii ``radius`` around a box of half extents ``core``, in local coordinates that were, in this order: repeated around
 the object's z axis, posed, unbent, untwisted, and folded into a cross-section (rectangle, ellipse, polygon, star or
 ring). A polynomial ``profile`` scales the section along local z. Ellipsoids, boxes, capsules, cylinders, cones, tori,
-prisms and turned shapes are all values of these numbers; every primitive costs the same hundred-odd operations and no
-branch. Lengths are in the object's own units, before normalisation; families keep objects within [-1.5, 1.5]^3.
+prisms and turned shapes are all values of these numbers; every primitive costs the same hundred or so operations and
+no branch. Lengths are in the object's own units, before normalization; families keep objects within [-1.5, 1.5]^3.
 
 Symbols: p primitives of an object, m materials of an object.
 """
@@ -24,7 +24,7 @@ MAX_MATERIALS = 4
 PROFILE_DEGREE = 5
 # Primitives evaluated in one fused kernel; more saves memory traffic, fewer saves compile time.
 _UNROLL = 4
-# Width of the seam between the colours of two parts, object units.
+# Width of the seam between the colors of two parts, object units.
 _SEAM = 0.008
 
 
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Primitives:
-    """The solids of an object, in the order in which they are combined; batches lead, and a scan leaves one solid.
+    """The solids of an object, in the order in which they are combined; batch axes lead; in a scan it is one solid.
 
     Attributes:
       repeat: normals of two mirror lines in the object's xy plane; with y = 0 they generate an n-fold symmetry.
@@ -52,7 +52,7 @@ class Primitives:
       section: weights of folded x, folded y and the radius in the section's first coordinate, and of folded y in its
         second: (1, 0, 0, 1) rectangle, (0, 0, 1, 0) circle, (1, 0, 0, 0) polygon, (1, a, 0, 0) star.
       aspect: factor of local y before the section, at most 1.
-      ring: distance of the section's centre from the axis; a torus where positive.
+      ring: distance of the section's center from the axis; positive for a torus.
       core: half extents of the box.
       radius: radii of the dilation, positive.
       profile: coefficients of the section's scale in t = z / (half length), lowest first.
@@ -80,7 +80,7 @@ class Primitives:
 
 
 def _kaleidoscope(x: jax.Array, y: jax.Array, normals: structs.ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Folds the plane onto the sector that the lines ``normals`` and y = 0 bound."""
+    """Fold the plane onto the sector that the lines ``normals`` and y = 0 bound."""
     y = jnp.abs(y)
     for i in range(2):
         nx, ny = normals[i, 0], normals[i, 1]
@@ -90,7 +90,7 @@ def _kaleidoscope(x: jax.Array, y: jax.Array, normals: structs.ArrayLike) -> tup
 
 
 def _local(prim: Primitives, point: Point) -> Point:
-    """Object coordinates to the local frame of one primitive, after repetition."""
+    """Return object coordinates in the local frame of one primitive, after repetition."""
     x, y = _kaleidoscope(point.x, point.y, prim.repeat)
     x = jnp.where(prim.repeated > 0, x, point.x) - prim.center[0]
     y = jnp.where(prim.repeated > 0, y, point.y) - prim.center[1]
@@ -100,7 +100,7 @@ def _local(prim: Primitives, point: Point) -> Point:
 
 
 def _distance(prim: Primitives, point: Point) -> jax.Array:
-    """Signed distance to one primitive: exact to first order at its surface, a lower bound outside convex ones.
+    """Return the signed distance to one primitive: first-order exact at its surface, a lower bound outside convex ones.
 
     For a convex function f with f = 0 on the surface, f / |grad f| never exceeds the distance from outside.
     """
@@ -125,7 +125,7 @@ def _distance(prim: Primitives, point: Point) -> jax.Array:
         scale = scale * t + prim.profile[k]
     u, v, w = u - prim.core[0] * scale, v - prim.core[1] * scale, w - prim.core[2]
 
-    # Reciprocal roots are one instruction on a GPU, roots and quotients ten.
+    # On a GPU, a reciprocal root is one instruction; a root or a quotient is ten.
     shrink = 1 / scale
     ru, rv, rw = shrink * (1 / prim.radius[0]), shrink * (1 / prim.radius[1]), 1 / prim.radius[2]
     qu, qv, qw = jnp.maximum(u, 0) * ru, jnp.maximum(v, 0) * rv, jnp.maximum(w, 0) * rw
@@ -135,7 +135,7 @@ def _distance(prim: Primitives, point: Point) -> jax.Array:
     smallest = jnp.minimum(jnp.minimum(prim.radius[0], prim.radius[1]) * scale, prim.radius[2])
     inside = jnp.maximum(jnp.maximum(u, v), w) - smallest
     distance = jnp.where(q > 1e-4, (q - 1) * q * steepness, inside)
-    # The warps stretch space by the tangents of their slopes, a profile's only where the surface faces sideways.
+    # The warps stretch space by the tangents of their slopes, the profile's only where the surface faces sideways.
     width = prim.core[0] + prim.radius[0]
     sideways = 1 - (qw * rw * steepness) ** 2
     stretch = sideways * (width * slope * inverse_half) ** 2 + (2 * prim.bend * along) ** 2 + (prim.twist * width) ** 2
@@ -143,7 +143,7 @@ def _distance(prim: Primitives, point: Point) -> jax.Array:
 
 
 def _join(distance: jax.Array, prim: Primitives, point: Point) -> tuple[jax.Array, jax.Array]:
-    """The distance after one more primitive, and how much closer that primitive's surface was (signed)."""
+    """Return the distance after one more primitive, and how much closer that primitive's surface was (signed)."""
     before, other = prim.sign * distance, _distance(prim, point)
     overlap = jnp.maximum(prim.blend - jnp.abs(before - other), 0.0)
     joined = jnp.minimum(before, other) - overlap**2 * (0.25 / prim.blend)
@@ -151,7 +151,7 @@ def _join(distance: jax.Array, prim: Primitives, point: Point) -> tuple[jax.Arra
 
 
 def distance(prims: Primitives, point: Point) -> jax.Array:
-    """Signed distance of one object's primitives (negative inside), object units."""
+    """Return the signed distance to one object's primitives (negative inside), object units."""
 
     def step(total: jax.Array, prim: Primitives) -> tuple[jax.Array, None]:
         return _join(total, prim, point)[0], None
@@ -160,12 +160,12 @@ def distance(prims: Primitives, point: Point) -> jax.Array:
 
 
 def mix(prims: Primitives, point: Point, colors: jax.Array) -> jax.Array:
-    """Colour of the primitive whose surface is nearest, softened at seams.
+    """Return the color of the primitive whose surface is nearest, softened at seams.
 
     Args:
       prims: the primitives of one object.
-      point: where, object units.
-      colors: the colour of every material at every point, ``[m, ..., 3]``.
+      point: position, object units.
+      colors: the color of every material at every point, ``[m, ..., 3]``.
     """
 
     def step(carry: tuple[jax.Array, jax.Array], prim: Primitives) -> tuple[tuple[jax.Array, jax.Array], None]:

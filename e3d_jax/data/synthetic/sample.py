@@ -1,4 +1,4 @@
-"""From (split, seed, index) to an object. The choice of family, materials, lights and pose happens here."""
+"""From (split, seed, index) to an object: the choice of family, materials, lights and pose."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,18 +17,18 @@ from e3d_jax.data.synthetic import (
     vessels,
 )
 
-# Distinct first words of the entropy, so that no seed of one split is a seed of the other.
+# Distinct first words of the entropy, so that the sequences of the two splits never coincide.
 _SPLITS = {"train": 1, "test": 2}
 
 
 class Family(NamedTuple):
-    """How often a kind of object is drawn, and how it may be coloured and posed.
+    """How often a kind of object is sampled, and how it may be colored and posed.
 
     Attributes:
-      build: draws the parts of one object.
+      build: samples the parts of one object.
       weight: relative frequency.
       plain: probability that its main material has no pattern.
-      colors: likely main colours (hue, saturation, value), each in [0, 1]; any colour where empty.
+      colors: likely main colors (hue, saturation, value), each in [0, 1]; any color if empty.
       tumble: probability of an arbitrary orientation instead of an upright one.
       rough: probability of a rippled surface.
     """
@@ -103,7 +103,7 @@ def _yaw(angle: float) -> np.ndarray:
 
 
 def _pose(rng: np.random.Generator, tumble: float) -> np.ndarray:
-    """world_from_object: half the objects face view 0, give or take; few lean or lie anyhow."""
+    """Sample world_from_object: half the objects roughly face view 0 or show it a side; few lean or lie arbitrarily."""
     if rng.random() < tumble:
         axis = rng.normal(size=3) if rng.random() < 0.5 else np.eye(3)[rng.integers(3)] + rng.normal(0, 0.15, 3)
         return shapes.frame(axis, rng.normal(size=3))
@@ -126,7 +126,7 @@ def _main_color(rng: np.random.Generator, family: Family) -> np.ndarray | None:
 
 
 def family_of(split: str, seed: int, index: int) -> str:
-    """Name of the family that an object is drawn from."""
+    """Return the name of an object's family."""
     return _draw_family(_generator(split, seed, index))
 
 
@@ -135,9 +135,9 @@ def _draw_family(rng: np.random.Generator) -> str:
 
 
 def sample_object(split: str, seed: int, index: int) -> objects.ObjectParams:
-    """Object ``index`` of the endless sequence of a seed, on the host and not yet normalised.
+    """Return object ``index`` of the endless sequence of a seed, on the host and not yet normalized.
 
-    It depends on these three values only; sequences of different splits share nothing.
+    It depends only on these three values; sequences of different splits share nothing.
 
     Raises:
       ValueError: an unknown split, or a negative seed or index.
@@ -158,5 +158,5 @@ def sample_object(split: str, seed: int, index: int) -> objects.ObjectParams:
 
 
 def sample_batch(split: str, seed: int, indices: np.ndarray | list[int] | range) -> objects.ObjectParams:
-    """Normalised objects of a seed as one batch: :func:`sample_object`, stacked, then :func:`objects.normalize`."""
+    """Return objects of a seed as one batch: :func:`sample_object`, stacked, then :func:`objects.normalize`."""
     return objects.normalize(objects.stack([sample_object(split, seed, int(i)) for i in indices]))

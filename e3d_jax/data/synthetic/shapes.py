@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from e3d_jax.data.synthetic import primitives
 
-# A bound that no section reaches, for axes that a section does not use.
+# A bound that no section reaches, for axes that the section does not use.
 _UNBOUNDED = 10.0
 # Largest tangent of the angle between a profile's flank and the axis.
 _STEEPEST = 1.5
@@ -26,7 +26,9 @@ Profile = Float[np.ndarray, "6"]
 
 
 def mirror_lines(order: int | np.integer) -> Float[np.ndarray, "2 2"]:
-    """Normals of two lines whose reflections, each after one in y = 0, fold the plane into ``order`` equal sectors.
+    """Return the normals of two lines that fold the plane into ``order`` equal sectors.
+
+    Each line reflects after a reflection in y = 0.
 
     Raises:
       ValueError: the order is not in 1..9 (each line can reduce the angle to a third).
@@ -44,7 +46,7 @@ def mirror_lines(order: int | np.integer) -> Float[np.ndarray, "2 2"]:
 
 
 def frame(axis: Vector = (0, 0, 1), side: Vector = (1, 0, 0)) -> Float[np.ndarray, "3 3"]:
-    """local_from_object of a frame whose z is ``axis`` and whose x is as near to ``side`` as that allows."""
+    """Return local_from_object of a frame whose z is ``axis`` and whose x is as close to ``side`` as that allows."""
     z = np.asarray(axis, np.float64)
     z = z / np.sqrt(z @ z)
     x = np.asarray(side, np.float64)
@@ -74,7 +76,7 @@ _PLAIN: Part = {
     "blend": np.full((), 1e-3),
     "material": np.array([1.0, 0, 0, 0]),
 }
-# Far enough to leave every object alone.
+# Far enough away to affect no object.
 _ABSENT: Part = {**_PLAIN, "center": np.full(3, 50.0)}
 
 
@@ -88,15 +90,15 @@ def part(
     repeat: int | np.integer = 0,
     **shape,
 ) -> Part:
-    """A primitive from its pose, its junction and the raw numbers of its shape.
+    """Return a primitive from its pose, its junction and the raw numbers of its shape.
 
     Args:
-      at: centre, object units.
+      at: center, object units.
       rotation: local_from_object; upright by default.
       material: index of the material.
       blend: width of the rounded junction; positive.
       cut: whether to remove the solid instead of adding it.
-      repeat: 0 once, 1 mirrored in y, n > 1 repeated n times around z with mirror symmetry.
+      repeat: 0 for once, 1 for mirrored in y, n > 1 for n times around z with mirror symmetry.
       **shape: fields of :class:`primitives.Primitives`.
     """
     placed = dict(_PLAIN, center=at, blend=blend, sign=-1.0 if cut else 1.0, **shape)
@@ -110,7 +112,10 @@ def part(
 
 
 def fit_profile(radii: list[float], heights: list[float] | None = None) -> Profile:
-    """Coefficients of a smooth profile through radii at heights in [-1, 1] (evenly spaced by default), never thin."""
+    """Return the coefficients of a smooth profile through radii at heights in [-1, 1] (default: evenly spaced).
+
+    It is at least 0.15 everywhere.
+    """
     at = np.linspace(-1, 1, len(radii)) if heights is None else heights
     coefficients = _FIT @ np.interp(_HEIGHTS, at, radii)
     coefficients[0] += max(0.0, 0.15 - (_POWERS @ coefficients).min())
@@ -118,12 +123,12 @@ def fit_profile(radii: list[float], heights: list[float] | None = None) -> Profi
 
 
 def scale_at(profile: Profile, t: float) -> float:
-    """A profile's value at t in [-1, 1]."""
+    """Return a profile's value at t in [-1, 1]."""
     return float(np.polyval(profile[::-1], t))
 
 
 def random_profile(rng: np.random.Generator, waviness: float = 0.3) -> Profile:
-    """A random smooth profile with maximum 1 and minimum at least 0.25."""
+    """Sample a smooth profile with maximum 1 and minimum at least 0.25."""
     falling = waviness / np.array([1, 1, 1.5, 2, 2.5])
     coefficients = np.polynomial.chebyshev.cheb2poly([1.0, *rng.normal(0, falling)])
     values = _POWERS @ coefficients
@@ -134,7 +139,7 @@ def random_profile(rng: np.random.Generator, waviness: float = 0.3) -> Profile:
 
 
 def _tame(shape: Part) -> None:
-    """Flattens warps that would stretch space so far that rays stop converging."""
+    """Flatten warps that would stretch space so far that rays stop converging."""
     width = float(shape["core"][0] + shape["radius"][0])
     half = float(shape["core"][2] + shape["radius"][2])
     profile = np.array(shape["profile"], np.float64)
@@ -147,23 +152,23 @@ def _tame(shape: Part) -> None:
 
 
 def ellipsoid(at: Vector, radii: Vector, **pose) -> Part:
-    """An ellipsoid, or an egg where a ``profile`` is given."""
+    """Return an ellipsoid, or an egg if a ``profile`` is given."""
     return part(at=at, radius=radii, **pose)
 
 
 def box(at: Vector, half: Vector, bevel: float = 0.02, **pose) -> Part:
-    """A box of half extents ``half`` with edges rounded by ``bevel`` (at most the smallest half extent)."""
+    """Return a box of half extents ``half`` with edges rounded by ``bevel`` (at most the smallest half extent)."""
     bevel = min(bevel, 0.999 * min(half))
     return part(at=at, core=np.asarray(half) - bevel, radius=np.full(3, bevel), **pose)
 
 
 def capsule(start: Vector, end: Vector, r0: float, r1: float, *, side: Vector = (1, 0, 0), **pose) -> Part:
-    """A rounded bar from ``start`` (radius ``r0``) to ``end`` (radius ``r1``)."""
+    """Return a rounded bar from ``start`` (radius ``r0``) to ``end`` (radius ``r1``)."""
     start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
     axis = end - start
     length, mean = max(float(np.sqrt(axis @ axis)), 1e-3), (r0 + r1) / 2
     axis = axis if length > 1e-3 else np.array([0.0, 0, 1])
-    # The profile runs to the tips; the given radii hold at the centres of the caps.
+    # The profile runs to the tips; the given radii hold at the centers of the caps.
     gain = (r1 - r0) / 2 / mean * (length / 2 + mean) / (length / 2)
     gain = float(np.clip(gain, -0.85, 0.85))
     profile = np.array([1.0, gain, 0, 0, 0, 0])
@@ -183,17 +188,17 @@ def turned(
     rounding: float = 0.0,
     **pose,
 ) -> Part:
-    """A solid of revolution about local z (cylinder, cone, vase), or a prism where ``sides`` is given.
+    """Return a solid of revolution about local z (cylinder, cone, vase), or a prism if ``sides`` is given.
 
     Args:
-      at: centre, object units.
+      at: center, object units.
       radius: radius of the section (of a prism's sides) where the profile is 1.
       half: half of the length along z.
       bevel: rounding of the rims.
       profile: coefficients of the radius over t in [-1, 1], lowest first.
       sides: 0 for a circle, else the number of sides of a polygon or points of a star, 3 to 9.
       star: how far the sides fold inward; 0 is a polygon.
-      rounding: 0 for a sharp polygon to 1 for a circle.
+      rounding: from 0 for a sharp polygon to 1 for a circle.
       **pose: see :func:`part`.
     """
     bevel = min(bevel, 0.9 * radius, 0.9 * half)
@@ -213,18 +218,18 @@ def turned(
 
 
 def torus(at: Vector, ring: float, thickness: float | Vector, **pose) -> Part:
-    """A ring about local z; ``thickness`` is the radius of its section, or its (radial, unused, axial) radii."""
+    """Return a ring about local z; ``thickness`` is the radius of its section, or its (radial, unused, axial) radii."""
     radii = np.broadcast_to(thickness, 3)
     return part(at=at, section=(0, 0, 1, 0), ring=ring, core=(0, _UNBOUNDED, 0), radius=radii, **pose)
 
 
 def eyes(at: Vector, size: float) -> Part:
-    """A pair of dark balls of radius ``size``, mirrored in y."""
+    """Return a pair of dark balls of radius ``size``, mirrored in y."""
     return ellipsoid(at, (size, size, size), material=primitives.MAX_MATERIALS - 1, repeat=1)
 
 
 def pack(parts: list[Part]) -> primitives.Primitives:
-    """Parts as fixed-size arrays, padded with absent ones.
+    """Return parts as fixed-size arrays, padded with absent ones.
 
     Raises:
       ValueError: more parts than :data:`primitives.MAX_PRIMITIVES`, or none.

@@ -1,8 +1,8 @@
 """Sphere tracing of whole batches of objects on the accelerator.
 
-Cones through tiles of pixels find where each tile's rays may start, and which tiles show nothing; then every ray of
-the others walks a fixed number of steps. Rays walk toward the surface sunk by half a pixel: where they come closest to
-it, the distance in pixels is the coverage, which draws smooth silhouettes with one ray a pixel.
+Cones through tiles of pixels find where each tile's rays may start, and which tiles are empty; then every ray of the
+others takes a fixed number of steps. Rays walk toward the surface sunk by half a pixel: where they come closest to it,
+the distance in pixels is the coverage, which draws smooth silhouettes with one ray per pixel.
 """
 
 from typing import NamedTuple
@@ -20,19 +20,19 @@ _CONE_STEPS = 16
 _RAY_STEPS = 32
 # Over-relaxation; rays that overshoot step back, because distances inside are negative.
 _RELAXATION = 1.4
-# Rays of objects that are handled at once; bounds memory at about 100 bytes a ray.
+# Rays that are traced at once; bounds memory at about 100 bytes per ray.
 _RAYS_AT_ONCE = 2**22
-# Tiles are walked in so many portions, those that show something first, until only empty ones are left.
+# Tiles are traced in this many portions, the ones that show something first, until only empty ones are left.
 _PORTIONS = 12
-# Radius of the ball that holds every object, with room for the grid's error in normalisation.
+# Radius of the ball that holds every object, with room for the grid's error in normalization.
 _BALL = 0.53
 
 
 class Images(NamedTuple):
-    """Pictures of a batch of objects.
+    """Images of a batch of objects.
 
     Attributes:
-      rgba: display-encoded colour and coverage, [0, 1], straight alpha; white where coverage is 0.
+      rgba: display-encoded color and coverage, [0, 1], straight alpha; white where coverage is 0.
       normals: unit normals in the world frame, outward; zero where coverage is 0.
       depth: distance along the camera's z axis, object units; 0 where coverage is 0.
     """
@@ -48,7 +48,7 @@ def _along(rays: structs.Rays, t: jax.Array) -> primitives.Point:
 
 
 def _ball(rays: structs.Rays) -> tuple[jax.Array, jax.Array]:
-    """Distances along rays at which they enter and leave the ball (nearest point twice for those that miss)."""
+    """Return the distances along rays at which they enter and leave the ball (the nearest point twice if they miss)."""
     middle = -(rays.origins * rays.directions).sum(-1)
     closest = (rays.origins**2).sum(-1) - middle**2
     half = jnp.sqrt(jnp.maximum(_BALL**2 - closest, 0.0))
@@ -58,7 +58,7 @@ def _ball(rays: structs.Rays) -> tuple[jax.Array, jax.Array]:
 def _cone_march(
     params: objects.ObjectParams, rays: structs.Rays, spread: jax.Array
 ) -> tuple[jax.Array, Bool[jax.Array, "..."]]:
-    """How far cones of ``spread`` (radius over distance) run before they may touch the object, and whether any do."""
+    """Return how far cones of ``spread`` (radius over distance) run before they may touch the object, and which do."""
     middle = -(rays.origins * rays.directions).sum(-1)
     start, end = middle - _BALL, middle + _BALL
 
@@ -73,12 +73,12 @@ def _cone_march(
 def _ray_march(
     params: objects.ObjectParams, rays: structs.Rays, start: jax.Array, spread: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Where each ray meets the object, or comes closest to it in pixels, and its coverage.
+    """Return where each ray meets the object, or comes closest to it in pixels, and its coverage.
 
     Args:
       params: one object.
-      rays: one ray a pixel.
-      start: distance along each ray that is known to be free.
+      rays: one ray per pixel.
+      start: distance along each ray that is known to be empty.
       spread: width of a pixel over distance.
     """
     enter, leave = _ball(rays)
@@ -103,7 +103,7 @@ def _ray_march(
 
 
 def _normal(params: objects.ObjectParams, point: primitives.Point, step: float) -> tuple[jax.Array, jax.Array]:
-    """Unit outward normals by differences over a tetrahedron, and the distance averaged over it."""
+    """Return unit outward normals by differences over a tetrahedron, and the distance averaged over it."""
 
     def add(sums: tuple[jax.Array, jax.Array], corner: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         value = objects.field(params, primitives.Point(*(p + step * corner[i] for i, p in enumerate(point))))
@@ -116,7 +116,7 @@ def _normal(params: objects.ObjectParams, point: primitives.Point, step: float) 
 
 
 def _openness(params: objects.ObjectParams, point: primitives.Point, normal: jax.Array) -> jax.Array:
-    """How free the space above the surface is, 0 to 1, from two samples of the field along the normal."""
+    """Return how open the space above the surface is, 0 to 1, from two samples of the field along the normal."""
 
     def add(blocked: jax.Array, height: jax.Array) -> tuple[jax.Array, None]:
         above = primitives.Point(*(p + height * normal[..., i] for i, p in enumerate(point)))
@@ -128,10 +128,10 @@ def _openness(params: objects.ObjectParams, point: primitives.Point, normal: jax
 def _trace(
     params: objects.ObjectParams, rays: structs.Rays, start: jax.Array, spread: jax.Array, cosine: jax.Array
 ) -> Images:
-    """What rays see of one object; ``cosine`` is that of their angle to the camera's z axis, the rest as above."""
+    """Return what rays see of one object; ``cosine`` is that of their angle to the camera's z axis, others as above."""
     t, alpha = _ray_march(params, rays, start, spread)
-    normal, distance = _normal(params, _along(rays, t), 0.25 / cameras_lib.FOCAL / 128)
-    # A ray that only comes close takes the colour of the surface beside it.
+    normal, distance = _normal(params, _along(rays, t), 0.25 / cameras_lib.RELEASED.focal / 128)
+    # A ray that only comes close takes the color of the surface beside it.
     point = primitives.Point(*(p - distance * normal[..., i] for i, p in enumerate(_along(rays, t))))
     color = materials.shade(params.lights, objects.albedo_at(params, point), normal, _openness(params, point, normal))
     seen = alpha > 0
@@ -140,10 +140,10 @@ def _trace(
 
 
 class _Grid(NamedTuple):
-    """The rays of some cameras by tile, the same for every object.
+    """The rays of some cameras by tile; they do not depend on the object.
 
     Attributes:
-      cones: through the middles of the tiles.
+      cones: through the centers of the tiles.
       cone_spread: radius over distance that covers a tile.
       rays: of the pixels of each tile; tiles that reach over the edge repeat it.
       spread: width of a pixel over distance.
@@ -169,7 +169,7 @@ def _grid(cameras: structs.Cameras) -> _Grid:
 
 
 def _tiles(image: Float[jax.Array, "v h w *c"]) -> Float[jax.Array, "t p *c"]:
-    """Pixels by tile."""
+    """Return pixels by tile."""
     v, h, w, *c = image.shape
     rows, columns = -(-h // _TILE), -(-w // _TILE)
     beyond = [(0, 0), (0, rows * _TILE - h), (0, columns * _TILE - w), *[(0, 0)] * len(c)]
@@ -178,7 +178,7 @@ def _tiles(image: Float[jax.Array, "v h w *c"]) -> Float[jax.Array, "t p *c"]:
 
 
 def _untile(tiles: Float[jax.Array, "b t p *c"], views: int, height: int, width: int) -> jax.Array:
-    """Images ``[b, v, h, w, *c]`` of tiles."""
+    """Return images ``[b, v, h, w, *c]`` of tiles; the inverse of :func:`_tiles`."""
     b, _, _, *c = tiles.shape
     rows, columns = -(-height // _TILE), -(-width // _TILE)
     parts = tiles.reshape(b, views, rows, columns, _TILE, _TILE, *c).swapaxes(3, 4)
@@ -186,7 +186,7 @@ def _untile(tiles: Float[jax.Array, "b t p *c"], views: int, height: int, width:
 
 
 def _trace_tiles(params: objects.ObjectParams, grid: _Grid) -> Images:
-    """Images by tile, of a batch that is handled at once."""
+    """Return images by tile of a batch that is traced at once."""
     start, touched = jax.vmap(lambda one: _cone_march(one, grid.cones, grid.cone_spread))(params)
     start, touched = (x.reshape(len(x), -1) for x in (start, touched))
     number = start.shape[1]
@@ -216,7 +216,7 @@ def _trace_tiles(params: objects.ObjectParams, grid: _Grid) -> Images:
 
 @jax.jit
 def render(params: objects.ObjectParams, cameras: structs.Cameras) -> Images:
-    """Pictures of a batch of normalised objects from the same cameras, objects in chunks that bound memory.
+    """Draw a batch of normalized objects from the same cameras, in chunks that bound memory.
 
     Args:
       params: b objects.

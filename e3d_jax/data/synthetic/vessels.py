@@ -1,6 +1,6 @@
 """Vessels: turned bodies with handles, spouts and lids, upright, with their front at +x.
 
-Materials: 0 main, 1 second, 2 accent, 3 near black. Cameras at elevation 0 cannot look into an opening, so that its
+Materials: 0 main, 1 second, 2 accent, 3 near black. Cameras at elevation 0 cannot look into an opening, so its
 depth could not be known: openings are shallow.
 """
 
@@ -14,12 +14,12 @@ _ALONG_Y = shapes.frame((0, 1, 0), (1, 0, 0))
 
 
 def _dish(radius: float, top: float, depth: float = 0.06, material: int = 0) -> shapes.Part:
-    """A shallow hollow in the top of a vessel."""
+    """Build a shallow hollow in the top of a vessel."""
     return shapes.turned((0, 0, top), radius, depth, bevel=depth * 0.9, cut=True, material=material, blend=0.01)
 
 
 def mug(rng: np.random.Generator) -> list[shapes.Part]:
-    """A mug, its handle at the side or in front."""
+    """Build a mug, its handle at the side or in front."""
     u = rng.uniform
     radius, half = u(0.28, 0.45), u(0.32, 0.5)
     profile = shapes.fit_profile([u(0.7, 1), u(0.85, 1.05), 1.0])
@@ -40,7 +40,7 @@ def mug(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def vase(rng: np.random.Generator) -> list[shapes.Part]:
-    """A turned vase or jar, at times ribbed or with two handles."""
+    """Build a turned vase or jar, sometimes ribbed or with two handles."""
     u = rng.uniform
     radius, half, bands = u(0.22, 0.48), u(0.45, 0.8), rng.random()
     profile = shapes.random_profile(rng, 0.35)
@@ -73,7 +73,7 @@ def vase(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def bottle(rng: np.random.Generator) -> list[shapes.Part]:
-    """A bottle, flask or jar with a cap and perhaps a label."""
+    """Build a bottle, flask or jar with a cap and perhaps a label."""
     u = rng.uniform
     radius, half, neck = u(0.18, 0.34), u(0.35, 0.6), u(0.07, 0.15)
     sides = int(rng.choice([0, 0, 0, 4, 6, 8]))
@@ -94,7 +94,7 @@ def bottle(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def teapot(rng: np.random.Generator) -> list[shapes.Part]:
-    """A teapot, kettle or watering can with spout and handle in the plane of symmetry."""
+    """Build a teapot, kettle or watering can with spout and handle in the plane of symmetry."""
     u = rng.uniform
     radius, squash = u(0.36, 0.5), u(0.7, 1.0)
     height = radius * squash
@@ -131,7 +131,7 @@ def teapot(rng: np.random.Generator) -> list[shapes.Part]:
 
 
 def goblet(rng: np.random.Generator) -> list[shapes.Part]:
-    """A goblet, trophy, cake stand or candlestick."""
+    """Build a goblet, trophy, cake stand or candlestick."""
     u = rng.uniform
     bowl, cup, stem = u(0.22, 0.42), u(0.16, 0.35), u(0.15, 0.4)
     top = stem + 2 * cup

@@ -1,0 +1,112 @@
+"""Draw training records."""
+
+import dataclasses
+
+from e3d_jax.cli.flags import Command, Flags, no_arguments
+
+
+def _common(flags: Flags) -> None:
+    flags.string("out", None, "Folder of the results.", required=True)
+    flags.integer("size", None, "Width and height of the images in pixels; the config's when not given.", at_least=16)
+    flags.integer("workers", None, "Processes; one per core when not given.", at_least=1)
+    flags.string("shard", "0/1", "I/N: do the I-th of N parts of the work, counted from 0.")
+    flags.config("mini")
+
+
+def _rig(flags: Flags, *, normals: bool = True):
+    """The cameras that the flags ask for."""
+    from e3d_jax.data import records
+
+    config = flags.parsed_config()
+    layout, views = config.layout, flags.views or config.layout.num_views
+    if views not in (layout.num_views, layout.num_anchors):
+        raise ValueError(
+            f"--views is {views}; records hold the {layout.num_views} views of the layout, or its "
+            f"{layout.num_anchors} anchors"
+        )
+    anchors_only = views == layout.num_anchors < layout.num_views
+    return records.Rig.of_layout(layout, flags.size or config.size, anchors_only=anchors_only, normals=normals)
+
+
+def define_synthetic(flags: Flags) -> None:
+    """Define the flags of ``synthetic``."""
+    flags.integer("objects", None, "Number of objects.", at_least=1, required=True)
+    flags.integer("seed", 0, "Seed of the sequence of objects.")
+    flags.choice("split", "train", ["train", "test"], "The two splits share no object.")
+    flags.integer("views", None, "All views of the layout, or 8: its anchors, enough for all but the interpolation.")
+    flags.integer("batch", 64, "Objects drawn per call of the device.", at_least=1)
+    _common(flags)
+
+
+def run_synthetic(flags: Flags, arguments: list[str]) -> None:
+    """Draw synthetic objects."""
+    from e3d_jax.data import engine
+    from e3d_jax.data.synthetic import jobs
+
+    no_arguments(arguments)
+    jobs.write_records(
+        flags.out,
+        flags.objects,
+        _rig(flags),
+        split=flags.split,
+        seed=flags.seed,
+        batch=flags.batch,
+        workers=flags.workers,
+        shard=engine.parse_shard(flags.shard),
+    )
+
+
+def define_assets(flags: Flags) -> None:
+    """Define the flags of ``assets``."""
+    flags.string("meshes", None, "Folder of meshes or of folders of views, to any depth.", required=True)
+    flags.choice("format", "records", ["records", "folder"], "Training records, or a folder of views per object.")
+    flags.integer("views", None, "Cameras: all of the layout or its anchors; any number with --format=folder.")
+    flags.switch("normals", True, "Draw normal maps of the anchors.")
+    flags.switch("y_up", False, "OBJ, PLY and STL files are y up, front +z, as glTF files always are.")
+    flags.integer("poses", 1, "Poses rendered per mesh: the original, and random rotations.", at_least=1)
+    _common(flags)
+
+
+def run_assets(flags: Flags, arguments: list[str]) -> None:
+    """Draw meshes."""
+    from e3d_jax.data import assets, engine, records
+
+    no_arguments(arguments)
+    if flags.format == "folder":
+        config = flags.parsed_config()
+        views = flags.views or config.layout.num_views
+        anchors = 8 if views % 8 == 0 else views
+        layout = dataclasses.replace(config.layout, num_views=views, num_anchors=anchors)
+        rig = records.Rig.of_layout(layout, flags.size or config.size, normals=flags.normals)
+    else:
+        rig = _rig(flags, normals=flags.normals)
+    settings = assets.RenderSettings(rig, y_up=flags.y_up, poses=flags.poses)
+    write = assets.write_folders if flags.format == "folder" else assets.write_records
+    counts = write(flags.meshes, flags.out, settings, workers=flags.workers, shard=engine.parse_shard(flags.shard))
+    print(f"{counts.made} rendered, {counts.already} there already, {counts.skipped} skipped; see {flags.out}")
+    if not counts.made and not counts.already:
+        raise ValueError(f"nothing could be rendered of {flags.meshes}; the lines above say why")
+
+
+SUBCOMMANDS = {
+    "synthetic": Command(
+        define_synthetic,
+        run_synthetic,
+        "Draw training records of synthetic objects.\n\n"
+        "e3d data synthetic --out=DIR --objects=N [--seed=0] [--split=train] [--size=128] [--views=32]\n"
+        "    [--shard=I/N]\n\n"
+        "Objects that are in --out are kept, so the same call continues an interrupted one, and a larger --objects\n"
+        "extends a dataset. Several machines or devices share the work by --shard=I/N and one folder.",
+    ),
+    "assets": Command(
+        define_assets,
+        run_assets,
+        "Draw training records, or folders of views, of meshes (GLB, glTF, OBJ, PLY, STL) or of their renders.\n\n"
+        "e3d data assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=256] [--nonormals]\n"
+        "    [--poses=1] [--shard=I/N]\n\n"
+        "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as\n"
+        "in its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if\n"
+        "their cameras are those of the layout, in its order. What cannot be read is skipped with a line each, and\n"
+        "what is already in --out is kept, so the same call continues an interrupted one and adds new meshes.",
+    ),
+}

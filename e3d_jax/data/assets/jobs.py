@@ -1,0 +1,247 @@
+"""Folders of meshes, or of their renders, as shards of records or as folders of views."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+import zlib
+
+import numpy as np
+from array_record.python import array_record_module
+from jaxtyping import Int
+from scipy import spatial
+
+from e3d_jax import files, images, structs, views_io
+from e3d_jax.data import engine, records
+from e3d_jax.data.assets import reading, rendering
+
+OBJECTS_PER_SHARD = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderSettings:
+    """How every mesh is drawn.
+
+    Attributes:
+      rig: cameras to draw from, and those that renders made elsewhere must have been drawn from.
+      y_up: see :func:`reading.read_asset`.
+      poses: number of poses of each mesh: the first as in its file, the others random, uniform over all rotations.
+    """
+
+    rig: records.Rig
+    y_up: bool = False
+    poses: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One object to make.
+
+    Attributes:
+      name: of the object; unique within its dataset, and the seed of its pose.
+      path: of the mesh, or the ``transforms.json`` of a folder of views.
+      pose: 0 as in the file; otherwise a random rotation.
+    """
+
+    name: str
+    path: pathlib.Path
+    pose: int
+
+
+def find_assets(folder: str | os.PathLike, *, rendered: bool = False) -> dict[str, pathlib.Path]:
+    """Return the mesh files below a folder, and if ``rendered`` the ``transforms.json`` of folders of views, by name.
+
+    The name is the path of the mesh without suffix, or of the folder of views; with suffix or file where that is taken.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    folder = pathlib.Path(folder)
+    names = {views_io.TRANSFORMS} if rendered else set()
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if (path.suffix.lower() in reading.SUFFIXES or path.name in names) and path.is_file()
+    )
+    if not paths:
+        kinds = ", ".join(reading.SUFFIXES)
+        more = " and no folders of views" if rendered else ""
+        raise FileNotFoundError(f"no meshes ({kinds}){more} below {str(folder)!r}")
+    named = [path.parent if path.name == views_io.TRANSFORMS else path.with_suffix("") for path in paths]
+    stems = [path.relative_to(folder).as_posix() for path in named]
+    taken = collections.Counter(stems)
+    return {
+        stem if taken[stem] == 1 else path.relative_to(folder).as_posix(): path
+        for stem, path in zip(stems, paths, strict=True)
+    }
+
+
+def read_rendered(
+    folder: pathlib.Path, cameras: structs.Cameras, normal_views: Int[np.ndarray, " a"]
+) -> structs.ViewSet:
+    """Read views that were rendered elsewhere (:mod:`e3d_jax.views_io`), keeping only the normal maps asked for.
+
+    Args:
+      folder: of the views.
+      cameras: that they must have been rendered from, in this order.
+      normal_views: indices of the views whose normal maps are needed.
+
+    Raises:
+      OSError, ValueError: the folder cannot be read, its cameras are others, or a normal map is missing.
+    """
+    views = views_io.read_views(folder)
+    if views.cameras.width != cameras.width or len(views.cameras) != len(cameras):
+        raise ValueError(
+            f"{folder} holds {len(views.cameras)} views of {views.cameras.width} px; expected {len(cameras)} of "
+            f"{cameras.width} px (--views, --size)"
+        )
+    # As precise as files with a few digits: thousandths of object units, tenths of pixels.
+    for name, tolerance in (("world_from_cam", 2e-3), ("focal", 0.2), ("center", 0.2)):
+        found, expected = (np.asarray(getattr(each, name)) for each in (views.cameras, cameras))
+        wrong = np.abs(found - expected).reshape(len(cameras), -1).max(1) > tolerance
+        if wrong.any():
+            raise ValueError(
+                f"{folder}: {name} of view {wrong.argmax()} differs from the expected camera; render from the cameras "
+                "of e3d_jax/cameras.py"
+            )
+    if missing := sorted(set(normal_views.tolist()) - set(views.normal_views.tolist())):
+        raise ValueError(f"{folder} has no normal map of view {missing[0]}; provide it, or pass --nonormals")
+    chosen = [views.normal_views.tolist().index(view) for view in normal_views.tolist()]
+    return dataclasses.replace(views, normal_views=normal_views, normals=views.normals[chosen])
+
+
+def pack(name: str, file: str, rig: records.Rig, views: structs.ViewSet) -> bytes:
+    """Return the views of an asset as a record."""
+    colors = dict(enumerate(map(images.to_uint8, views.rgba)))
+    encoded = images.encode_normal(views.normals, views.rgba[views.normal_views][..., 3])
+    normals = dict(zip(views.normal_views.tolist(), map(images.to_uint8, encoded), strict=True))
+    provenance = {"generator": "e3d_jax.data.assets", "file": file}
+    return records.pack(records.encode(name, provenance, rig, {"color": colors, "normal": normals}))
+
+
+def draw(settings: RenderSettings, job: Job) -> rendering.Render:
+    """Read a mesh, turn it to its pose, and draw it.
+
+    Raises:
+      OSError, ValueError: see :func:`reading.read_asset`.
+    """
+    rng = np.random.default_rng(zlib.crc32(job.name.encode()))  # The pose does not depend on what else is drawn.
+    rotation = spatial.transform.Rotation.from_quat(rng.normal(size=4)) if job.pose else None
+    asset = reading.read_asset(job.path, y_up=settings.y_up, rotation=rotation)
+    rig = settings.rig
+    return rendering.render(asset, rig.cameras, np.asarray(rig.normal_views, int), np.asarray(rig.anchors, int))
+
+
+def make_record(settings: RenderSettings, job: Job) -> bytes | engine.Skipped:
+    """Return the record of a mesh or of a folder of views, or why it cannot be read."""
+    try:
+        if job.path.name == views_io.TRANSFORMS:
+            views = read_rendered(job.path.parent, settings.rig.cameras, np.asarray(settings.rig.normal_views, int))
+        else:
+            views = draw(settings, job).views
+    except (OSError, ValueError) as error:
+        return engine.Skipped(str(error))
+    return pack(job.name, job.path.name, settings.rig, views)
+
+
+def make_folder(settings: RenderSettings, out: pathlib.Path, job: Job) -> pathlib.Path | engine.Skipped:
+    """Write the folder of views of a mesh and return its path, or why the mesh cannot be read.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    try:
+        drawn = draw(settings, job)
+    except (OSError, ValueError) as error:
+        return engine.Skipped(str(error))
+    views_io.write_views(out / job.name, drawn.views, drawn.depths)
+    return out / job.name
+
+
+def plan(assets: dict[str, pathlib.Path], poses: int = 1, shard: tuple[int, int] = (0, 1)) -> list[Job]:
+    """Return the objects to make of assets; poses after the first are named NAME@1, NAME@2, ...
+
+    Args:
+      assets: by name, from :func:`find_assets`.
+      poses: of each mesh; folders of views have one.
+      shard: (i, n): only every n-th asset, from the i-th on.
+    """
+    return [
+        Job(f"{name}@{pose}" if pose else name, path, pose)
+        for name, path in itertools.islice(assets.items(), shard[0], None, shard[1])
+        for pose in range(1 if path.name == views_io.TRANSFORMS else poses)
+    ]
+
+
+def write_records(
+    meshes: str | os.PathLike,
+    out: str | os.PathLike,
+    settings: RenderSettings,
+    *,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> engine.Counts:
+    """Make records of the meshes and folders of views below a folder that a dataset lacks.
+
+    Args:
+      meshes: the folder, see :func:`find_assets`.
+      out: folder of the dataset.
+      settings: how to draw.
+      workers: processes; one per core by default, 0 for none but this one.
+      shard: (i, n): do the i-th of n parts of the assets, into shards of its own.
+
+    Returns:
+      How many objects were made, were there already, and were skipped because they cannot be read.
+
+    Raises:
+      FileNotFoundError: there are no assets.
+      OSError: ``out`` cannot be written.
+    """
+    jobs = plan(find_assets(meshes, rendered=True), settings.poses, shard)
+    there = recorded(out)
+    missing = [job for job in jobs if job.name not in there]
+    taken = {pathlib.PurePath(path).name for path in files.glob(out, f"*{records.SUFFIX}")}
+    names = (f"assets-{shard[0]:04d}-{number:06d}" for number in itertools.count())
+    free = (name for name in names if name + records.SUFFIX not in taken)
+    parts = [missing[first : first + OBJECTS_PER_SHARD] for first in range(0, len(missing), OBJECTS_PER_SHARD)]
+    shards = [engine.Shard(name, part) for part, name in zip(parts, free, strict=False)]
+    work = engine.Work(prepare=functools.partial(make_record, settings))
+    counts = engine.write_shards(out, shards, work, workers=workers)
+    return counts._replace(already=len(jobs) - len(missing))
+
+
+def write_folders(
+    meshes: str | os.PathLike,
+    out: str | os.PathLike,
+    settings: RenderSettings,
+    *,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> engine.Counts:
+    """Make a folder of views, with depths, of each mesh below a folder that has none yet.
+
+    Arguments, result and errors are those of :func:`write_records`; any number of views will do.
+    """
+    out = pathlib.Path(out)
+    jobs = plan(find_assets(meshes), settings.poses, shard)
+    missing = [job for job in jobs if not (out / job.name / views_io.TRANSFORMS).is_file()]
+    work = engine.Work(prepare=functools.partial(make_folder, settings, out))
+    return engine.run(missing, work, already=len(jobs) - len(missing), workers=workers)
+
+
+def recorded(folder: str | os.PathLike) -> set[str]:
+    """Return the names of the objects in a dataset.
+
+    Raises:
+      ValueError: a shard is damaged, or holds other records.
+    """
+    names: set[str] = set()
+    for path in files.glob(folder, f"*{records.SUFFIX}"):
+        with files.local_copy(path) as local:
+            records.check_shards([local])
+            reader = array_record_module.ArrayRecordReader(local)
+            names |= {records.unpack(data).id for data in reader.read_all()}
+            reader.close()
+    return names

@@ -1,0 +1,112 @@
+"""The command line: its dialect, and how it ends."""
+
+import pytest
+
+from e3d_jax import cli, stages
+
+
+def run(*argv):
+    cli.main(list(argv))
+
+
+def refusal(*argv):
+    """The sentence that a command ends with."""
+    with pytest.raises(SystemExit) as ended:
+        run(*argv)
+    return str(ended.value)
+
+
+def test_without_a_command_all_are_listed(capsys):
+    run()
+    printed = capsys.readouterr().out
+    assert all(f"\n  {command} " in printed for command in cli.COMMANDS)
+
+
+def test_an_unknown_command_is_named_beside_those_there_are():
+    assert refusal("tran").startswith("e3d: unknown command 'tran'")
+    assert "\n  train " in refusal("tran")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    run(*command.split(), "--help")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"e3d {command}: ") and f"e3d {command} " in printed.partition("\n\n")[2]
+
+
+def test_the_settings_of_a_config_are_explained(capsys):
+    run("train", "--help")
+    assert "anchor.train.ema_decay: EMA decay. The EMA weights are the ones exported." in capsys.readouterr().out
+
+
+def test_an_unknown_flag_is_named():
+    assert refusal("eval", "--predd=a").startswith("e3d eval: Unknown command line flag 'predd'")
+
+
+def test_a_missing_flag_is_named():
+    assert refusal("train", "--stage=anchor") == "e3d train: --workdir is missing; give --workdir=VALUE"
+
+
+def test_an_argument_that_is_not_a_flag_is_refused():
+    given = ("--config=mini:smoke", "--stage=anchor", "--workdir=out", "runs")
+    assert "unexpected argument 'runs'" in refusal("train", *given)
+
+
+def test_an_unknown_setting_is_named_beside_those_there_are():
+    given = ("--stage=anchor", "--workdir=out", "--config.anchor.sampling.guidance=3")
+    assert refusal("train", *given) == "e3d train: unknown setting anchor.sampling.guidance; known: num_steps, sampler"
+
+
+def test_a_value_out_of_range_is_named():
+    given = ("--stage=anchor", "--workdir=out", "--config.anchor.train.ema_decay=2.0")
+    assert refusal("train", *given) == "e3d train: anchor.train.ema_decay is 2.0; expected at least 0 and below 1"
+
+
+def test_an_unknown_preset_is_named():
+    assert "no config maxi; give one of mini, envision3d" in refusal("train", "--config=maxi", "--stage=anchor")
+
+
+def test_an_unknown_variant_is_named():
+    assert "mini has no variant 'smok'; there is smoke" in refusal("train", "--config=mini:smok", "--stage=anchor")
+
+
+def test_an_unknown_stage_is_named():
+    sentence = refusal("train", "--stage=anchors", "--workdir=out")
+    assert "no section 'anchors'" in sentence and all(stage in sentence for stage in stages.STAGES)
+
+
+def test_values_of_settings_reach_the_command(monkeypatch, tmp_path):
+    from e3d_jax.training import loop
+
+    seen = []
+    monkeypatch.setattr(loop, "train", lambda config, *_, **__: seen.append(config))
+    given = ("--config=mini:smoke", "--stage=anchor", f"--workdir={tmp_path}")
+    run("train", *given, "--config.anchor.train.freeze=('image_encoder',)", "--config.anchor.sampling.num_steps=3")
+    assert seen[0]["anchor"].train.freeze == ("image_encoder",)
+    assert seen[0]["anchor"].sampling.num_steps == 3
+
+
+def test_a_config_file_works_like_a_preset(monkeypatch, tmp_path):
+    from e3d_jax.training import loop
+
+    seen = []
+    monkeypatch.setattr(loop, "train", lambda config, *_, **__: seen.append(config))
+    own = tmp_path / "own.py"
+    own.write_text("from e3d_jax.presets import mini\n\ndef get_config():\n    return mini.get_config('smoke')\n")
+    run("train", f"--config={own}", "--stage=anchor", f"--workdir={tmp_path}")
+    assert seen[0]["anchor"].train.steps == 4
+
+
+def test_records_need_the_views_of_the_layout_or_its_anchors():
+    sentence = refusal("data", "assets", "--meshes=meshes", "--out=out", "--views=16")
+    assert "--views is 16; records hold the 32 views of the layout, or its 8 anchors" in sentence
+
+
+def test_a_profile_of_other_than_two_steps_is_refused():
+    given = ("--config=mini:smoke", "--stage=anchor", "--workdir=out", "--profile=3")
+    assert "--profile is '3'; expected two steps, as in 10,12" in refusal("train", *given)
+
+
+def test_remote_folders_are_refused_for_training():
+    given = ("--config=mini:smoke", "--stage=anchor", "--workdir=gs://bucket/run")
+    assert "gs://bucket/run is not a local folder" in refusal("train", *given)

@@ -1,0 +1,127 @@
+"""Jobs that make datasets."""
+
+import operator
+import os
+
+import pytest
+from array_record.python import array_record_module
+
+from e3d_jax.data import engine, records
+
+
+def contents(path) -> list[bytes]:
+    return array_record_module.ArrayRecordReader(str(path)).read_all()
+
+
+def even_only(item):
+    return item if item % 2 == 0 else engine.Skipped(f"{item} is\nodd")
+
+
+def negative(values):
+    """A device that reads two values ahead."""
+    pending = []
+    for value in values:
+        pending.append(-value)
+        if len(pending) > 2:
+            yield pending.pop(0)
+    yield from pending
+
+
+def text(value) -> bytes:
+    return str(value).encode()
+
+
+WORK = engine.Work(device=negative, finish=text)
+PICKY = engine.Work(prepare=even_only, device=negative, finish=text)
+SHARDS = [engine.Shard("a", range(3)), engine.Shard("b", range(3, 5))]
+
+
+def write(out, shards=SHARDS, work=WORK, workers=0):
+    return engine.write_shards(out, shards, work, workers=workers)
+
+
+def test_records_keep_the_order_of_items(tmp_path):
+    assert write(tmp_path) == (5, 0, 0)
+    assert contents(tmp_path / "a.array_record") == [b"0", b"-1", b"-2"]
+    assert contents(tmp_path / "b.array_record") == [b"-3", b"-4"]
+
+
+def test_worker_processes_change_nothing(tmp_path):
+    # Worker processes cannot import this file, so the steps are of the standard library.
+    to_bytes = operator.methodcaller("to_bytes", 4, "big", signed=True)
+    work = engine.Work(prepare=abs, device=negative, finish=to_bytes)
+    for workers in (0, 1):
+        engine.write_shards(tmp_path / str(workers), [engine.Shard("a", [1, -2, 3])], work, workers=workers)
+    assert contents(tmp_path / "0" / "a.array_record") == contents(tmp_path / "1" / "a.array_record")
+
+
+def test_a_shard_that_exists_is_left_alone(tmp_path):
+    write(tmp_path, SHARDS[:1])
+    before = (tmp_path / "a.array_record").stat().st_mtime_ns
+    assert write(tmp_path) == (2, 3, 0)
+    assert (tmp_path / "a.array_record").stat().st_mtime_ns == before
+
+
+def test_a_finished_job_does_no_work(tmp_path):
+    write(tmp_path)
+    assert write(tmp_path, work=engine.Work(prepare=os._exit)) == (0, 5, 0)
+
+
+def test_skipped_items_are_named_counted_and_left_out(tmp_path, capsys):
+    assert write(tmp_path, work=PICKY) == (3, 0, 2)
+    assert contents(tmp_path / "a.array_record") == [b"0", b"-2"]
+    assert "skipped: 1 is odd" in capsys.readouterr().err
+
+
+def test_skipped_items_keep_their_place_beside_the_device():
+    kept = [None if isinstance(result, engine.Skipped) else result for result in PICKY.results(range(6))]
+    assert kept == [b"0", None, b"-2", None, b"-4", None]
+
+
+def test_a_shard_without_records_is_not_written(tmp_path):
+    assert write(tmp_path, [engine.Shard("odd", [1, 3]), engine.Shard("even", [2])], PICKY) == (1, 0, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["even.array_record"]
+
+
+def test_an_interrupted_job_leaves_whole_shards_only(tmp_path):
+    def interrupted(values):
+        for value in values:
+            if value == 4:
+                raise KeyboardInterrupt
+            yield value
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, work=engine.Work(device=interrupted, finish=text))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.array_record"]
+    assert write(tmp_path) == (2, 3, 0)
+
+
+def test_another_runner_makes_the_same_records(tmp_path):
+    write(tmp_path)
+    for shard in SHARDS:
+        assert list(WORK.results(shard.items)) == contents(tmp_path / f"{shard.name}.array_record")
+
+
+def test_shards_in_a_bucket_resume(bucket):
+    assert write(f"{bucket}/job", SHARDS[:1]) == (3, 0, 0)
+    assert write(f"{bucket}/job") == (2, 3, 0)
+
+
+def test_items_that_write_files_of_their_own_are_counted(tmp_path):
+    def touch(item):
+        (tmp_path / str(item)).touch()
+
+    work = engine.Work(prepare=even_only, finish=touch)
+    assert engine.run([1, 2, 4], work, already=7, workers=0) == (2, 7, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+
+
+@pytest.mark.parametrize("shard", ["8/8", "-1/8", "1/0", "abc", "1"])
+def test_a_malformed_shard_of_a_job_is_refused(shard):
+    with pytest.raises(ValueError, match=f"--shard is '{shard}'; expected I/N with I from 0 to N - 1"):
+        engine.parse_shard(shard)
+
+
+def test_the_suffix_is_what_readers_look_for(tmp_path):
+    write(tmp_path, SHARDS[:1])
+    assert records.find_shards(tmp_path) == [str(tmp_path / "a.array_record")]

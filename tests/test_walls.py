@@ -1,0 +1,79 @@
+"""The rooms of the package and their order."""
+
+import ast
+import pathlib
+
+import e3d_jax
+
+PACKAGE = pathlib.Path(e3d_jax.__file__).parent
+# A room imports itself and the rooms before it.
+ROOMS = (
+    "structs",
+    "files",
+    "settings",
+    "distributed",
+    "cameras",
+    "images",
+    "raycast",
+    "views_io",
+    "diffusion",
+    "models",
+    "data",
+    "mesh",
+    "evaluation",
+    "reconstruction",
+    "config",
+    "stages",
+    "presets",
+    "weights",
+    "training",
+    "system",
+    "reports",
+    "fitting",
+    "outputs",
+    "benchmark",
+    "cli",
+    "__main__",
+)
+
+
+def room_of(path):
+    """The room of a file."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(source):
+    """The rooms that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "e3d_jax":
+            below = node.module.split(".")[1:]
+            yield from [below[0]] if below else [name.name for name in node.names if name.name != "__version__"]
+        elif isinstance(node, ast.Import):
+            yield from (name.name.split(".")[1] for name in node.names if name.name.startswith("e3d_jax."))
+
+
+def test_every_file_has_a_room():
+    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert rooms == set(ROOMS)
+
+
+def test_rooms_import_only_those_before_them():
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if (room := room_of(path)) != "__init__"
+        for other in imported_rooms(path.read_text())
+        if ROOMS.index(other) > ROOMS.index(room)
+    ]
+    assert not wrong
+
+
+def test_imports_inside_functions_are_seen():
+    assert list(imported_rooms("def f():\n    from e3d_jax.cli import flags\n    import e3d_jax.data.records\n")) == [
+        "cli",
+        "data",
+    ]
+
+
+def test_production_code_patches_nothing():
+    assert not [path for path in PACKAGE.rglob("*.py") if "unittest" in path.read_text()]
