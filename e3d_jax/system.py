@@ -19,7 +19,7 @@ from e3d_jax import config as config_lib
 from e3d_jax import distributed, images, settings, stages, structs
 from e3d_jax.models import latents
 from e3d_jax.reconstruction import pipeline
-from e3d_jax.stages import anchor, interpolation
+from e3d_jax.stages import anchor, conditions, interpolation
 from e3d_jax.weights import folder
 
 MAX_SEED = 2**32 - 1  # larger ones would wrap around
@@ -154,7 +154,7 @@ class System:
         chosen, layout = self.config["anchor"], self.config.layout
         poses = np.asarray(layout.cameras(self.size).world_from_cam)[layout.anchors][None]
         # The input is the first view of the layout.
-        labels = np.repeat(anchor.view_labels(poses, poses[:, :1]), len(pair), 0)
+        labels = np.repeat(conditions.view_labels(poses, poses[:, :1]), len(pair), 0)
         sampled = anchor.sample(
             self.module("anchor"),
             self.module("anchor", "autoencoder"),

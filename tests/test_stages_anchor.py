@@ -10,7 +10,7 @@ import pytest
 from e3d_jax import cameras, config, stages
 from e3d_jax.diffusion import schedules
 from e3d_jax.models import denoisers, latents
-from e3d_jax.stages import anchor
+from e3d_jax.stages import anchor, conditions
 from tests import tiny
 
 STAGE = stages.get("anchor")
@@ -31,26 +31,26 @@ def test_labels_of_the_released_cameras_are_those_of_the_release():
     label[0, :, 3] = label[1, :, 4] = 1.0
     views = poses(cameras.RELEASED)
     expected = np.concatenate([np.sin(label), np.cos(label)], -1)[None]
-    np.testing.assert_array_equal(anchor.view_labels(views, views[:, :1]), expected, strict=True)
+    np.testing.assert_array_equal(conditions.view_labels(views, views[:, :1]), expected, strict=True)
 
 
 def test_labels_depend_on_the_azimuth_from_the_input_alone():
     views = poses(cameras.RELEASED)
-    found = anchor.view_labels(np.roll(views, -3, axis=1), views[:, 3:4])
-    np.testing.assert_array_equal(found, anchor.view_labels(views, views[:, :1]))
+    found = conditions.view_labels(np.roll(views, -3, axis=1), views[:, 3:4])
+    np.testing.assert_array_equal(found, conditions.view_labels(views, views[:, :1]))
 
 
 def test_elevations_enter_the_labels():
     views = poses(cameras.ViewLayout(elevation=30.0))
-    found = anchor.view_labels(views, views[:, :1])
+    found = conditions.view_labels(views, views[:, :1])
     np.testing.assert_allclose(found[..., 1], 0.5, atol=1e-6)
     np.testing.assert_allclose(found[..., 7], np.sqrt(0.75), atol=1e-6)
 
 
 def test_labels_are_the_same_on_the_device():
     views = poses(cameras.ViewLayout(elevation=10.0, elevation_swing=5.0))
-    found = jax.jit(anchor.view_labels)(jnp.asarray(views), jnp.asarray(views[:, :1]))
-    np.testing.assert_allclose(found, anchor.view_labels(views, views[:, :1]), atol=1e-5)
+    found = jax.jit(conditions.view_labels)(jnp.asarray(views), jnp.asarray(views[:, :1]))
+    np.testing.assert_allclose(found, conditions.view_labels(views, views[:, :1]), atol=1e-5)
 
 
 # -- Examples ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from e3d_jax import cameras, config, stages
 from e3d_jax.diffusion import schedules
-from e3d_jax.stages import interpolation
+from e3d_jax.stages import conditions, interpolation
 from tests import tiny
 
 STAGE = stages.get("interpolation")
@@ -22,13 +22,13 @@ def test_labels_of_the_released_cameras_are_those_of_the_release():
     label[:, 2] = cameras.azimuths(32)[:9]
     expected = np.concatenate([np.sin(label), np.cos(label)], -1)
     layout = cameras.RELEASED
-    found = interpolation.frame_labels(layout.cameras(32).world_from_cam[layout.windows])
+    found = conditions.frame_labels(layout.cameras(32).world_from_cam[layout.windows])
     np.testing.assert_array_equal(found, np.broadcast_to(expected, (4, 9, 6)))
 
 
 def test_elevations_enter_the_labels():
     layout = cameras.ViewLayout(elevation=30.0)
-    found = interpolation.frame_labels(layout.cameras(32).world_from_cam[layout.windows])
+    found = conditions.frame_labels(layout.cameras(32).world_from_cam[layout.windows])
     np.testing.assert_allclose(found[..., 1], 0.5, atol=1e-6)
 
 

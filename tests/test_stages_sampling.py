@@ -5,13 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import released
-from flax import nnx
 
 from e3d_jax import cameras
 from e3d_jax.diffusion import samplers, schedules
-from e3d_jax.models import autoencoder as autoencoders
-from e3d_jax.models import denoisers, latents, layers
-from e3d_jax.stages import anchor, interpolation
+from e3d_jax.models import denoisers, latents
+from e3d_jax.stages import anchor, conditions, interpolation
 
 ARRAYS = np.load(released.FIXTURE / "samplers.npz")
 TOLERANCE = 1e-3  # of the largest magnitude
@@ -42,7 +40,7 @@ def anchor_latents(load):
     autoencoder = load("autoencoder")
     pair = np.stack([channels_last(name)[0] / 255 for name in ("image", "normal")])
     poses = np.asarray(LAYOUT.cameras(1).world_from_cam)[None, LAYOUT.anchors]
-    labels = jnp.asarray(anchor.view_labels(poses, poses[:, :1]))
+    labels = jnp.asarray(conditions.view_labels(poses, poses[:, :1]))
     condition = anchor.start(model, autoencoder, opaque(pair)[None], labels)
     start = samplers.begin(jnp.asarray(channels_last("anchor_init_latents").reshape(1, 2, 8, 8, 8, 4)))
     plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])

@@ -16,7 +16,7 @@ from absl import app, flags
 from e3d_jax import config as config_lib
 from e3d_jax import stages
 from e3d_jax.models import image_encoder, latents
-from e3d_jax.stages import anchor, interpolation
+from e3d_jax.stages import conditions
 from e3d_jax.training import costs, sharding, steps
 from e3d_jax.training import state as state_lib
 
@@ -58,12 +58,12 @@ def call_of(case: str, config: config_lib.SystemConfig) -> tuple[Any, tuple[Any,
         token = (1, spec.cross_attention_dim)
     if case == "anchor":
         anchors = np.repeat(poses[None, layout.anchors], objects, 0)
-        labels = jnp.asarray(anchor.view_labels(anchors, anchors[:, :1]))
+        labels = jnp.asarray(conditions.view_labels(anchors, anchors[:, :1]))
         sample = random_array(objects, 2, views + 1, *latent[:2], spec.in_channels)
         context = random_array(objects, 2, views + 1, *token)
         return apply, (network, sample, jnp.full(objects, 500.0), context, labels)
     if case == "interpolation":
-        labels = jnp.asarray(interpolation.frame_labels(np.tile(poses[layout.windows], (objects, 1, 1, 1))))
+        labels = jnp.asarray(conditions.frame_labels(np.tile(poses[layout.windows], (objects, 1, 1, 1))))
         added = jnp.broadcast_to(jnp.asarray([7.0, 127.0, 0.02]), (windows, 3))
         sample = random_array(windows, frames, *latent[:2], spec.in_channels)
         inputs = (network, sample, jnp.full(windows, 1.0), random_array(windows, *token), added, labels)

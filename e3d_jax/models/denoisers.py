@@ -26,7 +26,7 @@ class AnchorCondition:
     Attributes:
       latents: scaled latents of the input image and of its normal map, without noise.
       tokens: an image token of each.
-      labels: camera and domain of each view, then of the input (:func:`e3d_jax.stages.anchor.view_labels`).
+      labels: camera and domain of each view, then of the input (:func:`e3d_jax.stages.conditions.view_labels`).
     """
 
     latents: Float[Array, "b d h w c"]
@@ -43,7 +43,7 @@ class WindowCondition:
       latents: for each frame those of an anchor; the posterior mode, not scaled.
       token: image token of the first anchor.
       noise: standard deviation of the noise that was added to the anchor images.
-      labels: camera of each frame (:func:`e3d_jax.stages.interpolation.frame_labels`).
+      labels: camera of each frame (:func:`e3d_jax.stages.conditions.frame_labels`).
     """
 
     latents: Float[Array, "b t h w c"]

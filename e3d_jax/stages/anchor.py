@@ -17,11 +17,9 @@ from e3d_jax.data import records
 from e3d_jax.diffusion import denoiser, samplers, schedules
 from e3d_jax.models import anchor, denoisers, latents, layers
 from e3d_jax.models import image_encoder as encoders
-from e3d_jax.stages import base, caching, common, image_loss, normals
+from e3d_jax.stages import base, caching, common, conditions, image_loss, normals
 
 NETWORKS = {"unet": anchor.AnchorUNet}
-# The maps that are generated, in the order of the domain axis.
-DOMAINS = ("color", "normal")
 # An image without an object, which stands for a dropped condition.
 BLANK = np.array([1.0, 1.0, 1.0, 0.0], np.float32)
 
@@ -91,47 +89,6 @@ class Sampling(settings.Settings):
     num_steps: int = settings.setting("Calls of the network.", 50, at_least=1, at_most=schedules.NUM_TRAIN_STEPS - 1)
 
 
-# ---------------------------------------------------------------------------------------------------------- condition
-
-
-def view_labels(views: Float[Any, "b v 4 4"], inputs: Float[Any, "b n 4 4"]) -> Float[Any, "b d v+n 12"]:
-    """Return the camera and domain of each view, then of each input image, azimuths relative to the first input.
-
-    A label is the sine, then the cosine, of [0, elevation, azimuth, one-hot domain of 3]; color is (1, 0, 0), normal
-    (0, 1, 0). The released weights know elevation 0 only.
-
-    Args:
-      views: ``world_from_cam`` of the views.
-      inputs: ``world_from_cam`` of the input images. NumPy in, NumPy out.
-    """
-    lib = np if isinstance(views, np.ndarray) else jnp
-    poses = lib.concatenate([views, inputs], 1)
-    azimuth = cameras.relative_azimuth(poses, inputs[:, :1])
-    camera = lib.stack([lib.zeros_like(azimuth), cameras.elevation_of(poses), azimuth], -1)
-    shape = (camera.shape[0], len(DOMAINS), *camera.shape[1:])
-    camera = lib.broadcast_to(camera[:, None], shape)
-    domain = lib.broadcast_to(np.eye(3, dtype=np.float32)[: len(DOMAINS), None], shape)
-    label = lib.concatenate([camera, domain], -1).astype(np.float32)
-    return lib.concatenate([lib.sin(label), lib.cos(label)], -1)
-
-
-def make_condition(
-    model: denoisers.AnchorDenoiser,
-    pair: Float[Array, "b d h w 4"],
-    encoded: Float[Array, "b d hl wl c"],
-    labels: Float[Array, "b d views 12"],
-) -> denoisers.AnchorCondition:
-    """Make the condition of input images.
-
-    Args:
-      model: the stage's module.
-      pair: input image and encoded normal map in the frame of the input, framed (:func:`e3d_jax.images.object_box`).
-      encoded: their scaled latents.
-      labels: of :func:`view_labels`.
-    """
-    return denoisers.AnchorCondition(encoded, model.tokens(latents.network_image(pair)), labels)
-
-
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
@@ -165,8 +122,8 @@ class Batch:
         return _turn(common.unit(self.targets), self.azimuth())
 
     def labels(self) -> Float[Array, "b d views 12"]:
-        """See :func:`view_labels`."""
-        return view_labels(self.cameras.world_from_cam, self.input_cameras.world_from_cam)
+        """See :func:`conditions.view_labels`."""
+        return conditions.view_labels(self.cameras.world_from_cam, self.input_cameras.world_from_cam)
 
     def prepare(
         self, model: Any, frozen: base.Modules, estimated: Bool[Array, " b"], dropped: Bool[Array, " b"]
@@ -184,7 +141,7 @@ class Batch:
         normal = jnp.where(denoiser.expand(estimated, estimate), estimate, pair[:, 1])
         pair = jnp.where(denoiser.expand(dropped, pair), BLANK, pair.at[:, 1].set(normal))
         encode = functools.partial(common.encode_scaled, frozen["autoencoder"])
-        return encode(self.true_views()), make_condition(model, pair, encode(pair), self.labels())
+        return encode(self.true_views()), conditions.anchor_condition(model, pair, encode(pair), self.labels())
 
 
 def _turn(maps: Float[Array, "b 2 *n h w 4"], azimuth: Float[Array, " b"]) -> Float[Array, "b 2 *n h w 4"]:
@@ -227,7 +184,7 @@ class LatentBatch:
             return jnp.where(denoiser.expand(dropped, pair), blank[:, None].astype(jnp.float32), pair)
 
         tokens = choose(self.tokens, self.blank_token)[:, :, None]
-        labels = view_labels(self.poses, self.input_poses)
+        labels = conditions.view_labels(self.poses, self.input_poses)
         condition = denoisers.AnchorCondition(choose(self.inputs, self.blank), tokens, labels)
         return self.targets.astype(jnp.float32), condition
 
@@ -249,7 +206,7 @@ def example_from(record: records.Record, first: int) -> Batch:
     """Make the example whose input is number ``first`` of the record's inputs."""
     order = anchors_from(record, first)
     image, normal, camera = normals.input_pair(record, record.inputs[first])
-    targets = np.stack([[record.image(view, name) for view in order] for name in DOMAINS])
+    targets = np.stack([[record.image(view, name) for view in order] for name in conditions.DOMAINS])
     return Batch(np.stack([image, normal])[None], camera, targets, record.cameras[order])
 
 
@@ -287,9 +244,9 @@ class Images(base.Source):
         """Return the shapes of an example."""
         maps, views = (config.size, config.size, 4), config.layout.num_anchors
         return Batch(
-            jax.ShapeDtypeStruct((1, len(DOMAINS), *maps), jnp.uint8),
+            jax.ShapeDtypeStruct((1, len(conditions.DOMAINS), *maps), jnp.uint8),
             common.camera_spec(1, config.size),
-            jax.ShapeDtypeStruct((len(DOMAINS), views, *maps), jnp.uint8),
+            jax.ShapeDtypeStruct((len(conditions.DOMAINS), views, *maps), jnp.uint8),
             common.camera_spec(views, config.size),
         )
 
@@ -340,7 +297,7 @@ class Latents(caching.CachedSource):
             blank=jax.ShapeDtypeStruct(latent, half),
             blank_token=jax.ShapeDtypeStruct(token, half),
             input_poses=jax.ShapeDtypeStruct((1, 4, 4), single),
-            targets=jax.ShapeDtypeStruct((len(DOMAINS), views, *latent), half),
+            targets=jax.ShapeDtypeStruct((len(conditions.DOMAINS), views, *latent), half),
             poses=jax.ShapeDtypeStruct((views, 4, 4), single),
         )
 
@@ -447,7 +404,7 @@ class Anchor(base.Stage):
         error = (output - denoiser.target(prediction, clean, noise, level)) ** 2
         weight = denoiser.loss_weight(prediction, level, chosen.min_snr_gamma)
         per_object = error.mean((1, 2, 3, 4, 5))
-        metrics = {f"loss_{domain}": error[:, d].mean() for d, domain in enumerate(DOMAINS)}
+        metrics = {f"loss_{domain}": error[:, d].mean() for d, domain in enumerate(conditions.DOMAINS)}
         for third, name in enumerate(("low_noise", "middle_noise", "high_noise")):
             within = time * 3 // schedules.NUM_TRAIN_STEPS == third
             metrics[f"loss_{name}"] = (per_object * within).sum() / jnp.maximum(within.sum(), 1)
@@ -501,7 +458,7 @@ def sample(
       model: the stage's module.
       autoencoder: of both domains.
       pair: input image and its normal map, framed (:func:`e3d_jax.images.object_box`); straight alpha.
-      labels: of :func:`view_labels`.
+      labels: of :func:`conditions.view_labels`.
       key: of the initial noise.
       diffusion: what the network was trained for.
       sampling: sampler and number of steps.
@@ -529,7 +486,9 @@ def start(
 ) -> denoisers.AnchorCondition:
     """Make the condition of sampling; arguments as for :func:`sample`."""
     image = latents.network_image(pair, autoencoder.in_channels)
-    return make_condition(model, pair, latents.encode_in_turns(autoencoder, image) * autoencoder.scaling_factor, labels)
+    return conditions.anchor_condition(
+        model, pair, latents.encode_in_turns(autoencoder, image) * autoencoder.scaling_factor, labels
+    )
 
 
 @functools.partial(jax.jit, static_argnames="prediction")

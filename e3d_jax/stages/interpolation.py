@@ -17,7 +17,7 @@ from e3d_jax.data import records
 from e3d_jax.diffusion import denoiser, samplers, schedules
 from e3d_jax.models import denoisers, interpolation, latents, layers
 from e3d_jax.models import image_encoder as encoders
-from e3d_jax.stages import base, caching, common
+from e3d_jax.stages import base, caching, common, conditions
 
 NETWORKS = {"unet": interpolation.InterpolationUNet}
 
@@ -66,41 +66,6 @@ class Sampling(settings.Settings):
         return self.anchor_noise if self.noise_aug_level is None else self.noise_aug_level
 
 
-# ---------------------------------------------------------------------------------------------------------- condition
-
-
-def frame_labels(frames: Float[Any, "b t 4 4"]) -> Float[Any, "b t 6"]:
-    """Return the cameras of windows: sine, then cosine, of [0, elevation, azimuth relative to the first frame].
-
-    The released weights know elevation 0 only. NumPy in, NumPy out.
-    """
-    lib = np if isinstance(frames, np.ndarray) else jnp
-    azimuth = cameras.relative_azimuth(frames, frames[:, :1])
-    label = lib.stack([lib.zeros_like(azimuth), cameras.elevation_of(frames), azimuth], -1).astype(np.float32)
-    return lib.concatenate([lib.sin(label), lib.cos(label)], -1)
-
-
-def make_condition(
-    model: denoisers.InterpolationDenoiser,
-    first: Float[Array, "b h w 3"],
-    anchors: Float[Array, "b 3 hl wl c"],
-    noise: Float[Array, " b"],
-    labels: Float[Array, "b t 6"],
-    layout: cameras.ViewLayout,
-) -> denoisers.WindowCondition:
-    """Make the condition of windows.
-
-    Args:
-      model: the stage's module.
-      first: the first anchor of each window over white, in [-1, 1], without noise.
-      anchors: posterior modes of the first, middle and last anchor with noise, not scaled.
-      noise: standard deviation of that noise, as the network is given it; 0.02 as released.
-      labels: of :func:`frame_labels`.
-      layout: which of the anchors each frame takes as its condition.
-    """
-    return denoisers.WindowCondition(anchors[:, layout.frame_anchor], model.token(first), noise, labels)
-
-
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
@@ -132,8 +97,8 @@ class Batch:
         noisy = anchors + denoiser.expand(strength, anchors) * jax.random.normal(key_augment, anchors.shape)
         clean = latents.encode(autoencoder, frames) * autoencoder.scaling_factor
         encoded = latents.encode(autoencoder, noisy)
-        labels = frame_labels(self.frame_cameras.world_from_cam)
-        return clean, make_condition(model, anchors[:, 0, ..., :3], encoded, strength, labels, layout)
+        labels = conditions.frame_labels(self.frame_cameras.world_from_cam)
+        return clean, conditions.window_condition(model, anchors[:, 0, ..., :3], encoded, strength, labels, layout)
 
 
 @jax.tree_util.register_dataclass
@@ -154,7 +119,7 @@ class LatentBatch:
         del model, frozen, key, log_noise
         frames, anchors, token = (x.astype(jnp.float32) for x in (self.frames, self.anchors, self.token))
         condition = denoisers.WindowCondition(
-            anchors[:, layout.frame_anchor], token[:, None], self.strength, frame_labels(self.poses)
+            anchors[:, layout.frame_anchor], token[:, None], self.strength, conditions.frame_labels(self.poses)
         )
         return frames, condition
 
@@ -397,8 +362,8 @@ def start(
 
     count = encoded.shape[0] * len(chosen)
     poses = np.asarray(layout.cameras(1).world_from_cam)[layout.windows]
-    labels = jnp.tile(jnp.asarray(frame_labels(poses)), (encoded.shape[0], 1, 1))
-    return make_condition(model, flat(first), flat(encoded), jnp.full(count, given), labels, layout)
+    labels = jnp.tile(jnp.asarray(conditions.frame_labels(poses)), (encoded.shape[0], 1, 1))
+    return conditions.window_condition(model, flat(first), flat(encoded), jnp.full(count, given), labels, layout)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ import numpy as np
 from e3d_jax import cameras
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import denoisers, latents
-from e3d_jax.stages import anchor, interpolation
+from e3d_jax.stages import anchor, conditions, interpolation
 from e3d_jax.weights import convert, diffusers
 
 # Tolerances of single calls and of sampling, relative to the largest magnitude.
@@ -89,7 +89,7 @@ def _anchor_sampler(recorded: Recorded) -> dict[str, Any]:
     model, autoencoder = denoisers.AnchorDenoiser("unet", *networks), recorded.module("anchor", "vae")
     pair = jnp.concatenate([recorded["image"], recorded["normal"]])
     poses = np.asarray(LAYOUT.cameras(1).world_from_cam)[None, LAYOUT.anchors]
-    labels = jnp.asarray(anchor.view_labels(poses, poses[:, :1]))
+    labels = jnp.asarray(conditions.view_labels(poses, poses[:, :1]))
     condition = anchor.start(model, autoencoder, _opaque(pair)[None], labels)
     noise = recorded["anchor_init_latents"]
     start = samplers.begin(noise.reshape(1, 2, LAYOUT.num_anchors, *noise.shape[1:]))
