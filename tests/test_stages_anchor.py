@@ -10,7 +10,7 @@ import pytest
 from e3d_jax import cameras, config, stages
 from e3d_jax.diffusion import schedules
 from e3d_jax.models import denoisers, latents
-from e3d_jax.stages import anchor, conditions
+from e3d_jax.stages import anchor, common, conditions
 from tests import tiny
 
 STAGE = stages.get("anchor")
@@ -86,7 +86,7 @@ def with_input_at(ball, degrees, view=0):
 
 @pytest.mark.parametrize(("degrees", "nearest"), [(100, 2), (130, 3), (350, 0), (-30, 7)])
 def test_anchors_start_with_the_one_nearest_to_an_input_at_any_azimuth(ball, degrees, nearest):
-    order = anchor.anchors_from(with_input_at(ball, degrees), 0)
+    order = common.anchors_from(with_input_at(ball, degrees), 0)
     np.testing.assert_array_equal(order, np.roll(ball.anchors, -nearest))
 
 
@@ -167,7 +167,7 @@ def test_records_of_the_anchors_alone_make_the_same_examples(ball):
 
 
 def test_the_last_step_gets_its_fraction():
-    steps = anchor.training_steps(jax.random.key(0), 40, 0.25)
+    steps = common.training_steps(jax.random.key(0), 40, 0.25)
     assert (steps == 999).sum() == 10
     np.testing.assert_array_equal(jnp.floor(steps[:30] * 30 / 1000), jnp.arange(30))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from e3d_jax import cameras, settings, structs
 from e3d_jax.data import latents as latent_records
@@ -194,17 +194,9 @@ def choose_input(record: records.Record, rng: np.random.Generator) -> int:
     return 0 if rng.random() < 0.5 else int(rng.integers(len(record.inputs)))
 
 
-def anchors_from(record: records.Record, first: int) -> np.ndarray:
-    """Return the anchors in their order around the object, starting with the one nearest in azimuth to an input."""
-    poses = np.asarray(record.cameras.world_from_cam)
-    anchors = np.asarray(record.anchors)
-    away = cameras.relative_azimuth(poses[anchors][None], poses[[record.inputs[first]]][None])[0]
-    return np.roll(anchors, -int(np.argmin(np.minimum(away, 2 * np.pi - away))))
-
-
 def example_from(record: records.Record, first: int) -> Batch:
     """Make the example whose input is number ``first`` of the record's inputs."""
-    order = anchors_from(record, first)
+    order = common.anchors_from(record, first)
     image, normal, camera = normals.input_pair(record, record.inputs[first])
     targets = np.stack([[record.image(view, name) for view in order] for name in conditions.DOMAINS])
     return Batch(np.stack([image, normal])[None], camera, targets, record.cameras[order])
@@ -307,7 +299,7 @@ class Latents(caching.CachedSource):
         inputs = range(len(record.inputs))
         anchors = [int(view) for view in record.anchors]
         poses = np.asarray(record.cameras.world_from_cam)
-        order = [[anchors.index(view) for view in anchors_from(record, first)] for first in inputs]
+        order = [[anchors.index(view) for view in common.anchors_from(record, first)] for first in inputs]
         return {
             "views": np.stack([record.image(view) for view in anchors]),
             "maps": np.stack([record.image(view, "normal") for view in anchors]),
@@ -342,12 +334,6 @@ class Latents(caching.CachedSource):
 
 
 # --------------------------------------------------------------------------------------------------------------- loss
-
-
-def training_steps(key: jax.Array, size: int, terminal_fraction: float) -> Int[Array, " {size}"]:
-    """Return steps of the discrete schedule in order: spread evenly, but for the fraction that is at the last one."""
-    position = common.stratified(key, size) / (1 - terminal_fraction)
-    return jnp.minimum(position * schedules.NUM_TRAIN_STEPS, schedules.NUM_TRAIN_STEPS - 1).astype(int)
 
 
 class Anchor(base.Stage):
@@ -396,7 +382,7 @@ class Anchor(base.Stage):
         estimated = jax.random.bernoulli(key_estimate, chosen.estimated_normals_fraction, (size,))
         dropped = jax.random.bernoulli(key_drop, chosen.cond_dropout, (size,))
         clean, condition = batch.prepare(model, frozen, estimated, dropped)
-        time = training_steps(key_time, size, chosen.terminal_step_fraction)
+        time = common.training_steps(key_time, size, chosen.terminal_step_fraction)
         level = schedules.discrete_levels(time, settings.diffusion.zero_terminal_snr)
         noise = jax.random.normal(key_noise, clean.shape)
         noisy = denoiser.add_noise(clean, noise, level)

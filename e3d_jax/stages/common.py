@@ -1,13 +1,15 @@
-"""What several stages share: images as the networks see them, and noise levels spread over a batch."""
+"""What stages share: images as networks see them, checks, the order of views, and noise levels over a batch."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
-from e3d_jax import structs
+from e3d_jax import cameras, structs
 from e3d_jax.data import records
+from e3d_jax.diffusion import schedules
 from e3d_jax.models import latents
 
 
@@ -117,3 +119,17 @@ def check_denoiser(config: Any, component: str) -> None:
     multiple = autoencoder.factor * model.network.factor
     if config.size % multiple:
         raise ValueError(f"size is {config.size}; expected a multiple of {multiple} px for the {component}'s levels")
+
+
+def training_steps(key: jax.Array, size: int, terminal_fraction: float) -> Int[Array, " {size}"]:
+    """Return steps of the discrete schedule in order: spread evenly, but for the fraction that is at the last one."""
+    position = stratified(key, size) / (1 - terminal_fraction)
+    return jnp.minimum(position * schedules.NUM_TRAIN_STEPS, schedules.NUM_TRAIN_STEPS - 1).astype(int)
+
+
+def anchors_from(record: records.Record, first: int) -> np.ndarray:
+    """Return the anchors in their order around the object, starting with the one nearest in azimuth to an input."""
+    poses = np.asarray(record.cameras.world_from_cam)
+    anchors = np.asarray(record.anchors)
+    away = cameras.relative_azimuth(poses[anchors][None], poses[[record.inputs[first]]][None])[0]
+    return np.roll(anchors, -int(np.argmin(np.minimum(away, 2 * np.pi - away))))
