@@ -139,15 +139,17 @@ def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
       ValueError: names the setting, its value and what is expected.
     """
     expected = []
-    valid = True
-    for each in value if isinstance(value, tuple) else (value,):
-        valid &= not isinstance(each, float) or math.isfinite(each)
+    values = value if isinstance(value, tuple) else (value,)
+    finite = valid = all(not isinstance(each, float) or math.isfinite(each) for each in values)
+    for each in values:
         if not isinstance(each, int | float) or isinstance(each, bool):
             continue
         valid &= limits.get("at_least") is None or each >= limits["at_least"]
         valid &= limits.get("above") is None or each > limits["above"]
         valid &= limits.get("at_most") is None or each <= limits["at_most"]
         valid &= limits.get("below") is None or each < limits["below"]
+    if not finite:
+        expected.append("finite")
     for key in ("at_least", "above", "at_most", "below"):
         if limits.get(key) is not None:
             expected.append(f"{key.replace('_', ' ')} {limits[key]}")
@@ -155,7 +157,7 @@ def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         valid &= value in choices
         expected.append(f"one of {', '.join(map(str, choices))}")
     if not valid:
-        raise ValueError(f"{name} is {value!r}; expected {' and '.join(expected) or 'a finite number'}")
+        raise ValueError(f"{name} is {value!r}; expected {' and '.join(expected)}")
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_values_that_do_not_fit_together_are_refused():
 
 
 def test_settings_that_are_made_in_code_are_checked_too():
-    with pytest.raises(ValueError, match="rate is 1.0; expected at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"rate is 1\.0; expected at least 0 and below 1"):
         Inner(rate=1.0)
 
 
@@ -164,3 +164,9 @@ def test_differences_are_named_with_both_values():
 
 def test_a_setting_on_one_side_alone_is_a_difference():
     assert settings.differences({}, {"a": 1}) == ["a is None there and 1 in the given config"]
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("nan")])
+def test_numbers_that_are_not_finite_are_refused_as_such(rate):
+    with pytest.raises(ValueError, match=r"rate is .*; expected finite and at least 0 and below 1"):
+        settings.parse(Inner, {"rate": rate})

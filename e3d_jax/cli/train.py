@@ -39,9 +39,6 @@ def run(flags: Flags, arguments: list[str]) -> None:
     from e3d_jax.training import loop
 
     no_arguments(arguments)
-    for folder in (flags.workdir, flags.init, flags.heldout, *(flags.data or ())):
-        if folder and "://" in folder:
-            raise ValueError(f"{folder} is not a local folder; mount the bucket: only --checkpoints may be elsewhere")
     config = flags.parsed_config()
     jax.config.update("jax_threefry_partitionable", True)
     distributed.stable_cache_keys()

@@ -96,9 +96,13 @@ def build(config: config_lib.SystemConfig, component: str, types: layers.Types, 
       remat: what the backward pass recomputes (:class:`e3d_jax.config.TrainSettings`).
 
     Raises:
-      ValueError: the config lacks the component.
+      ValueError: the config lacks the component, or its network cannot recompute anything.
     """
     model = config[component].model
     if remat != "none":
+        if not hasattr(model.network, "remat"):
+            raise ValueError(
+                f"{component}.train.remat is {remat!r}, but {model.architecture} recomputes nothing; set it to 'none'"
+            )
         model = dataclasses.replace(model, **{model.architecture: dataclasses.replace(model.network, remat=remat)})
     return get(component).build(model, types)
