@@ -28,7 +28,7 @@ def test_their_kind_is_latents(cached):
 
 
 def test_latents_of_another_stage_are_refused(cached):
-    with pytest.raises(ValueError, match="cached for stage anchor, not interpolation; run .* --stage=interpolation"):
+    with pytest.raises(ValueError, match=r"cached for stage anchor, not interpolation; run .* --stage=interpolation"):
         latents.unpack(latents.pack(cached), "interpolation")
 
 

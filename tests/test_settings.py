@@ -110,7 +110,7 @@ def test_values_that_do_not_fit_together_are_refused():
 
 
 def test_settings_that_are_made_in_code_are_checked_too():
-    with pytest.raises(ValueError, match="rate is 1.0; expected at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"rate is 1\.0; expected at least 0 and below 1"):
         Inner(rate=1.0)
 
 

@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import released
-from flax import nnx
 
 from e3d_jax import cameras
 from e3d_jax.diffusion import samplers, schedules
-from e3d_jax.models import autoencoder as autoencoders
-from e3d_jax.models import denoisers, latents, layers
+from e3d_jax.models import denoisers, latents
 from e3d_jax.stages import anchor, interpolation
 
 ARRAYS = np.load(released.FIXTURE / "samplers.npz")

@@ -59,7 +59,11 @@ def test_missing_weights_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("anchor.model.unet.block_out_channels", (8,), r"anchor.model.unet.block_out_channels is \(4,\) there and \(8,\)"),
+        (
+            "anchor.model.unet.norm_groups",
+            1,
+            r"anchor.model.unet.norm_groups is 2 there and 1",
+        ),
         ("size", 256, "size is 32 there and 256"),
         ("anchor.diffusion.zero_terminal_snr", False, "anchor.diffusion.zero_terminal_snr is True there and False"),
         ("layout.elevation", 10.0, "layout.elevation is 0.0 there and 10.0"),
@@ -79,7 +83,7 @@ def test_weights_of_another_config_are_refused(weights, path, value, said):
 def test_weights_of_another_prediction_are_refused(weights):
     values = values_of()
     values["anchor"]["diffusion"] = {"prediction": "epsilon", "zero_terminal_snr": False}
-    with pytest.raises(ValueError, match=r"diffusion.prediction is 'v' there and 'epsilon' .* \(and 1 more settings?\)"):
+    with pytest.raises(ValueError, match=r"prediction is 'v' there and 'epsilon' .* \(and 1 more settings?\)"):
         system.load(weights, values)
 
 
