@@ -255,7 +255,7 @@ def test_views_without_an_object_are_not_blamed_on_the_users_image(monkeypatch):
 
 @pytest.fixture(scope="module")
 def assembled(toy):
-    """Views that are told apart by their reds, and normals along x in the lower half."""
+    """Views that differ in their reds, and normals along x in the lower half."""
     color = np.full((8, 32, 32, 4), 1.0, np.float32)
     normals = np.zeros_like(color)
     normals[..., :] = [1.0, 0.5, 0.5, 1]
