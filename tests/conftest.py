@@ -57,7 +57,7 @@ def ball_folder(tmp_path_factory):
 
 @pytest.fixture
 def full_disk():
-    """No file may grow beyond a kilobyte, which writers are told as they are of a full disk."""
+    """No file may grow beyond a kilobyte, which writers notice as they notice a full disk."""
     _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
     yield

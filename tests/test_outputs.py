@@ -1,5 +1,6 @@
 """The folder of a result."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import trimesh
 from PIL import Image
 
-from e3d_jax import cameras, outputs, structs, system, views_io
+from e3d_jax import cameras, outputs, reports, structs, system, views_io
 from e3d_jax.mesh import export, preview
+from tests import tiny
 
 SIZE = 16
+CONFIG = tiny.system()
 FILES = {"input.png", "input_normal.png", "mesh.glb", "contact_sheet.png", "turntable.gif", "report.json"}
 VIEWS = {f"views/rgb_{view:02d}.png" for view in range(32)} | {
     f"views/normal_{view:02d}.png" for view in range(0, 32, 4)
@@ -40,7 +43,7 @@ def small_result() -> system.Result:
 
 
 def write(folder):
-    outputs.write_result(folder, small_result(), seed=7, config={"size": SIZE, "widths": (1, 2)})
+    outputs.write_result(folder, small_result(), seed=7, config=CONFIG)
 
 
 def files(folder):
@@ -96,9 +99,16 @@ def test_contact_sheet_has_six_rows_of_eight(written):
         assert sheet.getpixel((SIZE // 2, SIZE // 2)) == (0, 204, 0)
 
 
+def test_a_result_of_the_anchors_alone_is_shown_in_three_rows():
+    whole = small_result()
+    every, chosen = np.arange(8), whole.views.anchors
+    views = structs.ViewSet(whole.views.rgba[chosen], whole.views.cameras[chosen], every, whole.views.normals, every)
+    assert outputs.contact_sheet(dataclasses.replace(whole, views=views)).shape == (3 * SIZE, 8 * SIZE, 3)
+
+
 def test_report_is_complete(written):
     report = json.loads((written / "report.json").read_text())
-    assert report["seed"] == 7 and report["config"] == {"size": SIZE, "widths": [1, 2]}
+    assert report["seed"] == 7 and report["settings"] == CONFIG.to_dict()
     assert set(report["seconds"]) == set(report["peak_memory_gb"]) == set(STAGES)
     assert {"e3d_jax", "python", "jax", "flax"} <= set(report["versions"])
     assert report["device"]["platform"] == "cpu"
@@ -116,7 +126,7 @@ def test_an_earlier_result_is_replaced(tmp_path):
 
 def test_nothing_has_the_final_name_before_all_is_written(tmp_path, monkeypatch):
     names = []
-    monkeypatch.setattr(outputs, "report", lambda *_, **__: names.extend(path.name for path in tmp_path.iterdir()))
+    monkeypatch.setattr(reports, "write", lambda *_: names.extend(path.name for path in tmp_path.iterdir()))
     write(tmp_path / "ball")
     assert len(names) == 1 and names[0].startswith(".ball.")
 
@@ -164,14 +174,14 @@ def test_a_full_disk_in_one_sentence(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_is_no_result_is_not_replaced(tmp_path, kind):
+def test_what_is_not_a_result_is_not_replaced(tmp_path, kind):
     target = tmp_path / "ball"
     precious = target
     if kind == "folder":
         target.mkdir()
         precious = target / "thesis.tex"
     precious.write_text("precious")
-    with pytest.raises(FileExistsError, match="no earlier result"):
+    with pytest.raises(FileExistsError, match="is not an earlier result"):
         write(target)
     assert precious.read_text() == "precious"
 

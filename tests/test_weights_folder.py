@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 
 from e3d_jax import stages
+from e3d_jax.models import layers
 from e3d_jax.weights import folder, tensors
+from tests import tiny
 
 COMPONENTS = {"autoencoder": {}, "normals": {}, "anchor": {}}
 CONFIG = stages.parse_config({"size": 64, **COMPONENTS})
@@ -117,6 +119,26 @@ def test_a_truncated_file_is_named(saved):
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"00001-of-00001\.safetensors is damaged"):
         folder.load(saved, "normals", Small())
+
+
+@pytest.mark.parametrize("text", ["{", '{"magic": 1}'])
+def test_a_damaged_config_is_named(saved, text):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: .*; restore the weights folder, or make it again"):
+        folder.read_config(saved)
+
+
+def test_the_config_comes_back_as_saved(saved):
+    assert folder.read_config(saved) == CONFIG
+
+
+def test_a_component_comes_back_as_its_config_has_it(tmp_path):
+    config = tiny.system(32)
+    module = stages.build(config, "normals", layers.Types(rngs=nnx.Rngs(0)))
+    folder.save(tmp_path, "normals", module, config)
+    found = nnx.state(folder.restore(tmp_path, "normals", config), nnx.Param)
+    expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), nnx.state(module, nnx.Param))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_missing_component_is_named(saved):

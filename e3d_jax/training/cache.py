@@ -44,6 +44,10 @@ class PackedRecords(Sequence):
     def __getitem__(self, index: Any) -> Any:
         return self._source[index]
 
+    def __iter__(self) -> Iterator[Any]:
+        # By length: past the last record the reader does not raise the IndexError that ends other sequences.
+        return map(self._source.__getitem__, range(len(self)))
+
 
 def cache_dataset(
     config: config_lib.SystemConfig,
