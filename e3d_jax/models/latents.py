@@ -63,8 +63,8 @@ def decode(module: autoencoder.Autoencoder, latents: Float[Array, "*b hl wl z"])
 
 
 def _in_turns(function, groups):
-    """Results for groups of images [g n h w c]: as many at a time as a processor's caches hold; elsewhere more, but
-    not all, so that memory does not grow with their number."""
+    """Map groups of images [g n h w c], on a CPU as many at a time as its caches hold; elsewhere more, but not all, so
+    that memory does not grow with their number."""
     images = 2 if jax.default_backend() == "cpu" else 8
     at_once = max(1, min(images // groups.shape[1], len(groups)))
     return jax.lax.map(function, groups, batch_size=at_once)
