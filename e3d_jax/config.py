@@ -122,7 +122,7 @@ class SystemConfig:
         try:
             return self.components[component]
         except KeyError:
-            known = ", ".join(self.components)
+            known = ", ".join(self.components) or "no component"
             raise ValueError(f"the config has no section {component!r}; it describes {known}") from None
 
     def __contains__(self, component: str) -> bool:

@@ -63,7 +63,7 @@ def test_a_value_out_of_range_is_named():
 
 
 def test_an_unknown_preset_is_named():
-    assert "no config maxi; give one of mini, envision3d" in refusal("train", "--config=maxi", "--stage=anchor")
+    assert "no config maxi; give one of mini, base, envision3d" in refusal("train", "--config=maxi", "--stage=anchor")
 
 
 def test_an_unknown_variant_is_named():

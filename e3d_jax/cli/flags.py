@@ -185,8 +185,13 @@ def _sentence(error: Exception) -> str:
     """An error's message in one line; the last line of several says why."""
     if match := re.search(r"[Ff]lag (--\w+) must have a value other than None", str(error)):
         return f"{match[1]} is missing; give {match[1]}=VALUE"
+    if match := re.search(r"flag (--[\w.]+)=(.*): invalid literal for int", str(error)):
+        return f"{match[1]} is {match[2]!r}; expected an integer"
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
+    sentence = (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
+    if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in sentence:
+        sentence += "; settings are given as --config.SETTING=VALUE"
+    return sentence
 
 
 def no_arguments(arguments: list[str]) -> None:

@@ -40,7 +40,10 @@ def get(component: str) -> Stage:
         return STAGES[component]
     if user in STAGES and role in STAGES[user].needs:
         return STAGES[role]
-    raise ValueError(f"unknown setting or component {component}; known components: {', '.join(STAGES)}")
+    raise ValueError(
+        f"unknown setting or component {component}; known components: {', '.join(STAGES)}; a stage of your own must be "
+        "registered: import its module in the config"
+    )
 
 
 def parse_config(values: Mapping[str, Any]) -> config_lib.SystemConfig:

@@ -125,6 +125,6 @@ class Stage(abc.ABC):
           layout: of the system's views.
         """
 
-    #: Makes ``(true, generated)`` images ``[b v h w 3]`` of a batch of images, to be looked at during training, from
+    #: Makes ``(ground truth, generated)`` images ``[b v h w 3]`` of a batch of images, to look at during training, from
     #: (model, frozen, batch, key, settings, layout); None if there is nothing to see.
     show: Callable[..., tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]] | None = None

@@ -53,7 +53,7 @@ def read_config(folder: pathlib.Path) -> config_lib.SystemConfig:
     try:
         return stages.parse_config(json.loads((folder / CONFIG).read_text()))
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}; restore the weights folder, or make it again") from error
+        raise ValueError(f"{folder / CONFIG} is damaged or of another version: {error}") from error
 
 
 def save(folder: str | os.PathLike, component: str, module: nnx.Module, config: config_lib.SystemConfig) -> None:
