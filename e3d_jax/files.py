@@ -1,6 +1,6 @@
 """Storage: files that are never seen half-written, on this machine or in a bucket.
 
-Only this module knows where shards of records lie. Its paths go through :mod:`etils.epath`, so ``gs://BUCKET/...``
+Shards of records are listed, written and copied here. Paths go through :mod:`etils.epath`, so ``gs://BUCKET/...``
 works where a client for it is installed (``gcsfs``). A shard for a bucket is written to a temporary folder and copied
 once it is whole. Reading shards is left to ArrayRecord; not all of its builds can open ``gs://``, and for those the
 bucket must be copied or mounted.

@@ -44,7 +44,7 @@ def get(component: str) -> Stage:
 
 
 def parse_config(values: Mapping[str, Any]) -> config_lib.SystemConfig:
-    """Return the config of a system from a plain mapping (:meth:`SystemConfig.to_dict`).
+    """Return the config of a system from a plain mapping (:meth:`e3d_jax.config.SystemConfig.to_dict`).
 
     Raises:
       ValueError: a setting is unknown, missing, out of range, or does not fit another; one sentence names it.
