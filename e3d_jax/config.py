@@ -88,7 +88,7 @@ class ComponentConfig:
     train: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mapping, the sections that are None left out."""
+        """Return a plain mapping, the sections that are None left out."""
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: settings.to_dict(section) for name, section in sections.items() if section is not None}
 
@@ -139,20 +139,20 @@ class SystemConfig:
         return self.system.layout
 
     def provider(self, stage: str, role: str) -> str:
-        """The component that plays a role for a stage: the stage's own if there is one, else the shared one."""
+        """Return the component that plays a role for a stage: the stage's own if there is one, else the shared one."""
         own = f"{stage}_{role}"
         return own if own in self.components else role
 
     def autoencoder(self, stage: str) -> Any:
-        """Settings of the autoencoder network whose latents a stage works on."""
+        """Return the settings of the autoencoder network whose latents a stage works on."""
         return self[self.provider(stage, "autoencoder")].model.network
 
     def latent_size(self, stage: str) -> int:
-        """Width and height of a stage's latents."""
+        """Return width and height of a stage's latents."""
         return self.size // self.autoencoder(stage).factor
 
     def training(self, component: str) -> TrainSettings:
-        """Settings of the run that trains a component.
+        """Return the settings of the run that trains a component.
 
         Raises:
           ValueError: the config does not train it.
@@ -166,11 +166,11 @@ class SystemConfig:
         return train
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mapping of JSON's types; what config files hold."""
+        """Return a plain mapping of JSON's types; what config files hold."""
         return settings.to_dict(self.system) | {name: part.to_dict() for name, part in self.components.items()}
 
     def identity(self) -> dict[str, Any]:
-        """What weights and config must agree in: the chosen networks, what they were trained for, and the views."""
+        """Return what weights and config must agree in: the chosen networks, what they are trained for, the views."""
         parts: dict[str, Any] = {"size": self.size, "layout": settings.to_dict(self.layout)}
         # The distance of the cameras changes the mesh's scale alone.
         del parts["layout"]["radius"]
@@ -187,5 +187,5 @@ class SystemConfig:
 
 
 def resumable(part: type[settings.Settings]) -> set[str]:
-    """Names of the settings that may change when a run resumes."""
+    """Return the names of the settings that may change when a run resumes."""
     return {field.name for field in dataclasses.fields(part) if field.metadata.get("resumable")}

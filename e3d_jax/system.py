@@ -272,7 +272,7 @@ class Clock:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int) -> Iterator[Any]:
-        """Times a stage of ``total`` steps; gives the function that advances its bar."""
+        """Time a stage of ``total`` steps; yield the function that advances its bar."""
         start = time.perf_counter()
         with tqdm.tqdm(total=total, desc=f"{name:14s}", unit="step", disable=not self._progress) as bar:
             yield bar.update

@@ -14,7 +14,7 @@ def _common(flags: Flags) -> None:
 
 
 def _rig(flags: Flags, *, normals: bool = True):
-    """The cameras that the flags ask for."""
+    """Return the cameras that the flags ask for."""
     from e3d_jax.data import records
 
     config = flags.parsed_config()

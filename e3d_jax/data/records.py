@@ -56,7 +56,7 @@ class Record:
         return self.cameras.width
 
     def views_with(self, name: str) -> list[int]:
-        """Views that have a map."""
+        """Return the views that have a map."""
         return list(self.maps.get(name, ()))
 
     def image(self, view: int | np.integer, name: str = "color") -> UInt8[np.ndarray, "h w 4"]:

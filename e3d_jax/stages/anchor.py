@@ -110,19 +110,19 @@ class Batch:
     cameras: structs.Cameras
 
     def azimuth(self) -> Float[Array, " b"]:
-        """Azimuth of the first input, which is 0 in the frame that the stage works in."""
+        """Return the azimuth of the first input, which is 0 in the frame that the stage works in."""
         return cameras.azimuth_of(self.input_cameras.world_from_cam)[:, 0]
 
     def true_pair(self) -> Float[Array, "b d h w 4"]:
-        """The first input and its normal map in the stage's frame, in [0, 1]."""
+        """Return the first input and its normal map in the stage's frame, in [0, 1]."""
         return _turn(common.unit(self.inputs[:, 0]), self.azimuth())
 
     def true_views(self) -> Float[Array, "b d v h w 4"]:
-        """The anchors in the stage's frame, in [0, 1]."""
+        """Return the anchors in the stage's frame, in [0, 1]."""
         return _turn(common.unit(self.targets), self.azimuth())
 
     def labels(self) -> Float[Array, "b d views 12"]:
-        """See :func:`conditions.view_labels`."""
+        """Return the labels of :func:`conditions.view_labels`."""
         return conditions.view_labels(self.cameras.world_from_cam, self.input_cameras.world_from_cam)
 
     def prepare(
@@ -175,7 +175,7 @@ class LatentBatch:
     def prepare(
         self, model: Any, frozen: base.Modules, estimated: Bool[Array, " b"], dropped: Bool[Array, " b"]
     ) -> tuple[Float[Array, "b d v hl wl c"], denoisers.AnchorCondition]:
-        """As :meth:`Batch.prepare`; needs neither the module nor frozen components."""
+        """Do what :meth:`Batch.prepare` does; needs neither the module nor frozen components."""
         del model, frozen
 
         def choose(options, blank):
@@ -370,7 +370,7 @@ class Anchor(base.Stage):
     def loss(
         self, model: Any, frozen: base.Modules, batch: Any, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """Squared error of the network's output on the noisy views, see :func:`denoiser.loss_weight`.
+        """Return the squared error of the network's output on the noisy views, see :func:`denoiser.loss_weight`.
 
         All views of an object have one noise level.
         """
@@ -405,7 +405,7 @@ class Anchor(base.Stage):
     def show(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]:
-        """The anchors in both domains, true and sampled from the true condition."""
+        """Return the anchors in both domains, true and sampled from the true condition."""
         del layout
         sampled = sample(
             model,

@@ -80,7 +80,7 @@ class Autoencoder(base.Stage):
     def loss(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """L1 of pixels and their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN)."""
+        """Return L1 of pixels and of their differences plus KL (arXiv 2112.10752, App. G, without the GAN)."""
         del frozen, layout
         rgba = common.unit(batch.images)
         target = latents.network_image(rgba.reshape(-1, *rgba.shape[2:]), model.in_channels)

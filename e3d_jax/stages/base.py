@@ -63,7 +63,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def spec(self, config: config_lib.SystemConfig) -> Any:
-        """Shapes and types of a row, as ``jax.ShapeDtypeStruct``."""
+        """Return shapes and types of a row, as ``jax.ShapeDtypeStruct``."""
 
 
 class Stage(abc.ABC):

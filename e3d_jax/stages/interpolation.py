@@ -115,7 +115,7 @@ class LatentBatch:
     def prepare(
         self, model: Any, frozen: base.Modules, key: jax.Array, log_noise: Any, layout: cameras.ViewLayout
     ) -> tuple[Float[Array, "b t hl wl c"], denoisers.WindowCondition]:
-        """As :meth:`Batch.prepare`; the noise was drawn when the latents were cached."""
+        """Do what :meth:`Batch.prepare` does; the noise was drawn when the latents were cached."""
         del model, frozen, key, log_noise
         frames, anchors, token = (x.astype(jnp.float32) for x in (self.frames, self.anchors, self.token))
         condition = denoisers.WindowCondition(
@@ -248,7 +248,7 @@ class Interpolation(base.Stage):
     def loss(
         self, model: Any, frozen: base.Modules, batch: Any, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """Stable Video Diffusion's objective (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
+        """Return Stable Video Diffusion's loss (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
 
         The latents of the anchors that condition a window are of images with Gaussian noise of a log-normal standard
         deviation, which the network is given: generated anchors are not clean either. The image token is of the clean
@@ -268,7 +268,7 @@ class Interpolation(base.Stage):
     def show(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]:
-        """The frames of a window, true and sampled from its true anchors."""
+        """Return the frames of a window, true and sampled from its true anchors."""
         sampling: Sampling = settings.sampling
         autoencoder = frozen["autoencoder"]
         log_noise = jnp.log(jnp.maximum(sampling.given_noise, 1e-6))
@@ -323,7 +323,7 @@ def sample(
 
 
 def _plan(sampling: Sampling) -> samplers.Plan:
-    """The steps of sampling."""
+    """Return the steps of sampling."""
     grid = schedules.karras_grid(sampling.num_steps, noise_max=sampling.noise_max)
     return samplers.plan(grid, samplers.ORDERS[sampling.sampler])
 

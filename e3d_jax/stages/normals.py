@@ -48,7 +48,7 @@ class Batch:
 
 
 def input_pair(record: records.Record, view: int) -> tuple[np.ndarray, np.ndarray, structs.Cameras]:
-    """A view and its normal map, uint8 ``[h, w, 4]``, framed as a user's image is, and the camera of the crop, ``[1]``.
+    """Return a view and its normal map, uint8 ``[h, w, 4]``, framed as a user's image, and the crop's camera ``[1]``.
 
     The normals stay in the world frame of the record.
     """
@@ -98,7 +98,7 @@ class Normals(base.Stage):
     def loss(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """One minus the cosine inside the silhouette, on images with jittered colors."""
+        """Return one minus the cosine inside the silhouette, on images with jittered colors."""
         del frozen, layout
         rgba = jitter_colors(common.unit(batch.image), key, settings.loss.color_jitter)
         azimuth = cameras.azimuth_of(batch.cameras.world_from_cam)[:, 0]
