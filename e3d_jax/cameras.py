@@ -150,20 +150,6 @@ def elevation_of(world_from_cam: Float[Any, "*b 4 4"]) -> Float[Any, "*b"]:
     return lib.arctan2(position[..., 2], across).astype(np.float32)
 
 
-def turned(cameras: structs.Cameras, azimuth: Float[structs.ArrayLike, " b"]) -> structs.Cameras:
-    """Batches of cameras in a world turned about z by ``-azimuth``: a camera at that azimuth comes to azimuth 0.
-
-    Args:
-      cameras: poses ``[b v 4 4]``.
-      azimuth: one angle per batch element.
-    """
-    cosine, sine, zero, one = jnp.cos(azimuth), jnp.sin(azimuth), jnp.zeros_like(azimuth), jnp.ones_like(azimuth)
-    rows = [[cosine, sine, zero, zero], [-sine, cosine, zero, zero], [zero, zero, one, zero], [zero, zero, zero, one]]
-    turn = jnp.moveaxis(jnp.array(rows), -1, 0)
-    pose = jnp.einsum("bij,bvjk->bvik", turn, jnp.asarray(cameras.world_from_cam), precision="highest")
-    return dataclasses.replace(cameras, world_from_cam=pose)
-
-
 def mirrored(cameras: structs.Cameras) -> structs.Cameras:
     """Return cameras of mirror images: the world reflected at the xz plane, each image flipped left to right."""
     center = np.asarray(cameras.center) * np.array([-1, 1], np.float32) + np.array([cameras.width, 0], np.float32)

@@ -26,11 +26,6 @@ def join(folder: str | os.PathLike, *names: str) -> str:
     return str(epath.Path(folder).joinpath(*names))
 
 
-def exists(path: str | os.PathLike) -> bool:
-    """Return whether there is a file or folder of this path."""
-    return epath.Path(path).exists()
-
-
 def glob(folder: str | os.PathLike, pattern: str) -> list[str]:
     """Return the sorted paths below a folder that match a pattern; none if the folder does not exist."""
     below = epath.Path(folder)

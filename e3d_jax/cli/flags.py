@@ -47,9 +47,9 @@ class Flags:
         """Define ``--name=TEXT``."""
         flags.DEFINE_string(name, default, doc, flag_values=self._values, required=required)
 
-    def strings(self, name: str, doc: str, *, required: bool = False) -> None:
+    def strings(self, name: str, doc: str) -> None:
         """Define ``--name=TEXT``, which may be repeated."""
-        flags.DEFINE_multi_string(name, None, doc, flag_values=self._values, required=required)
+        flags.DEFINE_multi_string(name, None, doc, flag_values=self._values)
 
     def integer(
         self,
@@ -64,9 +64,9 @@ class Flags:
         """Define ``--name=NUMBER``."""
         flags.DEFINE_integer(name, default, doc, at_least, at_most, flag_values=self._values, required=required)
 
-    def number(self, name: str, default: float | None, doc: str, *, at_least: float = 0.0) -> None:
-        """Define ``--name=NUMBER``, which need not be whole."""
-        flags.DEFINE_float(name, default, doc, at_least, flag_values=self._values)
+    def number(self, name: str, default: float | None, doc: str) -> None:
+        """Define ``--name=NUMBER``, at least 0, which need not be whole."""
+        flags.DEFINE_float(name, default, doc, 0.0, flag_values=self._values)
 
     def choice(self, name: str, default: str | None, choices: list[str], doc: str, *, required: bool = False) -> None:
         """Define ``--name=CHOICE``."""
