@@ -189,9 +189,9 @@ class LatentBatch:
         return self.targets.astype(jnp.float32), condition
 
 
-def choose_input(record: records.Record, rng: np.random.Generator) -> int:
-    """Choose which of the inputs plays the input: half of the time the first, else any."""
-    return 0 if rng.random() < 0.5 else int(rng.integers(len(record.inputs)))
+def choose_input(count: int, rng: np.random.Generator) -> int:
+    """Choose which of an object's inputs plays the input: half of the time the first, else any."""
+    return 0 if rng.random() < 0.5 else int(rng.integers(count))
 
 
 def example_from(record: records.Record, first: int) -> Batch:
@@ -229,7 +229,7 @@ class Images(base.Source):
     def example(self, record: records.Record, rng: np.random.Generator, config: Any) -> Batch:
         """Choose an input and make its example."""
         del config
-        example = example_from(record, choose_input(record, rng))
+        example = example_from(record, choose_input(len(record.inputs), rng))
         return mirrored(example) if rng.random() < 0.5 else example
 
     def spec(self, config: Any) -> Batch:
@@ -264,8 +264,7 @@ class Latents(caching.CachedSource):
         """Choose an input as :class:`Images` does, and make its example."""
         del config
         arrays = record.arrays
-        count = len(arrays["inputs"])
-        first = 0 if rng.random() < 0.5 else int(rng.integers(count))
+        first = choose_input(len(arrays["inputs"]), rng)
         order = arrays["order"][first]
         return LatentBatch(
             inputs=arrays["inputs"][first],
