@@ -59,7 +59,7 @@ def parse_config(values: Mapping[str, Any]) -> config_lib.SystemConfig:
     )
     for name, stage in components.items():
         if missing := [role for role in stage.needs if parsed.provider(name, role) not in parsed]:
-            raise ValueError(f"the config has no section {missing[0]!r}, which the {name} needs")
+            raise ValueError(f"the config has no section {missing[0]!r}, which the {name} needs; add it")
         stage.check(parsed, name)
     return parsed
 

@@ -39,7 +39,7 @@ def resolve(name_or_folder: str | os.PathLike) -> pathlib.Path:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(
             f"no weights at {str(name_or_folder)!r}: expected 'mini' or a folder with {CONFIG} and safetensors, "
-            "such as WORKDIR/weights of train.py"
+            "such as WORKDIR/weights of a training run"
         )
     return folder
 
