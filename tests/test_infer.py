@@ -156,7 +156,7 @@ def test_a_folder_of_the_user_is_found_before_the_work(infer, tmp_path, monkeypa
         (["a.png", "--out=out", "--config.siez=64"], "unknown setting siez; known: anchor, autoencoder,"),
         (["a.png", "--out=out", "--config.no.such=64"], "unknown setting no; known: "),
         (["a.png", "--out=out", "--config.size.x=64"], "unknown setting size.x"),
-        (["a.png", "--out=out", "--config.size=many"], "invalid literal"),
+        (["a.png", "--out=out", "--config.size=many"], "--config.size is 'many'; expected an integer"),
         (["a.png", "--out=out", "--config=nowhere.py"], "no config nowhere.py; give one of mini, base, envision3d"),
         (["a.png", "--out=out", f"--config={ROOT}/configs/mini.py:big"], "no variant 'big'"),
         (["a.png", "--out=out", "--config=mini:big"], "no variant 'big'"),

@@ -147,5 +147,5 @@ def test_a_missing_component_is_named(saved):
 
 
 def test_a_missing_folder_says_what_is_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train\.py"):
+    with pytest.raises(FileNotFoundError, match="WORKDIR/weights of a training run"):
         folder.resolve(tmp_path / "nowhere")

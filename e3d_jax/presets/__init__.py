@@ -25,7 +25,7 @@ def config_of(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def _flexible(value: Any) -> Any:
-    """Values that the command line can change: tuples instead of lists, and placeholders for those that are None."""
+    """Return values that the command line can change: tuples instead of lists, placeholders instead of None."""
     if isinstance(value, Mapping):
         return {name: _flexible(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -14,6 +14,7 @@ from e3d_jax.data import records
 from e3d_jax.models import autoencoder, latents, layers
 from e3d_jax.stages import base, common
 
+NETWORKS = {"kl": autoencoder.Autoencoder}
 IMAGES_PER_MAP = 4
 
 
@@ -21,7 +22,7 @@ IMAGES_PER_MAP = 4
 class Model(base.ModelSettings):
     """The network of the autoencoder."""
 
-    architecture: str = settings.setting("Which network.", "kl", choices=("kl",))
+    architecture: str = settings.setting("Which network.", "kl", choices=tuple(NETWORKS))
     kl: autoencoder.AutoencoderSpec = settings.setting("Stable Diffusion's autoencoder.", autoencoder.AutoencoderSpec())
 
 
@@ -46,12 +47,8 @@ class Batch:
     images: UInt8[Any, "*b n h w 4"]
 
 
-class Images(base.Source):
+class Images(base.ImageSource):
     """Color views and normal maps, as many of each, chosen at random."""
-
-    def unpack(self, data: bytes) -> records.Record:
-        """Read a record of images."""
-        return records.unpack(data)
 
     def check(self, record: records.Record, config: Any) -> None:
         """Refuse records of another size or without enough normal maps."""
@@ -81,12 +78,12 @@ class Autoencoder(base.Stage):
 
     def build(self, model: Model, types: layers.Types) -> nnx.Module:
         """Make the autoencoder."""
-        return autoencoder.Autoencoder(model.kl, types)
+        return NETWORKS[model.architecture](model.network, types)
 
     def loss(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """L1 of pixels and their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN).
+        """Return L1 of pixels and of their differences plus KL (arXiv 2112.10752, App. G, without the GAN).
 
         With ``scale_weight``, every second image is also compared at half its size.
         """

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from e3d_jax import cameras, settings
 from e3d_jax import config as config_lib
+from e3d_jax.data import records
 from e3d_jax.models import layers
 
 Metrics = dict[str, jax.Array]
@@ -63,7 +64,15 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def spec(self, config: config_lib.SystemConfig) -> Any:
-        """Shapes and types of a row, as ``jax.ShapeDtypeStruct``."""
+        """Return shapes and types of a row, as ``jax.ShapeDtypeStruct``."""
+
+
+class ImageSource(Source):
+    """Records of images (:mod:`e3d_jax.data.records`)."""
+
+    def unpack(self, data: bytes) -> records.Record:
+        """Read a record of images."""
+        return records.unpack(data)
 
 
 class Stage(abc.ABC):
