@@ -250,10 +250,10 @@ def pixel_rays(cameras: structs.Cameras, pixels: Float[structs.ArrayLike, "v *n 
 
     Args:
       cameras: v cameras.
-      pixels: continuous image points (x, y) per camera; the centre of the top-left pixel is (0.5, 0.5).
+      pixels: continuous image points (x, y) per camera; the center of the top-left pixel is (0.5, 0.5).
 
     Returns:
-      Rays of shape ``[v, *n, 3]`` that start at the camera centres.
+      Rays of shape ``[v, *n, 3]`` that start at the camera centers.
     """
     expand = (slice(None),) + (None,) * (pixels.ndim - 2)
     focal, center = jnp.asarray(cameras.focal)[expand], jnp.asarray(cameras.center)[expand]
@@ -268,7 +268,7 @@ def pixel_rays(cameras: structs.Cameras, pixels: Float[structs.ArrayLike, "v *n 
 
 @jax.jit
 def image_rays(cameras: structs.Cameras) -> structs.Rays:
-    """Rays through every pixel centre, shape ``[v, height, width, 3]``."""
+    """Rays through every pixel center, shape ``[v, height, width, 3]``."""
     x, y = jnp.meshgrid(jnp.arange(cameras.width) + 0.5, jnp.arange(cameras.height) + 0.5)
     pixels = jnp.broadcast_to(jnp.stack([x, y], -1), (len(cameras), cameras.height, cameras.width, 2))
     return pixel_rays(cameras, pixels)

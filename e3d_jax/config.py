@@ -170,12 +170,15 @@ class SystemConfig:
         return settings.to_dict(self.system) | {name: part.to_dict() for name, part in self.components.items()}
 
     def identity(self) -> dict[str, Any]:
-        """What weights and config must agree in: the networks, what they were trained for, and the views."""
+        """What weights and config must agree in: the chosen networks, what they were trained for, and the views."""
         parts: dict[str, Any] = {"size": self.size, "layout": settings.to_dict(self.layout)}
         # The distance of the cameras changes the mesh's scale alone.
         del parts["layout"]["radius"]
         for name, component in self.components.items():
-            parts[name] = {"model": settings.to_dict(component.model)}
+            model = component.model
+            others = set(model.architectures()) - {model.architecture}
+            chosen = {key: value for key, value in settings.to_dict(model).items() if key not in others}
+            parts[name] = {"model": chosen}
             if component.diffusion is not None:
                 parts[name]["diffusion"] = settings.to_dict(component.diffusion)
         # Recomputing activations in training changes no result.

@@ -218,7 +218,9 @@ def load(
     stored = folder.read_config(path)
     if config is None:
         config = stored
-    if different := settings.differences(stored.identity(), config.identity()):
+    unused = tuple(f"{name}." for name in stored.components if name not in config)
+    needed = {name: value for name, value in stored.identity().items() if not name.startswith(unused)}
+    if different := settings.differences(needed, config.identity()):
         more = f" (and {len(different) - 1} more settings)" if len(different) > 1 else ""
         raise ValueError(
             f"the weights in {path} belong to another config: {different[0]}{more}; choose the weights or the config "

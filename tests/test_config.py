@@ -185,3 +185,12 @@ def test_every_setting_is_explained():
         for part in (stage.model, stage.diffusion, stage.loss_settings, stage.sampling):
             rows += [] if part is None else settings.described(part)
     assert not [name for name, _, _, meaning in rows if not meaning.endswith((".", "…"))]
+
+
+def test_settings_of_networks_that_are_not_chosen_are_not_part_of_the_identity():
+    assert stages.parse_config(changed("normals.model.dpt_hybrid.image_size", 512)).identity() == presets_identity()
+
+
+def test_the_chosen_network_is_part_of_the_identity():
+    other = stages.parse_config(changed("normals.model.architecture", "dpt_hybrid")).identity()
+    assert other["normals.model.architecture"] != presets_identity()["normals.model.architecture"]

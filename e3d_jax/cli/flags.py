@@ -51,9 +51,18 @@ class Flags:
         """Define ``--name=TEXT``, which may be repeated."""
         flags.DEFINE_multi_string(name, None, doc, flag_values=self._values, required=required)
 
-    def integer(self, name: str, default: int | None, doc: str, *, at_least: int = 0, required: bool = False) -> None:
+    def integer(
+        self,
+        name: str,
+        default: int | None,
+        doc: str,
+        *,
+        at_least: int = 0,
+        at_most: int | None = None,
+        required: bool = False,
+    ) -> None:
         """Define ``--name=NUMBER``."""
-        flags.DEFINE_integer(name, default, doc, at_least, flag_values=self._values, required=required)
+        flags.DEFINE_integer(name, default, doc, at_least, at_most, flag_values=self._values, required=required)
 
     def number(self, name: str, default: float | None, doc: str, *, at_least: float = 0.0) -> None:
         """Define ``--name=NUMBER``, which need not be whole."""

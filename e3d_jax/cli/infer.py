@@ -26,7 +26,7 @@ def define(flags: Flags) -> None:
     flags.string("out", None, "Where the results go, one folder per image.", required=True)
     flags.string("weights", "mini", "Bundled weights, or a folder such as WORKDIR/weights of training.")
     flags.string("normal", None, "Normal map of the (single) image; estimated when not given.")
-    flags.integer("seed", 0, f"Seed of all randomness, at most {MAX_SEED}.")
+    flags.integer("seed", 0, "Seed of all randomness.", at_most=MAX_SEED)
     if flags.given("config"):
         flags.config("mini")
     else:

@@ -24,6 +24,11 @@ class ModelSettings(settings.Settings):
 
     architecture: str = settings.setting("Which network.")
 
+    @classmethod
+    def architectures(cls) -> tuple[str, ...]:
+        """Names of the networks to choose from."""
+        return cls.__dataclass_fields__["architecture"].metadata["choices"]
+
     @property
     def network(self) -> Any:
         """Settings of the chosen network."""

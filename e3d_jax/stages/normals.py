@@ -40,7 +40,7 @@ class Loss(settings.Settings):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Input images, their normal maps in the frame of the record, and the cameras that tell the frame of the input."""
+    """Input images, their normal maps in the frame of the record, and their cameras, which define the inputs' frame."""
 
     image: UInt8[Any, "*b h w 4"]
     normal: UInt8[Any, "*b h w 4"]
