@@ -148,7 +148,7 @@ class _Scene:
         return found, np.asarray(mesh.faces, np.int64).reshape(-1, 3)
 
     def _skinned(self, skin: dict[str, Any], attributes: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return vertices where the joints put them, and which were mirrored; the node's own place counts for nothing."""
+        """Return vertices where the joints put them, whatever the node's own transform, and which were mirrored."""
         worlds = np.stack([self._worlds[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:
             inverse = self._document.accessor(skin["inverseBindMatrices"]).astype(np.float64)
@@ -178,9 +178,7 @@ class _Scene:
             if np.ptp(colors, axis=0).any() or (look.material.texture is not None and (colors != 1).any()):
                 linear = dataclasses.replace(look.material, linear=True)
                 colors = np.float64(look.factor) * colors[faces]
-                return parts.part(
-                    vertices, faces, linear, colors=colors, alpha=alpha, uv=uv, emission_uv=emission_uv
-                )
+                return parts.part(vertices, faces, linear, colors=colors, alpha=alpha, uv=uv, emission_uv=emission_uv)
             factor = np.float64(look.factor) * colors[0]
         else:
             factor = np.float64(look.factor)

@@ -183,7 +183,7 @@ class Document:
 def _chunks(data: bytes) -> tuple[bytes, bytes | None]:
     """Return the JSON and the binary chunk of a .glb."""
     version = struct.unpack_from("<I", data, 4)[0]
-    if version != 2:
+    if version == 1:
         raise parts.UnreadableError(f"is of binary glTF {version}; convert it to glTF 2.0")
     found: dict[bytes, bytes] = {}
     offset = 12

@@ -124,9 +124,7 @@ class Materials:
 
     def _emission(self, material):
         strength = (
-            material.get("extensions", {})
-            .get("KHR_materials_emissive_strength", {})
-            .get("emissiveStrength", 1.0)
+            material.get("extensions", {}).get("KHR_materials_emissive_strength", {}).get("emissiveStrength", 1.0)
         )
         emission = tuple(float(value) * strength for value in material.get("emissiveFactor", [0, 0, 0]))
         if not any(emission):
@@ -145,7 +143,9 @@ class Materials:
         texture, placement = self._texture(glossy.get("diffuseTexture"))
         metal = max(glossy.get("specularFactor", [1, 1, 1])) > 0.1 and max(factor[:3]) < 0.1
         if metal and texture is None and "specularGlossinessTexture" not in glossy:
-            known = {name: glossy[name] for name in ("diffuseFactor", "specularFactor", "glossinessFactor") if name in glossy}
+            known = {
+                name: glossy[name] for name in ("diffuseFactor", "specularFactor", "glossinessFactor") if name in glossy
+            }
             found = gloss.specular_to_pbr(**known).get("baseColorFactor")
             if found is not None and len(found) >= 3 and np.isfinite(np.asarray(found, float)).all():
                 values = np.asarray(found)

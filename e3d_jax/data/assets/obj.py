@@ -71,7 +71,7 @@ def _part(vertices, colors, uv, faces, uv_faces, look: mtl.Look | None) -> parts
         return parts.part(vertices[used], faces, colors=parts.GRAY if painted is None else painted)
     has_texture = look.material.texture is not None and mapped is not None
     material = look.material if has_texture else dataclasses.replace(look.material, texture=None)
-    tint: np.ndarray | float | tuple = look.color
+    tint: np.ndarray | float = np.array(look.color)
     if has_texture:
         tint = 1.0  # As most programs do, a texture takes the place of the color.
     elif painted is not None:

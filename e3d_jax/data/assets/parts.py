@@ -11,7 +11,6 @@ from e3d_jax import raycast
 GRAY = 0.8  # Display-encoded; the color of a surface without one.
 
 
-
 class UnreadableError(ValueError):
     """A file is whole, but needs what cannot be read; the message goes on after the file's name."""
 
@@ -80,8 +79,8 @@ def part(
     faces: Int[np.ndarray, "f 3"],
     material: Material | None = None,
     *,
-    colors: Float[np.ndarray, "*f 3"] | float = GRAY,
-    alpha: Float[np.ndarray, "*f"] | float = 1.0,
+    colors: Float[np.ndarray, "*c 3"] | float = GRAY,
+    alpha: Float[np.ndarray, "*a"] | float = 1.0,
     uv: Float[np.ndarray, "f 3 2"] | None = None,
     emission_uv: Float[np.ndarray, "f 3 2"] | None = None,
 ) -> Part:
@@ -114,7 +113,7 @@ def _always_there(material: Material, opacity: np.ndarray) -> bool:
     return least >= (min(material.cutoff, 1.0) if material.alpha == "mask" else 1.0)
 
 
-def decode(display: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+def decode(display: Float[np.ndarray, "*n"] | float) -> Float[np.ndarray, "*n"]:
     """Return linear light from display-encoded values (IEC 61966-2-1)."""
     display = np.asarray(display)
     return np.where(display <= 0.04045, display / 12.92, ((np.maximum(display, 0) + 0.055) / 1.055) ** 2.4)
