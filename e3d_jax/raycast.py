@@ -193,7 +193,8 @@ def sample_texture(
     Outside [0, 1], the image repeats with ``wrap``, otherwise its border continues; or as ``wrap`` says along u and v.
     """
     height, width = image.shape[:2]
-    across, along = (("repeat",) * 2 if wrap else ("clamp",) * 2) if isinstance(wrap, bool) else wrap
+    both: Wrap = "repeat" if wrap else "clamp"
+    across, along = (both, both) if isinstance(wrap, bool) else wrap
     x, y = uv[:, 0] * width - 0.5, (1 - uv[:, 1]) * height - 0.5
     column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     out = np.zeros((len(uv), image.shape[2]), np.float32)

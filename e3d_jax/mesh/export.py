@@ -135,7 +135,7 @@ def read_mesh(path: str | os.PathLike) -> structs.Mesh:
 def _corner_colors(part: parts.Part) -> np.ndarray:
     """Return display-encoded colors at the corners of a part, those of its texture at the corners included."""
     colors, texture = np.asarray(part.colors, np.float64), part.material.texture
-    pixels = 1.0
+    pixels = np.ones_like(colors)
     if texture is not None:
         found = raycast.sample_texture(texture.pixels[..., :3], part.uv.reshape(-1, 2), wrap=texture.wrap)
         pixels = found.reshape(colors.shape)

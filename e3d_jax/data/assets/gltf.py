@@ -177,11 +177,11 @@ class _Scene:
             colors = colors[:, :3]
             if np.ptp(colors, axis=0).any() or (look.material.texture is not None and (colors != 1).any()):
                 linear = dataclasses.replace(look.material, linear=True)
-                colors = np.float64(look.factor) * colors[faces]
+                colors = np.array(look.factor) * colors[faces]
                 return parts.part(vertices, faces, linear, colors=colors, alpha=alpha, uv=uv, emission_uv=emission_uv)
-            factor = np.float64(look.factor) * colors[0]
+            factor = np.array(look.factor) * colors[0]
         else:
-            factor = np.float64(look.factor)
+            factor = np.array(look.factor)
         if look.material.texture is not None:
             tinted = self._materials.tinted(look)
             return parts.part(vertices, faces, tinted, colors=1.0, alpha=alpha, uv=uv, emission_uv=emission_uv)

@@ -67,7 +67,7 @@ class Materials:
 
     def tinted(self, look: Look) -> parts.Material:
         """Return the material of a look with its factor worked into the texture."""
-        material, factor = look.material, np.float32(look.factor)
+        material, factor = look.material, np.array(look.factor, np.float32)
         if material.texture is None or (factor == 1).all():
             return material
         key = (id(material), look.factor)

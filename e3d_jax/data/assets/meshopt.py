@@ -214,7 +214,7 @@ def _octahedral(rows: np.ndarray) -> np.ndarray:
     z = 1 - np.abs(x) - np.abs(y)
     folded = np.maximum(-z, 0)
     x, y = x - np.where(x >= 0, folded, -folded), y - np.where(y >= 0, folded, -folded)
-    scale = np.iinfo(values.dtype).max / np.sqrt(x * x + y * y + z * z)
+    scale = (127 if rows.shape[1] == 4 else 32767) / np.sqrt(x * x + y * y + z * z)
     out = np.stack([np.rint(x * scale), np.rint(y * scale), np.rint(z * scale), rest], -1)
     return out.astype(values.dtype).view(np.uint8)
 

@@ -128,13 +128,12 @@ class _Reader:
             emission = (1.0, 1.0, 1.0)
         if glow is None and "map_ke" in entries:
             emission = (0.0, 0.0, 0.0)  # Without its texture it would be one bright area.
-        texture, wrap = None if base is None else base.texture(), "blend"
-        opacity = _opacity(entries)
+        texture, opacity = None if base is None else base.texture(), _opacity(entries)
         if mask is not None:
             texture = _masked(base, mask, color)
         material = parts.Material(
             texture,
-            alpha=wrap if mask is not None or opacity < 1 else "opaque",  # type: ignore[arg-type]
+            alpha="blend" if mask is not None or opacity < 1 else "opaque",
             emission=tuple(parts.decode(np.asarray(emission)).tolist()),  # type: ignore[arg-type]
             emission_texture=None if glow is None else glow.texture(),
         )
@@ -180,13 +179,13 @@ def _options(entry: str) -> tuple[str, Placement, raycast.Wrap]:
                 break
             values[option].append(word)
             rest = after.lstrip()
-    offset, scale = (
+    (x, y), (wide, high) = (
         ([float(word) for word in values.get(option, [])] + default[len(values.get(option, [])) :])[:2]
         for option, default in (("-o", [0.0, 0.0]), ("-s", [1.0, 1.0]))
     )
     clamped = values.get("-clamp", ["off"])[:1] == ["on"]
     name = rest.strip().strip('"')
-    return name, Placement(tuple(offset), tuple(scale)), "clamp" if clamped else "repeat"
+    return name, Placement((x, y), (wide, high)), "clamp" if clamped else "repeat"
 
 
 def _masked(base: _Map | None, mask: _Map, color: tuple[float, ...]) -> parts.Texture | None:

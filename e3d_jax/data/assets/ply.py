@@ -254,14 +254,14 @@ class _Binary:
             if at > len(data):
                 raise ValueError(f"it ends within its element {element.name}")
         self._at = at
-        raw, out = np.frombuffer(data, np.uint8), {}
+        raw, out = np.frombuffer(data, np.uint8), dict[str, "np.ndarray | _List"]()
         for each, size, _ in sizes:
-            count = np.array(counts[each.name], np.int64)
-            first = np.repeat(np.array(starts[each.name], np.int64), count)
-            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            lengths = np.array(counts[each.name], np.int64)
+            first = np.repeat(np.array(starts[each.name], np.int64), lengths)
+            within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             where = (first + within * size)[:, None] + np.arange(size)
             values = np.ascontiguousarray(raw[where]).view(self._order + each.kind).reshape(-1)
-            out[each.name] = values if each.count_kind is None else _List(values, count)
+            out[each.name] = values if each.count_kind is None else _List(values, lengths)
         return out
 
 

@@ -60,7 +60,7 @@ class Asset:
             if material.unlit:
                 shaded[at] = color[at]
                 continue
-            emission = np.float32(material.emission)
+            emission = np.array(material.emission)
             if material.emission_texture is not None:
                 uv = raycast.corner_values(self.emission_uv[hits.face[at]], _some(hits, at))
                 emission = emission * parts.decode(_sample(material.emission_texture, uv))

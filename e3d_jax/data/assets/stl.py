@@ -15,9 +15,7 @@ def read(path: pathlib.Path, warnings: list[str]) -> list[parts.Part]:
         if not isinstance(mesh, trimesh.Trimesh):
             continue
         colors: np.ndarray | float = parts.GRAY
-        if mesh.visual.kind == "face":
+        if isinstance(mesh.visual, trimesh.visual.ColorVisuals) and mesh.visual.kind is not None:
             colors = np.repeat(mesh.visual.face_colors[:, None, :3] / 255, 3, 1)
-        elif mesh.visual.kind == "vertex":
-            colors = mesh.visual.vertex_colors[mesh.faces][..., :3] / 255
         out.append(parts.part(mesh.vertices, mesh.faces, colors=colors))
     return out

@@ -31,7 +31,7 @@ def open_image(data: bytes) -> Image.Image:
         values = values * 255 if image.mode == "F" else values / 257
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     if max(image.size) > MAX_SIZE:
         image.thumbnail((MAX_SIZE, MAX_SIZE), Image.Resampling.BOX)
@@ -63,8 +63,8 @@ def find(folder: pathlib.Path, name: str) -> tuple[pathlib.Path | None, str | No
             if _is_file(path := folder.joinpath(*parts[first:])):
                 return path, None
         for first in range(len(parts)):
-            if (path := _any_case(folder, parts[first:])) is not None:
-                return path, f"{candidate} is not there; {path.name}, which differs in letter case, was taken instead"
+            if (other := _any_case(folder, parts[first:])) is not None:
+                return other, f"{candidate} is not there; {other.name}, which differs in letter case, was taken instead"
     return None, None
 
 
