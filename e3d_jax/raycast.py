@@ -32,7 +32,7 @@ Shade = Callable[[Hits], Float[np.ndarray, "h c"]]
 Wrap = Literal["repeat", "mirror", "clamp"]
 Opacity = Callable[[Hits], Float[np.ndarray, " h"]]
 
-# A ray that is less than this much there goes on no further; nor does one that met so many surfaces.
+# A ray that is less than this much there goes on no further; nor does one that met the most surfaces.
 _FAINT = 1 / 512
 _MOST_LAYERS = 256
 # How far behind a surface a ray goes on, relative to its distance; far above the precision of single floats.
@@ -74,16 +74,16 @@ class Surface:
         """
         count = len(origins)
         rest, best, stands = np.ones(count), np.zeros(count), np.full(count, -1)
-        settled, travelled = np.zeros(count, bool), np.zeros(count, np.float32)
+        settled, covered = np.zeros(count, bool), np.zeros(count, np.float32)
         alive, total = np.arange(count), 0
         found: list[tuple[np.ndarray, Hits, np.ndarray]] = []
         for _ in range(_MOST_LAYERS):
-            starts = origins[alive] + travelled[alive, None] * directions[alive]
+            starts = origins[alive] + covered[alive, None] * directions[alive]
             hit, hits = self.cast(starts, directions[alive])
             if not len(hit):
                 break
             rays = alive[hit]
-            hits = dataclasses.replace(hits, depth=hits.depth + travelled[rays])
+            hits = dataclasses.replace(hits, depth=hits.depth + covered[rays])
             taken = rest[rays] * opacity(hits)
             rest[rays] -= taken
             seen = taken > 0
@@ -94,7 +94,7 @@ class Surface:
             settled[rays] |= rest[rays] <= 0.5
             found.append((rays[seen], _chosen(hits, seen), taken[seen]))
             total += int(seen.sum())
-            travelled[rays] = hits.depth + _BEHIND * np.maximum(hits.depth, 1)
+            covered[rays] = hits.depth + _BEHIND * np.maximum(hits.depth, 1)
             alive = rays[rest[rays] > _FAINT]
             if not len(alive):
                 break

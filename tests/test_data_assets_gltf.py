@@ -567,3 +567,11 @@ def test_warnings_are_counted_and_printed(tmp_path, capsys):
     counts = assets.write_folders(tmp_path / "in", tmp_path / "out", assets.RenderSettings(rig), workers=0)
     assert counts == (2, 0, 0, 1)
     assert f"warning: {tmp_path / 'in' / 'file.glb'}: texture 'gone.png'" in capsys.readouterr().err
+
+
+def test_an_object_that_lets_all_light_pass_is_skipped(tmp_path, capsys):
+    square(None, lambda file: file.material((1, 1, 1, 0), alphaMode="BLEND")).save(tmp_path / "file.glb")
+    rig = records.Rig.of_layout(cameras.ViewLayout(num_views=8), 16, normals=False)
+    counts = assets.write_folders(tmp_path, tmp_path / "out", assets.RenderSettings(rig), workers=0)
+    assert counts == (0, 0, 1, 0)
+    assert "file.glb shows nothing" in capsys.readouterr().err

@@ -125,3 +125,13 @@ def test_a_malformed_shard_of_a_job_is_refused(shard):
 def test_the_suffix_is_what_readers_look_for(tmp_path):
     write(tmp_path, SHARDS[:1])
     assert records.find_shards(tmp_path) == [str(tmp_path / "a.array_record")]
+
+
+def test_what_lacks_something_is_kept_counted_and_reported(tmp_path, capsys):
+    def flawed(item):
+        return engine.Flawed(b"record", ("a: no\ntexture", "a: no hat")) if item == 1 else b"record"
+
+    assert write(tmp_path, [engine.Shard("a", [1, 2])], engine.Work(prepare=flawed)) == (2, 0, 0, 1)
+    assert contents(tmp_path / "a.array_record") == [b"record"] * 2
+    err = capsys.readouterr().err
+    assert "warning: a: no texture" in err and "warning: a: no hat" in err

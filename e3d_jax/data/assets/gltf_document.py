@@ -28,6 +28,7 @@ _READ = frozenset(
         "KHR_meshopt_compression",
         "KHR_node_visibility",
         "KHR_texture_transform",
+        "MSFT_texture_dds",
     }
 )
 # Those that change nothing that is drawn here: reflections, lights, animations, other looks to choose from, notes.

@@ -128,13 +128,15 @@ def draw(settings: RenderSettings, job: Job) -> tuple[rendering.Render, tuple[st
       The render, and a line for each texture that could not be loaded.
 
     Raises:
-      OSError, ValueError: see :func:`reading.read_asset`.
+      OSError, ValueError: see :func:`reading.read_asset`; or nothing of the mesh is visible.
     """
     rng = np.random.default_rng(zlib.crc32(job.name.encode()))  # The pose does not depend on what else is drawn.
     rotation = spatial.transform.Rotation.from_quat(rng.normal(size=4)) if job.pose else None
     asset = reading.read_asset(job.path, y_up=settings.y_up, rotation=rotation)
     rig = settings.rig
     drawn = rendering.render(asset, rig.cameras, np.asarray(rig.normal_views, int), np.asarray(rig.anchors, int))
+    if not drawn.views.rgba[..., 3].any():
+        raise ValueError(f"{job.path} shows nothing: all light passes through its materials")
     return drawn, asset.warnings
 
 
