@@ -27,9 +27,8 @@ def write(tmp_path):
         texture_path.parent.mkdir(exist_ok=True)
         texture_path.write_bytes(gltf_files.png(QUARTERS))
         mtl = mtl if isinstance(mtl, bytes) else mtl.encode()
-        (tmp_path / "a.mtl").write_bytes(
-            mtl if b"n\0e\0w" in mtl or b"newmtl" in mtl else b"newmtl m\nKd 1 1 1\n" + mtl
-        )
+        named = b"newmtl" in mtl.replace(b"\0", b"")
+        (tmp_path / "a.mtl").write_bytes(mtl if named else b"newmtl m\nKd 1 1 1\n" + mtl)
         (tmp_path / "a.obj").write_bytes(obj if isinstance(obj, bytes) else obj.encode())
         return reading.read_asset(tmp_path / "a.obj")
 

@@ -58,9 +58,8 @@ def test_texture_is_bilinear_with_the_origin_lower_left():
 
 def test_mirrored_texture_outside_its_range():
     image = np.float32([[0, 0.5, 1]])[..., None]  # One row.
-    values = raycast.sample_texture(
-        image, np.array([[1 + 1 / 6, 0.5], [-0.5, 0.5], [2.5, 0.5]]), wrap=("mirror", "clamp")
-    )
+    uv = np.array([[1 + 1 / 6, 0.5], [-0.5, 0.5], [2.5, 0.5]])
+    values = raycast.sample_texture(image, uv, wrap=("mirror", "clamp"))
     np.testing.assert_allclose(values[:, 0], [1, 0.5, 0.5], atol=1e-6)
 
 

@@ -93,7 +93,7 @@ class Materials:
             # What passes through is not reflected; seen here as a surface that takes a part of the ray.
             texture, opacity, alpha = self._transmissive(texture, alpha, opacity, cutoff, transmission, extensions)
         if alpha == "opaque" and texture is not None:
-            texture = dataclasses.replace(texture, pixels=texture.pixels[..., :3])
+            texture = dataclasses.replace(texture, pixels=np.ascontiguousarray(texture.pixels[..., :3]))
         emission, emission_texture, emission_placement = self._emission(material)
         unlit = "KHR_materials_unlit" in extensions
         made = parts.Material(
@@ -118,7 +118,7 @@ class Materials:
             return dataclasses.replace(texture, pixels=pixels), 1.0, "blend"
         if alpha == "opaque":
             if texture is not None:
-                texture = dataclasses.replace(texture, pixels=texture.pixels[..., :3])
+                texture = dataclasses.replace(texture, pixels=np.ascontiguousarray(texture.pixels[..., :3]))
             opacity = 1.0
         return texture, opacity * through, "blend"
 
@@ -134,7 +134,7 @@ class Materials:
         if info is not None and texture is None:
             return (0.0, 0.0, 0.0), None, None  # It would be one bright area.
         if texture is not None:
-            texture = dataclasses.replace(texture, pixels=texture.pixels[..., :3])
+            texture = dataclasses.replace(texture, pixels=np.ascontiguousarray(texture.pixels[..., :3]))
         return emission, texture, placement
 
     def _specular(self, glossy: dict[str, Any]):
