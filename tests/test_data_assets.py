@@ -14,7 +14,7 @@ from scipy import spatial
 
 from e3d_jax import cameras, views_io
 from e3d_jax.data import assets, records
-from e3d_jax.data.assets import jobs, reading
+from e3d_jax.data.assets import jobs, reading, textures
 from e3d_jax.stages import anchor
 
 
@@ -135,9 +135,9 @@ def test_files_without_a_surface_are_refused(tmp_path, kind, message):
 
 
 def test_huge_textures_are_shrunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_TEXTURE", 8)
+    monkeypatch.setattr(textures, "MAX_SIZE", 8)
     textured_box().export(tmp_path / "box.obj")
-    assert reading.read_asset(tmp_path / "box.obj").textures[0].shape == (8, 4, 3)
+    assert reading.read_asset(tmp_path / "box.obj").materials[0].texture.pixels.shape == (8, 4, 3)
 
 
 def test_degenerate_faces_are_dropped(tmp_path):
@@ -175,23 +175,23 @@ def write_folders(meshes, out, settings):
 
 
 def test_folders_of_views(mesh_folder, tmp_path, capsys):
-    assert write_folders(mesh_folder, tmp_path, settings_of()) == (2, 0, 1)
+    assert write_folders(mesh_folder, tmp_path, settings_of()) == (2, 0, 1, 0)
     assert "broken.glb is damaged" in capsys.readouterr().err
     views = views_io.read_views(tmp_path / "deep" / "box")
     assert views.rgba.shape == (8, 16, 16, 4) and len(views.normal_views) == 8
     transforms = json.loads((tmp_path / "ball" / "transforms.json").read_text())
     depth = np.asarray(Image.open(tmp_path / "ball" / transforms["frames"][3]["depth_path"]))
     assert depth[8, 8] * transforms["integer_depth_scale"] == pytest.approx(1.0, abs=0.03)
-    assert write_folders(mesh_folder, tmp_path, settings_of()) == (0, 2, 1)
+    assert write_folders(mesh_folder, tmp_path, settings_of()) == (0, 2, 1, 0)
 
 
 def test_records_resume_and_feed_training(mesh_folder, tmp_path):
     settings = settings_of(num_views=32)
     meshes = tmp_path / "meshes"
     shutil.copytree(mesh_folder / "deep", meshes)
-    assert write_records(meshes, tmp_path, settings) == (1, 0, 0)
+    assert write_records(meshes, tmp_path, settings) == (1, 0, 0, 0)
     trimesh.creation.icosphere(1).export(meshes / "ball.ply")
-    assert write_records(meshes, tmp_path, settings) == (1, 1, 0)
+    assert write_records(meshes, tmp_path, settings) == (1, 1, 0, 0)
     shards = records.find_shards(tmp_path)
     assert len(shards) == 2
     record = records.unpack(array_record_module.ArrayRecordReader(shards[0]).read_all()[0])
@@ -204,8 +204,8 @@ def test_further_poses_are_random_rotations(tmp_path):
     (tmp_path / "meshes").mkdir()
     textured_box().export(tmp_path / "meshes" / "box.glb")
     out = tmp_path / "meshes" / "out"
-    assert write_folders(tmp_path / "meshes", out, settings_of(poses=1)) == (1, 0, 0)
-    assert write_folders(tmp_path / "meshes", out, settings_of(poses=3)) == (2, 1, 0)
+    assert write_folders(tmp_path / "meshes", out, settings_of(poses=1)) == (1, 0, 0, 0)
+    assert write_folders(tmp_path / "meshes", out, settings_of(poses=3)) == (2, 1, 0, 0)
     views = [views_io.read_views(out / f"box{pose}").rgba for pose in ("", "@1", "@2")]
     asset = reading.read_asset(tmp_path / "meshes" / "box.glb")
     as_in_the_file = assets.render(asset, cameras.ring(16, 8), np.arange(0)).views.rgba
@@ -246,7 +246,7 @@ def test_renders_become_the_record_of_their_mesh(rendered, tmp_path):
     ],
 )
 def test_renders_of_another_size_or_number_are_skipped(rendered, tmp_path, capsys, changes, message):
-    assert write_records(rendered, tmp_path / "out", settings_of(**changes)) == (0, 0, 1)
+    assert write_records(rendered, tmp_path / "out", settings_of(**changes)) == (0, 0, 1, 0)
     assert message in capsys.readouterr().err
 
 
@@ -268,7 +268,7 @@ def test_renders_of_other_cameras_are_skipped(rendered, tmp_path, capsys, change
     transforms = json.loads(path.read_text())
     change(transforms)
     path.write_text(json.dumps(transforms))
-    assert write_records(rendered, tmp_path / "out", settings_of()) == (0, 0, 1)
+    assert write_records(rendered, tmp_path / "out", settings_of()) == (0, 0, 1, 0)
     assert message in capsys.readouterr().err
 
 
@@ -278,7 +278,7 @@ def test_shards_of_a_job_make_all_meshes_once(tmp_path):
         trimesh.creation.icosphere(1).export(tmp_path / "meshes" / f"{name}.ply")
     settings = settings_of(normals=False)
     done = [write_records(tmp_path / "meshes", tmp_path, settings, shard=(index, 2)) for index in (0, 1)]
-    assert done == [(2, 0, 0), (1, 0, 0)]
+    assert done == [(2, 0, 0, 0), (1, 0, 0, 0)]
     assert jobs.recorded(tmp_path) == set("abc")
     # Both may run at once: neither uses a name of the other's.
     shards = [pathlib.Path(shard).name for shard in records.find_shards(tmp_path)]

@@ -41,7 +41,7 @@ def write(out, shards=SHARDS, work=WORK, workers=0):
 
 
 def test_records_keep_the_order_of_items(tmp_path):
-    assert write(tmp_path) == (5, 0, 0)
+    assert write(tmp_path) == (5, 0, 0, 0)
     assert contents(tmp_path / "a.array_record") == [b"0", b"-1", b"-2"]
     assert contents(tmp_path / "b.array_record") == [b"-3", b"-4"]
 
@@ -58,17 +58,17 @@ def test_worker_processes_change_nothing(tmp_path):
 def test_a_shard_that_exists_is_left_alone(tmp_path):
     write(tmp_path, SHARDS[:1])
     before = (tmp_path / "a.array_record").stat().st_mtime_ns
-    assert write(tmp_path) == (2, 3, 0)
+    assert write(tmp_path) == (2, 3, 0, 0)
     assert (tmp_path / "a.array_record").stat().st_mtime_ns == before
 
 
 def test_a_finished_job_does_no_work(tmp_path):
     write(tmp_path)
-    assert write(tmp_path, work=engine.Work(prepare=os._exit)) == (0, 5, 0)
+    assert write(tmp_path, work=engine.Work(prepare=os._exit)) == (0, 5, 0, 0)
 
 
 def test_skipped_items_are_named_counted_and_left_out(tmp_path, capsys):
-    assert write(tmp_path, work=PICKY) == (3, 0, 2)
+    assert write(tmp_path, work=PICKY) == (3, 0, 2, 0)
     assert contents(tmp_path / "a.array_record") == [b"0", b"-2"]
     assert "skipped: 1 is odd" in capsys.readouterr().err
 
@@ -79,7 +79,7 @@ def test_skipped_items_keep_their_place_beside_the_device():
 
 
 def test_a_shard_without_records_is_not_written(tmp_path):
-    assert write(tmp_path, [engine.Shard("odd", [1, 3]), engine.Shard("even", [2])], PICKY) == (1, 0, 2)
+    assert write(tmp_path, [engine.Shard("odd", [1, 3]), engine.Shard("even", [2])], PICKY) == (1, 0, 2, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["even.array_record"]
 
 
@@ -93,7 +93,7 @@ def test_an_interrupted_job_leaves_whole_shards_only(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, work=engine.Work(device=interrupted, finish=text))
     assert [path.name for path in tmp_path.iterdir()] == ["a.array_record"]
-    assert write(tmp_path) == (2, 3, 0)
+    assert write(tmp_path) == (2, 3, 0, 0)
 
 
 def test_another_runner_makes_the_same_records(tmp_path):
@@ -103,8 +103,8 @@ def test_another_runner_makes_the_same_records(tmp_path):
 
 
 def test_shards_in_a_bucket_resume(bucket):
-    assert write(f"{bucket}/job", SHARDS[:1]) == (3, 0, 0)
-    assert write(f"{bucket}/job") == (2, 3, 0)
+    assert write(f"{bucket}/job", SHARDS[:1]) == (3, 0, 0, 0)
+    assert write(f"{bucket}/job") == (2, 3, 0, 0)
 
 
 def test_items_that_write_files_of_their_own_are_counted(tmp_path):
@@ -112,7 +112,7 @@ def test_items_that_write_files_of_their_own_are_counted(tmp_path):
         (tmp_path / str(item)).touch()
 
     work = engine.Work(prepare=even_only, finish=touch)
-    assert engine.run([1, 2, 4], work, already=7, workers=0) == (2, 7, 1)
+    assert engine.run([1, 2, 4], work, already=7, workers=0) == (2, 7, 1, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
 
 
@@ -125,3 +125,13 @@ def test_a_malformed_shard_of_a_job_is_refused(shard):
 def test_the_suffix_is_what_readers_look_for(tmp_path):
     write(tmp_path, SHARDS[:1])
     assert records.find_shards(tmp_path) == [str(tmp_path / "a.array_record")]
+
+
+def test_what_lacks_something_is_kept_counted_and_reported(tmp_path, capsys):
+    def flawed(item):
+        return engine.Flawed(b"record", ("a: no\ntexture", "a: no hat")) if item == 1 else b"record"
+
+    assert write(tmp_path, [engine.Shard("a", [1, 2])], engine.Work(prepare=flawed)) == (2, 0, 0, 1)
+    assert contents(tmp_path / "a.array_record") == [b"record"] * 2
+    err = capsys.readouterr().err
+    assert "warning: a: no texture" in err and "warning: a: no hat" in err

@@ -146,7 +146,7 @@ def names(folder):
 
 
 def test_records_hold_the_examples(tmp_path, examples):
-    assert write(tmp_path, 5) == (5, 0, 0)
+    assert write(tmp_path, 5) == (5, 0, 0, 0)
     (shard,) = records.find_shards(tmp_path)
     record = records.unpack(array_record_module.ArrayRecordReader(shard).read_all()[4])
     assert (record.id, record.size, record.views_with("normal")) == ("test-2-4", 12, [0, 2])
@@ -155,9 +155,9 @@ def test_records_hold_the_examples(tmp_path, examples):
 
 def test_a_larger_number_of_objects_extends_a_dataset(tmp_path):
     write(tmp_path, 2)
-    assert write(tmp_path, 3) == (1, 2, 0)
+    assert write(tmp_path, 3) == (1, 2, 0, 0)
     assert names(tmp_path) == ["test-2-00000000-0002", "test-2-00000002-0001"]
-    assert write(tmp_path, 3) == (0, 3, 0)
+    assert write(tmp_path, 3) == (0, 3, 0, 0)
 
 
 def test_shards_of_a_job_share_the_blocks_of_objects(tmp_path):

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import gltf_files
 import numpy as np
 import pytest
 import trimesh
 
 from e3d_jax import structs
+from e3d_jax.data.assets import gltf_document
 from e3d_jax.mesh import export
 
 
@@ -107,3 +109,42 @@ def test_material_is_not_metallic_and_normals_are_smooth_across_seams(tmp_path, 
     corner = np.isclose(raw.vertices, raw.vertices[0]).all(1)
     assert corner.sum() > 1
     assert np.ptp(raw.vertex_normals[corner], axis=0).max() < 1e-5
+
+
+def test_vertex_colors_of_glb_files_are_linear_light(tmp_path, mesh):
+    export.write_glb(tmp_path / "mesh.glb", dataclasses.replace(mesh, colors=np.full((8, 3), 0.7354, np.float32)))
+    document = gltf_document.Document(tmp_path / "mesh.glb")
+    (primitive,) = document.json["meshes"][0]["primitives"]
+    colors = document.accessor(primitive["attributes"]["COLOR_0"])
+    np.testing.assert_allclose(colors, [[0.5, 0.5, 0.5, 1]] * 8, atol=1e-4)
+
+
+def red_tetrahedron():
+    """Four vertices, and a color of the material that has four values."""
+    file = gltf_files.File()
+    points = np.float32([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    faces = np.uint16([0, 2, 1, 0, 1, 3, 0, 3, 2, 1, 2, 3])
+    file.mesh(file.primitive(points, faces, file.material((1, 0, 0, 1)), TEXCOORD_0=None))
+    return file
+
+
+def test_the_color_of_a_material_is_that_of_all_vertices(tmp_path):
+    mesh = export.read_mesh(red_tetrahedron().save(tmp_path / "mesh.glb"))
+    np.testing.assert_allclose(mesh.colors, [[1, 0, 0]] * 4)
+    assert trimesh.Trimesh(mesh.vertices, mesh.faces).volume == pytest.approx(1 / 6)
+
+
+def test_meshes_of_several_materials_have_the_colors_at_their_vertices(tmp_path):
+    file = red_tetrahedron()
+    file.mesh(file.primitive(material=file.material(texture=file.texture()), TEXCOORD_0=np.full((4, 2), 0.75)))
+    mesh = export.read_mesh(file.save(tmp_path / "mesh.glb"))
+    assert mesh.texture is None
+    np.testing.assert_allclose(mesh.colors, [[1, 0, 0]] * 4 + [[1, 1, 0]] * 4, atol=1e-6)
+
+
+def test_evaluation_reads_what_assets_read(tmp_path):
+    file = gltf_files.File()
+    skin = file.add("skins", {"joints": [file.node()]})
+    weights = {"JOINTS_0": np.zeros((4, 4), np.uint8), "WEIGHTS_0": np.float32([[1, 0, 0, 0]] * 4)}
+    file.mesh(file.primitive(**weights), skin=skin, scale=[9, 9, 9])
+    np.testing.assert_allclose(np.ptp(export.read_mesh(file.save(tmp_path / "a.glb")).vertices, axis=0), [0, 2, 2])

@@ -54,3 +54,50 @@ def test_texture_is_bilinear_with_the_origin_lower_left():
     image = np.float32([[0, 0], [0.4, 0.8]])[..., None]
     value = raycast.sample_texture(image, np.array([[0.25, 0.25], [0.5, 0.25], [0.75, 0.75]]))
     np.testing.assert_allclose(value[:, 0], [0.4, 0.6, 0.0], atol=1e-6)
+
+
+def test_mirrored_texture_outside_its_range():
+    image = np.float32([[0, 0.5, 1]])[..., None]  # One row.
+    uv = np.array([[1 + 1 / 6, 0.5], [-0.5, 0.5], [2.5, 0.5]])
+    values = raycast.sample_texture(image, uv, wrap=("mirror", "clamp"))
+    np.testing.assert_allclose(values[:, 0], [1, 0.5, 0.5], atol=1e-6)
+
+
+# Squares at x = 0.2, 0.1 and 0, seen from +x.
+LAYERS = np.concatenate([SQUARE - [0.1 * at, 0, 0] for at in range(3)]).astype(np.float32)
+LAYER_FACES = np.concatenate([FACES + 4 * at for at in range(3)])
+
+
+def through(opacities):
+    """Contributions of the layers to one ray, and which stands for it."""
+    ray = np.float32([[1.5, 0.05, 0.02]]), np.float32([[-1, 0, 0]])
+    surface = raycast.Surface(LAYERS, LAYER_FACES)
+    rays, hits, taken, stands = surface.cast_through(*ray, lambda hits: np.array(opacities)[hits.face // 2])
+    np.testing.assert_allclose(hits.depth, 1.3 + 0.1 * (hits.face // 2), atol=1e-4)
+    assert stands.sum() == len(rays[:1])
+    return taken.tolist(), (hits.face[stands] // 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("opacities", "taken", "stands"),
+    [
+        ([1.0, 1, 1], [1], [0]),
+        ([0.0, 1, 1], [1], [1]),
+        ([0.2, 0.5, 1], [0.2, 0.4, 0.4], [1]),
+        ([0.1, 0.3, 0.05], [0.1, 0.27, 0.0315], [1]),
+        ([0.0, 0, 0], [], []),
+    ],
+)
+def test_rays_pass_through_surfaces_from_front_to_back(opacities, taken, stands):
+    found, standing = through(opacities)
+    np.testing.assert_allclose(found, taken, atol=1e-6)
+    assert standing == stands
+
+
+def test_opaque_surfaces_render_alike_with_and_without_opacity():
+    surface = raycast.Surface(LAYERS, LAYER_FACES)
+    options = {"shade": lambda hits: np.stack([hits.depth, hits.face], -1), "supersampling": 2}
+    plain = surface.render(cameras.ring(16)[:1], **options)
+    passed = surface.render(cameras.ring(16)[:1], **options, opacity=lambda hits: np.ones(len(hits.face)), blended=1)
+    np.testing.assert_allclose(passed[0], plain[0], atol=1e-6)
+    np.testing.assert_allclose(passed[1], plain[1])

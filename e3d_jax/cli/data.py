@@ -87,7 +87,8 @@ def run_assets(flags: Flags, arguments: list[str]) -> None:
     settings = assets.RenderSettings(rig, y_up=flags.y_up, poses=flags.poses)
     write = assets.write_folders if flags.format == "folder" else assets.write_records
     counts = write(flags.meshes, flags.out, settings, workers=flags.workers, shard=engine.parse_shard(flags.shard))
-    print(f"{counts.made} rendered, {counts.already} there already, {counts.skipped} skipped; see {flags.out}")
+    flawed = f" ({counts.flawed} with warnings)" if counts.flawed else ""
+    print(f"{counts.made} rendered{flawed}, {counts.already} there already, {counts.skipped} skipped; see {flags.out}")
     if not counts.made and not counts.already:
         raise ValueError(f"nothing could be rendered of {flags.meshes}; the lines above say why")
 
@@ -110,7 +111,8 @@ SUBCOMMANDS = {
         "    [--poses=1] [--shard=I/N]\n\n"
         "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as\n"
         "in its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if\n"
-        "their cameras are those of the layout, in its order. What cannot be read is skipped with a line each, and\n"
+        "their cameras are those of the layout, in its order. What cannot be read is skipped with a line each, a\n"
+        "texture that cannot be loaded is a warning (docs/formats.md says what is read), and\n"
         "what is already in --out is kept, so the same call continues an interrupted one and adds new meshes.",
     ),
 }

@@ -10,7 +10,8 @@ A job is a list of :class:`Shard`, each the name of a file and the items that be
     finish    value -> record, in worker processes: compress, pack
 
 Records keep the order of their items, few are in memory at a time, and the steps overlap. What cannot be made is a
-:class:`Skipped` in place of a value: it is reported in one line, counted, and left out.
+:class:`Skipped` in place of a value: it is reported in one line, counted, and left out. What lacks something is
+:class:`Flawed`: it is kept, reported, and counted.
 
 Resuming follows one rule: a shard that exists is whole and is left alone. Shards get their names only when they are
 whole, so running an interrupted job again completes it. Several machines share a job by ``--shard=I/N``
@@ -51,6 +52,19 @@ class Skipped:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Flawed:
+    """A result that lacks something, such as a texture that could not be loaded.
+
+    Attributes:
+      value: the result.
+      warnings: what it lacks, in sentences that name the item.
+    """
+
+    value: Any
+    warnings: tuple[str, ...]
+
+
 class Counts(NamedTuple):
     """Numbers of items.
 
@@ -58,11 +72,13 @@ class Counts(NamedTuple):
       made: those that this run made.
       already: those that were there before.
       skipped: those that cannot be made.
+      flawed: those among the made that lack something.
     """
 
     made: int
     already: int
     skipped: int
+    flawed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +102,8 @@ class Work:
       prepare: the value of an item, or :class:`Skipped`; runs in worker processes, so it must be picklable.
       device: a generator over values that yields one for each, in order; it runs in this process, may read ahead, and
         never sees what was skipped.
-      finish: the result of a value, or :class:`Skipped`; as ``prepare``.
+      finish: the result of a value, :class:`Flawed` if it lacks something, or :class:`Skipped`; as ``prepare``. In
+        work without ``finish`` and ``device``, the same holds for ``prepare``.
     """
 
     prepare: Callable[[Any], Any] | None = None
@@ -94,7 +111,7 @@ class Work:
     finish: Callable[[Any], Any] | None = None
 
     def results(self, items: Iterable[Any], pool: futures.Executor | None = None) -> Iterator[Any]:
-        """Yield one result or :class:`Skipped` per item, in order.
+        """Yield one result, :class:`Flawed` or :class:`Skipped` per item, in order.
 
         Args:
           items: what to work on; taken only as needed.
@@ -196,10 +213,10 @@ def _processes(workers: int | None, items: int) -> contextlib.AbstractContextMan
 
 
 class _Progress:
-    """A progress bar that counts results and prints a line for each one skipped."""
+    """A progress bar that counts results, and prints a line for each one skipped and for what others lack."""
 
     def __init__(self, total: int, already: int):
-        self.counts = Counts(0, already, 0)
+        self.counts = Counts(0, already, 0, 0)
         self._bar = tqdm.tqdm(total=total, initial=already, unit="object", mininterval=2)
 
     def __enter__(self) -> "_Progress":
@@ -211,14 +228,23 @@ class _Progress:
     def follow(self, results: Iterable[Any]) -> Iterator[Any]:
         """Yield the results that were not skipped."""
         for result in results:
-            made, already, skipped = self.counts
+            made, _, skipped, flawed = self.counts
             if isinstance(result, Skipped):
-                self.counts = Counts(made, already, skipped + 1)
-                tqdm.tqdm.write("skipped: " + result.reason.replace("\n", " "), sys.stderr)
+                self.counts = self.counts._replace(skipped=skipped + 1)
+                self._say("skipped: " + result.reason)
+            elif isinstance(result, Flawed):
+                self.counts = self.counts._replace(made=made + 1, flawed=flawed + 1)
+                for warning in result.warnings:
+                    self._say("warning: " + warning)
+                yield result.value
             else:
-                self.counts = Counts(made + 1, already, skipped)
+                self.counts = self.counts._replace(made=made + 1)
                 yield result
             self._bar.update()
+
+    @staticmethod
+    def _say(text: str) -> None:
+        tqdm.tqdm.write(text.replace("\n", " "), sys.stderr)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

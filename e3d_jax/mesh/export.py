@@ -7,26 +7,45 @@ import numpy as np
 import trimesh
 from PIL import Image
 
-from e3d_jax import cameras, files, images, structs
+from e3d_jax import cameras, files, images, raycast, structs
+from e3d_jax.data.assets import parts, reading
 from e3d_jax.mesh import extract
 
 SUFFIXES = (".glb", ".ply", ".obj")
+_COLORS = "_LINEAR_COLOR"
 
 
 def write_glb(path: str | os.PathLike, mesh: structs.Mesh) -> None:
     """Write a binary glTF with its texture, or otherwise with vertex colors; whole or not at all.
 
-    Colors are stored display-encoded: glTF requires it of textures, and most mesh tools also expect it of vertex
-    colors. The material is rough and not metallic, because the colors already contain the lighting.
+    As glTF requires, textures are stored display-encoded, and vertex colors as linear light, in 16 bits. The material
+    is rough and not metallic, because the colors already contain the lighting.
 
     Raises:
       ValueError: the mesh has no faces or non-finite vertices.
       OSError: the folder cannot be written.
     """
     # A cyclic permutation of the axes keeps the orientation of the faces.
-    scene = trimesh.Scene(_to_trimesh(mesh, cameras.gltf_from_world))
+    out = _to_trimesh(mesh, cameras.gltf_from_world)
+    if mesh.texture is None:
+        out.visual = trimesh.visual.ColorVisuals()
+        linear = parts.decode(np.asarray(mesh.colors, np.float64).clip(0, 1))
+        out.vertex_attributes[_COLORS] = np.round(np.pad(linear, ((0, 0), (0, 1)), constant_values=1) * 65535).astype(
+            "<u2"
+        )
+    scene = trimesh.Scene(out)
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, trimesh.exchange.gltf.export_glb(scene, include_normals=True))
+    data = trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=_name_colors)
+    files.write_atomically(path, data)
+
+
+def _name_colors(tree: dict) -> None:
+    """Turn the attribute that holds vertex colors, which trimesh itself would write in 8 bits, into the glTF's own."""
+    for each in tree["meshes"]:
+        attributes = each["primitives"][0]["attributes"]
+        if _COLORS in attributes:
+            attributes["COLOR_0"] = attributes.pop(_COLORS)
+            tree["accessors"][attributes["COLOR_0"]]["normalized"] = True
 
 
 def write_obj(path: str | os.PathLike, mesh: structs.Mesh) -> None:
@@ -78,7 +97,9 @@ def _to_trimesh(mesh: structs.Mesh, from_world) -> trimesh.Trimesh:
 def read_mesh(path: str | os.PathLike) -> structs.Mesh:
     """Read a .glb (glTF axes), .ply or .obj (world axes) as one mesh in the world frame; gray without colors.
 
-    A textured mesh is welded along the seams of its texture.
+    The reader is that of assets (:mod:`e3d_jax.data.assets.reading`). A mesh of one texture keeps it, and is welded
+    along its seams; one of several materials gets the colors that they have at its vertices. Transparency has no
+    effect.
 
     Raises:
       OSError: the file cannot be read.
@@ -87,38 +108,44 @@ def read_mesh(path: str | os.PathLike) -> structs.Mesh:
     path = pathlib.Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path} has an unsupported mesh format; expected one of {', '.join(SUFFIXES)}")
-    path.open("rb").close()  # Raises OSError, so that the errors below are about damaged files.
-    try:
-        loaded = trimesh.load_scene(path, process=False).to_mesh()
-    except Exception as error:  # trimesh passes on any error of its parsers
-        raise ValueError(f"{path} is damaged or not a {path.suffix} file: {error}") from error
-    if not isinstance(loaded, trimesh.Trimesh) or len(loaded.faces) == 0:
+    found, _ = reading.read_parts(path)
+    offsets = np.cumsum([0, *(len(part.vertices) for part in found)])
+    faces = np.concatenate(
+        [np.zeros((0, 3), np.int64), *(part.faces + first for part, first in zip(found, offsets, strict=False))]
+    )
+    if not len(faces):
         raise ValueError(f"{path} holds no triangles")
-    vertices = np.asarray(loaded.vertices)
-    if path.suffix.lower() == ".glb":
+    vertices = np.concatenate([part.vertices for part in found])
+    if path.suffix.lower() in reading.GLTF:
         vertices = cameras.world_from_gltf(vertices)
-    faces, texture, visual = np.asarray(loaded.faces, np.int32), _texture_of(loaded), loaded.visual
-    if isinstance(visual, trimesh.visual.TextureVisuals):
-        visual = visual.to_color()
-    colors = getattr(visual, "vertex_colors", None)
-    if colors is None or len(colors) != len(vertices):
-        colors = np.full((len(vertices), 4), 204)
+    colors = np.full((len(vertices), 3), parts.GRAY)
+    colors[faces] = np.concatenate([_corner_colors(part) for part in found])
+    texture = _texture_of(found)
     if texture is not None:
         vertices, first, welded = np.unique(vertices, axis=0, return_index=True, return_inverse=True)
-        colors, faces = np.asarray(colors)[first], welded.reshape(-1).astype(np.int32)[faces]
+        colors, faces = colors[first], welded.reshape(-1)[faces]
     return structs.Mesh(
         vertices=vertices.astype(np.float32),
-        faces=faces,
-        colors=(np.asarray(colors)[:, :3] / 255).astype(np.float32),
+        faces=faces.astype(np.int32),
+        colors=colors.astype(np.float32),
         texture=texture,
     )
 
 
-def _texture_of(loaded: trimesh.Trimesh) -> structs.Texture | None:
-    """Return the texture of a mesh that trimesh read, if it has one."""
-    material, uv = getattr(loaded.visual, "material", None), getattr(loaded.visual, "uv", None)
-    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    if image is None or uv is None:
+def _corner_colors(part: parts.Part) -> np.ndarray:
+    """Return display-encoded colors at the corners of a part, those of its texture at the corners included."""
+    colors, texture = np.asarray(part.colors, np.float64), part.material.texture
+    pixels = np.ones_like(colors)
+    if texture is not None:
+        found = raycast.sample_texture(texture.pixels[..., :3], part.uv.reshape(-1, 2), wrap=texture.wrap)
+        pixels = found.reshape(colors.shape)
+    return parts.encode(parts.decode(pixels) * colors) if part.material.linear else pixels * colors
+
+
+def _texture_of(found: list[parts.Part]) -> structs.Texture | None:
+    """Return the texture that all parts share, if they do and it alone makes their colors."""
+    materials = {part.material for part in found}
+    texture = next(iter(materials)).texture
+    if len(materials) > 1 or texture is None or any(part.material.linear for part in found):
         return None
-    rgb = np.asarray(image.convert("RGB"), np.float32) / 255
-    return structs.Texture(rgb, np.asarray(uv, np.float32)[loaded.faces])
+    return structs.Texture(texture.pixels[..., :3], np.concatenate([part.uv for part in found]))

@@ -121,43 +121,55 @@ def pack(name: str, file: str, rig: records.Rig, views: structs.ViewSet) -> byte
     return records.pack(records.encode(name, provenance, rig, {"color": colors, "normal": normals}))
 
 
-def draw(settings: RenderSettings, job: Job) -> rendering.Render:
+def draw(settings: RenderSettings, job: Job) -> tuple[rendering.Render, tuple[str, ...]]:
     """Read a mesh, turn it to its pose, and draw it.
 
+    Returns:
+      The render, and a line for each texture that could not be loaded.
+
     Raises:
-      OSError, ValueError: see :func:`reading.read_asset`.
+      OSError, ValueError: see :func:`reading.read_asset`; or nothing of the mesh is visible.
     """
     rng = np.random.default_rng(zlib.crc32(job.name.encode()))  # The pose does not depend on what else is drawn.
     rotation = spatial.transform.Rotation.from_quat(rng.normal(size=4)) if job.pose else None
     asset = reading.read_asset(job.path, y_up=settings.y_up, rotation=rotation)
     rig = settings.rig
-    return rendering.render(asset, rig.cameras, np.asarray(rig.normal_views, int), np.asarray(rig.anchors, int))
+    drawn = rendering.render(asset, rig.cameras, np.asarray(rig.normal_views, int), np.asarray(rig.anchors, int))
+    if not drawn.views.rgba[..., 3].any():
+        raise ValueError(f"{job.path} shows nothing: all light passes through its materials")
+    return drawn, asset.warnings
 
 
-def make_record(settings: RenderSettings, job: Job) -> bytes | engine.Skipped:
+def _with_warnings(value, warnings: tuple[str, ...]):
+    return engine.Flawed(value, warnings) if warnings else value
+
+
+def make_record(settings: RenderSettings, job: Job) -> bytes | engine.Flawed | engine.Skipped:
     """Return the record of a mesh or of a folder of views, or why it cannot be read."""
+    warnings: tuple[str, ...] = ()
     try:
         if job.path.name == views_io.TRANSFORMS:
             views = read_rendered(job.path.parent, settings.rig.cameras, np.asarray(settings.rig.normal_views, int))
         else:
-            views = draw(settings, job).views
+            drawn, warnings = draw(settings, job)
+            views = drawn.views
     except (OSError, ValueError) as error:
         return engine.Skipped(str(error))
-    return pack(job.name, job.path.name, settings.rig, views)
+    return _with_warnings(pack(job.name, job.path.name, settings.rig, views), warnings)
 
 
-def make_folder(settings: RenderSettings, out: pathlib.Path, job: Job) -> pathlib.Path | engine.Skipped:
+def make_folder(settings: RenderSettings, out: pathlib.Path, job: Job) -> pathlib.Path | engine.Flawed | engine.Skipped:
     """Write the folder of views of a mesh and return its path, or why the mesh cannot be read.
 
     Raises:
       OSError: the folder cannot be written.
     """
     try:
-        drawn = draw(settings, job)
+        drawn, warnings = draw(settings, job)
     except (OSError, ValueError) as error:
         return engine.Skipped(str(error))
     views_io.write_views(out / job.name, drawn.views, drawn.depths)
-    return out / job.name
+    return _with_warnings(out / job.name, warnings)
 
 
 def plan(assets: dict[str, pathlib.Path], poses: int = 1, shard: tuple[int, int] = (0, 1)) -> list[Job]:
@@ -193,7 +205,8 @@ def write_records(
       shard: (i, n): do the i-th of n parts of the assets, into shards of its own.
 
     Returns:
-      How many objects were made, were there already, and were skipped because they cannot be read.
+      How many objects were made, were there already, were skipped because they cannot be read, and were made without a
+      texture of theirs.
 
     Raises:
       FileNotFoundError: there are no assets.

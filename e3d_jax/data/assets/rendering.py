@@ -18,8 +18,10 @@ class Render:
     """An asset seen from several cameras.
 
     Attributes:
-      views: images, and normal maps of ``views.normal_views``.
-      depths: distance of the surface along each camera's optical axis, object units; 0 where there is none.
+      views: images, and normal maps of ``views.normal_views``; where a surface lets a part of the light through, the
+        image shows what is behind it as well, and alpha is what all surfaces together take.
+      depths: distance of the surface along each camera's optical axis, object units; 0 where there is none. Depths and
+        normals are of the first surface at which half of the light is taken.
     """
 
     views: structs.ViewSet
@@ -45,13 +47,16 @@ def render(
     def shade(forward, hits):
         normals = asset.normals(hits)
         depth = hits.depth * (hits.directions @ forward)
-        color = asset.albedo(hits) * lighting.brightness(normals)[:, None]
+        color = asset.color(hits, lighting.brightness(normals))
         return np.concatenate([color, normals, depth[:, None]], -1)
 
+    opacity = None if asset.opaque else asset.opacity
     rgba, normals, depths = [], [], []
     for view in range(len(cameras)):
         forward = np.asarray(cameras.world_from_cam)[view, :3, 2]
-        values, alpha = surface.render(cameras[[view]], functools.partial(shade, forward), supersampling=SUPERSAMPLING)
+        values, alpha = surface.render(
+            cameras[[view]], functools.partial(shade, forward), supersampling=SUPERSAMPLING, opacity=opacity, blended=3
+        )
         rgb, normal, depth = np.split(values, [3, 6], -1)
         known = alpha[..., None] > 0
         rgba.append(np.concatenate([np.where(known, rgb, 1.0), alpha[..., None]], -1).clip(0, 1))
