@@ -105,10 +105,10 @@ def _atlas(texture: structs.Texture) -> dict[str, float]:
     # Positions in texels, with the center of the first at 0; the shift keeps lines of the atlas off texel centers.
     at = np.stack([uv[..., 0] * width, (1 - uv[..., 1]) * height], -1) - 0.5 + [1.3e-6, 1.7e-6]
     counts = _coverage(at, (width, height))
-    used = np.count_nonzero(counts)
+    used = int(np.count_nonzero(counts))
     return {
-        "uv_overlap": float(np.count_nonzero(counts > 1) / max(used, 1)),
-        "texels_wasted": float(1 - used / counts.size),
+        "uv_overlap": int(np.count_nonzero(counts > 1)) / max(used, 1),
+        "texels_wasted": 1 - used / counts.size,
     }
 
 

@@ -353,36 +353,38 @@ class Metric:
     Attributes:
       score: score of a :class:`ViewPair`, :class:`NormalPair` or :class:`MeshPair`.
       missing: score of a prediction that does not exist.
+      best: the best score: infinity if more is better.
     """
 
     score: Callable[[Any], float]
     missing: float = 0.0
+    best: float = math.inf
 
 
 def learned_metric(network: Callable[[], perceptual.Network]) -> Metric:
     """Return the metric of a network, which is loaded when it is needed."""
     # A prediction that does not exist is as far away as images that have nothing in common.
-    return Metric(lambda pair: pair.learned(network()).distance, missing=1.0)
+    return Metric(lambda pair: pair.learned(network()).distance, missing=1.0, best=0.0)
 
 
 # What to look at first comes first: figures that blur cannot win.
 VIEW_METRICS = {
     "st_lpips": learned_metric(perceptual.st_lpips),
-    "sharpness": Metric(lambda pair: sharpness.sharpness(pair.pred, pair.gt)),
-    "edge_width": Metric(lambda pair: sharpness.edge_width(pair.pred[..., 3], pair.gt[..., 3])),
-    "swd": Metric(lambda pair: wasserstein.sliced_wasserstein(pair.pred, pair.gt), missing=0.8),
+    "sharpness": Metric(lambda pair: sharpness.sharpness(pair.pred, pair.gt), best=1.0),
+    "edge_width": Metric(lambda pair: sharpness.edge_width(pair.pred[..., 3], pair.gt[..., 3]), best=1.0),
+    "swd": Metric(lambda pair: wasserstein.sliced_wasserstein(pair.pred, pair.gt), missing=0.8, best=0.0),
     "mask_iou": Metric(lambda pair: mask_iou(pair.pred[..., 3], pair.gt[..., 3])),
     "psnr": Metric(lambda pair: psnr(*pair.over_white)),
     "ssim": Metric(lambda pair: ssim(*pair.over_white)),
 }
 NORMAL_METRICS = {
-    "normal_angle_deg": Metric(lambda pair: normal_angle(pair.pred, pair.gt, pair.mask), missing=90.0),
+    "normal_angle_deg": Metric(lambda pair: normal_angle(pair.pred, pair.gt, pair.mask), missing=90.0, best=0.0),
 }
 MESH_METRICS = {
     "volume_iou": Metric(lambda pair: volume_iou(pair.pred, pair.gt)),
     # A missing mesh is as far as the center of a ball of radius 0.5 is from its surface.
-    "chamfer": Metric(lambda pair: pair.distances.chamfer(), missing=0.5),
-    "chamfer_visible": Metric(lambda pair: pair.chamfer_visible(), missing=0.5),
+    "chamfer": Metric(lambda pair: pair.distances.chamfer(), missing=0.5, best=0.0),
+    "chamfer_visible": Metric(lambda pair: pair.chamfer_visible(), missing=0.5, best=0.0),
     "fscore_0.01": Metric(lambda pair: pair.distances.fscore(0.01)),
     "fscore_0.02": Metric(lambda pair: pair.distances.fscore(0.02)),
     "fscore_0.05": Metric(lambda pair: pair.distances.fscore(0.05)),

@@ -29,7 +29,7 @@ from e3d_jax.weights import tensors, torch_pickle
 TRUNKS = ("alex", "vgg")
 MIN_SIDE = 32  # smaller images leave nothing to compare in the last layer
 # Mean and standard deviation of the images that the networks were trained on, for values in [-1, 1].
-_MEAN, _SPREAD = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
+_MEAN, _SPREAD = np.array([-0.030, -0.088, -0.188], np.float32), np.array([0.458, 0.448, 0.450], np.float32)
 
 
 class Conv(NamedTuple):

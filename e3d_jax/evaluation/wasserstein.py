@@ -13,7 +13,7 @@ PATCH = 7  # side of a patch in pixels
 PATCHES = 512  # per level, at most
 DIRECTIONS = 64
 MIN_SIDE = 16  # of the coarsest level
-_KERNEL = np.float32([1, 4, 6, 4, 1]) / 16
+_KERNEL = np.array([1, 4, 6, 4, 1], np.float32) / 16
 
 
 def sliced_wasserstein(pred: Float[structs.ArrayLike, "h w 4"], gt: Float[structs.ArrayLike, "h w 4"]) -> float:
@@ -59,7 +59,7 @@ def _smooth(image: np.ndarray) -> np.ndarray:
 
 def _pyramid(image: Float[np.ndarray, "h w c"]) -> list[Float[np.ndarray, "k l c"]]:
     """Return the band-pass levels from fine to coarse; the last one is the low-pass rest."""
-    levels = []
+    levels: list[np.ndarray] = []
     while len(levels) < 2 and min(image.shape[:2]) >= 2 * MIN_SIDE:
         small = _smooth(image)[::2, ::2]
         spread = np.zeros_like(image)
