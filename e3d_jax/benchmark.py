@@ -21,10 +21,19 @@ import numpy as np
 
 from e3d_jax import files, images, outputs, structs, system
 from e3d_jax.data import synthetic
-from e3d_jax.evaluation import baselines, metrics, report
+from e3d_jax.evaluation import baselines, consistency, metrics, report
 from e3d_jax.mesh import export
 
 TEST_SEED = 0
+# Printed first, in this order; PSNR and SSIM come last.
+HEADLINE = (
+    "novel_anchors_st_lpips",
+    "novel_anchors_sharpness",
+    "consistency_psnr",
+    "mesh_volume_iou",
+    "mesh_chamfer",
+)
+LAST = ("_psnr", "_ssim")
 
 
 def run(
@@ -76,6 +85,7 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
     interpolated from ground-truth anchors, ``mesh_`` those of the mesh from the front view, ``gt_views_mesh_`` those of
     the mesh from ground-truth views. Normals of the anchors are compared inside the ground-truth silhouettes, where a
     missing normal has the score of a missing prediction (``anchors_``), and where both are known (``shared_``).
+    ``consistency_`` and ``hull_iou`` are those of :mod:`e3d_jax.evaluation.consistency`, for all generated views.
 
     Without ``meshes``, only views are scored, and no files of the object are written to ``out``.
     """
@@ -86,7 +96,7 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
     image, encoded = model.prepare(gt.rgba[0])
     views = model.generate(image, encoded, seed, clock)
     scores: dict[str, Any] = {"family": synthetic.family_of("test", TEST_SEED, index)}
-    scores |= score_views(views, gt)
+    scores |= score_views(views, gt) | score_consistency(views, seed)
     if "interpolation" in model.modules:
         between = model.interpolate(jnp.asarray(gt.rgba[layout.anchors])[None], jax.random.key(seed))[0]
         pairs = zip(between, layout.between, strict=True)
@@ -135,6 +145,15 @@ def score_views(views: structs.ViewSet, gt: structs.ViewSet) -> dict[str, float]
     return scores
 
 
+def score_consistency(views: structs.ViewSet, seed: int) -> dict[str, float]:
+    """Score whether generated views agree with each other; no scores if they share no object."""
+    learned = {"st_lpips": metrics.VIEW_METRICS["st_lpips"]}
+    try:
+        return consistency.consistency(views, learned, seed=seed)
+    except ValueError:
+        return {}
+
+
 def score_real(model: system.System, real: pathlib.Path, name: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     """Score the mesh made from one front image of a real object, and two baselines that need no model."""
     gt = export.read_mesh(real / "meshes" / f"{name}.glb")
@@ -158,6 +177,12 @@ def prefixed(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Format the means of all numeric scores."""
-    names = [name for name, value in rows[0].items() if isinstance(value, float)]
-    return report.table(report.mean_scores([{name: row[name] for name in names} for row in rows]))
+    """Format the means of all numeric scores, headline figures first."""
+    numbers = [{name: value for name, value in row.items() if isinstance(value, float)} for row in rows]
+    means = report.mean_scores(numbers)
+
+    def place(name: str) -> tuple[bool, int]:
+        first = HEADLINE.index(name) if name in HEADLINE else len(HEADLINE)
+        return name.endswith(LAST) and name not in HEADLINE, first
+
+    return report.table({name: means[name] for name in sorted(means, key=place)})

@@ -41,3 +41,13 @@ def write(path, arrays, pickled=None):
         archive.writestr("archive/byteorder", "little")
         for i, array in enumerate(arrays.values()):
             archive.writestr(f"archive/data/{i}", np.ascontiguousarray(array).tobytes())
+
+
+def write_legacy(path, arrays, pickled=None):
+    """Write a checkpoint as PyTorch did before 1.6: pickles one after the other, then the numbers."""
+    parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    parts.append(b"\x80\x02" + (state(arrays) if pickled is None else pickled) + b".")
+    parts.append(pickle.dumps([str(i) for i in range(len(arrays))], 2))
+    for array in arrays.values():
+        parts += [array.size.to_bytes(8, "little"), np.ascontiguousarray(array).tobytes()]
+    path.write_bytes(b"".join(parts))

@@ -1,30 +1,56 @@
-"""Compare two folders of views, or two mesh files.
+"""Score views or meshes, with or without the truth.
 
-e3d eval --pred=PREDICTION --gt=GROUND_TRUTH [--align] [--json]
+e3d eval --pred=PREDICTION [--gt=GROUND_TRUTH] [--json=FILE] [--markdown=FILE] [--align=front] [--against=OTHER.json]
 
-Views: mean PSNR (dB), SSIM and silhouette IoU over the views in both folders, and the mean angle of normal maps.
-Meshes (.glb, .ply, .obj): Chamfer distance and F-scores in object units, volume IoU, normal consistency.
+Both are a folder of views, a mesh file (.glb, .ply, .obj), or a folder of such by object name. Prints a table of means
+with bootstrap 95 % intervals over the objects. See docs/evaluation.md for every figure.
 """
 
 import json
+import pathlib
 
 from e3d_jax.cli.flags import Flags, no_arguments
 
 
 def define(flags: Flags) -> None:
     """Define the flags."""
-    flags.string("pred", None, "Folder of views or mesh file to score.", required=True)
-    flags.string("gt", None, "Ground truth: folder of views or mesh file.", required=True)
-    flags.switch("align", False, "First fit scale, translation and yaw of the mesh.")
-    flags.switch("json", False, "Print one line of JSON after the table.")
+    flags.string("pred", None, "Views or meshes to score.", required=True)
+    flags.string("gt", None, "Ground truth: views or meshes. Without it, only what needs no truth is scored.")
+    flags.string("json", None, "File of the report.")
+    flags.string("markdown", None, "File of the table.")
+    flags.choice(
+        "align",
+        "none",
+        ["none", "front", "mesh"],
+        "front: scale the true mesh until its front silhouette agrees with the predicted one. mesh: first fit scale, "
+        "translation and yaw of the predicted mesh.",
+    )
+    flags.switch("consistency", False, "Also fit a surface to half of the views; always done without --gt.")
+    flags.choice("trunk", "alex", ["alex", "vgg"], "Network of the learned distances.")
+    flags.string("lpips", None, "File of torchvision's weights of that network, for LPIPS.")
+    flags.string("against", None, "Report of another system, for paired differences.")
+    flags.integer("seed", 0, "Seed of sampled points, fits and intervals.")
 
 
 def run(flags: Flags, arguments: list[str]) -> None:
-    """Print a table of scores and, if requested, one line of JSON."""
-    from e3d_jax.evaluation import report
+    """Print a table of scores, and write the report."""
+    from e3d_jax import files
+    from e3d_jax.evaluation import evaluate
 
     no_arguments(arguments)
-    scores = report.compare(flags.pred, flags.gt, align=flags.align)
-    print(report.table(scores))
-    if flags.json:
-        print(json.dumps({"pred": flags.pred, "gt": flags.gt, "aligned": flags.align, **scores}))
+    options = evaluate.Options(
+        align=flags.align,
+        consistency=flags.consistency or flags.gt is None,
+        trunk=flags.trunk,
+        lpips=flags.lpips,
+        seed=flags.seed,
+    )
+    report = evaluate.evaluate(flags.pred, flags.gt, options)
+    if flags.against is not None:
+        report["against"] = evaluate.against(report, flags.against)
+    table = evaluate.markdown(report)
+    print(table)
+    if flags.json is not None:
+        files.write_atomically(pathlib.Path(flags.json), json.dumps(report, indent=1).encode())
+    if flags.markdown is not None:
+        files.write_atomically(pathlib.Path(flags.markdown), f"{table}\n".encode())

@@ -19,6 +19,7 @@ from scipy import spatial
 from skimage import metrics as skimage_metrics
 
 from e3d_jax import images, structs
+from e3d_jax.evaluation import missing, perceptual, sharpness, visible, wasserstein
 
 # Returns for points [n, 3] in the world frame whether they are inside an object.
 Occupancy = Callable[[np.ndarray], np.ndarray]
@@ -93,12 +94,16 @@ class SurfaceDistances:
       gt_to_pred: distance of each point of the ground truth to the predicted surface.
       pred_cosine: cosine between the face normals at the ends of ``pred_to_gt``.
       gt_cosine: cosine between the face normals at the ends of ``gt_to_pred``.
+      pred_points: the points of the prediction, if known.
+      gt_points: the points of the ground truth, if known.
     """
 
     pred_to_gt: Float[np.ndarray, " n"]
     gt_to_pred: Float[np.ndarray, " n"]
     pred_cosine: Float[np.ndarray, " n"]
     gt_cosine: Float[np.ndarray, " n"]
+    pred_points: Float[np.ndarray, "m 3"] = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))
+    gt_points: Float[np.ndarray, "m 3"] = dataclasses.field(default_factory=lambda: np.zeros((0, 3)))
 
     def chamfer(self) -> float:
         """Return the mean of both directions' mean distances, object units (half of the sum some papers report)."""
@@ -134,6 +139,8 @@ def surface_distances(pred: structs.Mesh, gt: structs.Mesh, samples: int = 50_00
         gt_to_pred=to_pred,
         pred_cosine=(pred_normals[pred_faces] * gt_normals[nearest_gt]).sum(-1),
         gt_cosine=(gt_normals[gt_faces] * pred_normals[nearest_pred]).sum(-1),
+        pred_points=pred_points,
+        gt_points=gt_points,
     )
 
 
@@ -267,15 +274,32 @@ def _column_votes(triangles: Float[np.ndarray, "f 3 3"], shape: Int[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class ViewPair:
-    """Two RGBA views of one size, in [0, 1] with straight alpha."""
+    """Two RGBA views of one size, in [0, 1] with straight alpha.
+
+    Attributes:
+      pred: the prediction.
+      gt: the ground truth.
+      compared: what networks said about the two, by the name of the network.
+    """
 
     pred: Float[structs.ArrayLike, "h w 4"]
     gt: Float[structs.ArrayLike, "h w 4"]
+    compared: dict[str, perceptual.Comparison] = dataclasses.field(default_factory=dict, compare=False)
 
     @functools.cached_property
     def over_white(self) -> tuple[Float[structs.ArrayLike, "h w 3"], Float[structs.ArrayLike, "h w 3"]]:
         """Both views over white."""
         return images.composite(self.pred), images.composite(self.gt)
+
+    def learned(self, network: perceptual.Network) -> perceptual.Comparison:
+        """Compare both views over white by a network, once.
+
+        Raises:
+          NotScored: see :class:`perceptual.Network`.
+        """
+        if network.name not in self.compared:
+            self.compared[network.name] = network(*self.over_white)
+        return self.compared[network.name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +324,27 @@ class MeshPair:
         """Distances between the surfaces."""
         return surface_distances(self.pred, self.gt, seed=self.seed)
 
+    def chamfer_visible(self) -> float:
+        """Return the mean of both directions' mean distances, over the points that are visible from outside.
+
+        Distances are those to the whole other surface.
+
+        Raises:
+          NotScored: no point of a mesh is visible.
+        """
+        ends = (
+            (self.distances.pred_to_gt, self.distances.pred_points, self.pred),
+            (
+                self.distances.gt_to_pred,
+                self.distances.gt_points,
+                self.gt,
+            ),
+        )
+        kept = [distance[visible.visible(points, mesh)] for distance, points, mesh in ends]
+        if not all(len(distance) for distance in kept):
+            raise missing.NotScored("no point of a mesh is visible from outside")
+        return float(np.mean([distance.mean() for distance in kept]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -308,33 +353,61 @@ class Metric:
     Attributes:
       score: score of a :class:`ViewPair`, :class:`NormalPair` or :class:`MeshPair`.
       missing: score of a prediction that does not exist.
+      best: the best score: infinity if more is better.
     """
 
     score: Callable[[Any], float]
     missing: float = 0.0
+    best: float = math.inf
 
 
+def learned_metric(network: Callable[[], perceptual.Network]) -> Metric:
+    """Return the metric of a network, which is loaded when it is needed."""
+    # A prediction that does not exist is as far away as images that have nothing in common.
+    return Metric(lambda pair: pair.learned(network()).distance, missing=1.0, best=0.0)
+
+
+# What to look at first comes first: figures that blur cannot win.
 VIEW_METRICS = {
+    "st_lpips": learned_metric(perceptual.st_lpips),
+    "sharpness": Metric(lambda pair: sharpness.sharpness(pair.pred, pair.gt), best=1.0),
+    "edge_width": Metric(lambda pair: sharpness.edge_width(pair.pred[..., 3], pair.gt[..., 3]), best=1.0),
+    "swd": Metric(lambda pair: wasserstein.sliced_wasserstein(pair.pred, pair.gt), missing=0.8, best=0.0),
+    "mask_iou": Metric(lambda pair: mask_iou(pair.pred[..., 3], pair.gt[..., 3])),
     "psnr": Metric(lambda pair: psnr(*pair.over_white)),
     "ssim": Metric(lambda pair: ssim(*pair.over_white)),
-    "mask_iou": Metric(lambda pair: mask_iou(pair.pred[..., 3], pair.gt[..., 3])),
 }
 NORMAL_METRICS = {
-    "normal_angle_deg": Metric(lambda pair: normal_angle(pair.pred, pair.gt, pair.mask), missing=90.0),
+    "normal_angle_deg": Metric(lambda pair: normal_angle(pair.pred, pair.gt, pair.mask), missing=90.0, best=0.0),
 }
 MESH_METRICS = {
+    "volume_iou": Metric(lambda pair: volume_iou(pair.pred, pair.gt)),
     # A missing mesh is as far as the center of a ball of radius 0.5 is from its surface.
-    "chamfer": Metric(lambda pair: pair.distances.chamfer(), missing=0.5),
+    "chamfer": Metric(lambda pair: pair.distances.chamfer(), missing=0.5, best=0.0),
+    "chamfer_visible": Metric(lambda pair: pair.chamfer_visible(), missing=0.5, best=0.0),
     "fscore_0.01": Metric(lambda pair: pair.distances.fscore(0.01)),
     "fscore_0.02": Metric(lambda pair: pair.distances.fscore(0.02)),
-    "volume_iou": Metric(lambda pair: volume_iou(pair.pred, pair.gt)),
+    "fscore_0.05": Metric(lambda pair: pair.distances.fscore(0.05)),
     "normal_consistency": Metric(lambda pair: pair.distances.normal_consistency()),
 }
 
 
-def scores(table: Mapping[str, Metric], pair: ViewPair | NormalPair | MeshPair) -> dict[str, float]:
-    """Return the score of every metric of a table by name."""
-    return {name: float(metric.score(pair)) for name, metric in table.items()}
+def scores(table: Mapping[str, Metric], pair: Any, notes: dict[str, str] | None = None) -> dict[str, float]:
+    """Return the score of every metric of a table by name, without those that cannot be given.
+
+    Args:
+      table: of metrics.
+      pair: what they score.
+      notes: receives, by name, why a metric cannot be given.
+    """
+    found = {}
+    for name, metric in table.items():
+        try:
+            found[name] = float(metric.score(pair))
+        except missing.NotScored as error:
+            if notes is not None:
+                notes[name] = str(error)
+    return found
 
 
 def missing_scores(table: Mapping[str, Metric]) -> dict[str, float]:

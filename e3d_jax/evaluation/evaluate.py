@@ -1,0 +1,283 @@
+"""Scores of many objects in one report.
+
+The report has the same keys whatever is scored: ``pred``, ``gt``, ``align``; ``objects``, the scores by name of each
+object; ``mean`` and ``ci95``, their means and bootstrap 95 % intervals; ``sets``, distances between all predicted and
+all true views; ``networks``, which network a learned figure comes from; ``notes``, why a figure is missing; ``errors``,
+why an object is missing; and ``against``, paired differences from another report.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from e3d_jax import structs, views_io
+from e3d_jax.data import assets
+from e3d_jax.data.assets import reading
+from e3d_jax.evaluation import consistency, front, inputs, kid, mesh_quality, metrics, missing, perceptual, report
+from e3d_jax.evaluation import statistics as statistics_lib
+from e3d_jax.mesh import export
+
+ALIGNMENTS = ("none", "front", "mesh")
+# What to look at first; other figures follow in the order in which they were made.
+HEADLINE = ("st_lpips", "sharpness", "consistency_psnr", "volume_iou", "chamfer")
+LAST = ("psnr", "ssim")
+# The best value of every figure that has one; counts and sizes have none.
+BEST = {
+    name: metric.best
+    for table in (metrics.VIEW_METRICS, metrics.NORMAL_METRICS, metrics.MESH_METRICS)
+    for name, metric in table.items()
+} | {
+    "lpips": 0.0,
+    "consistency_psnr": math.inf,
+    "consistency_st_lpips": 0.0,
+    "consistency_normal_deg": 0.0,
+    "hull_iou": math.inf,
+    "watertight": math.inf,
+    **dict.fromkeys(("boundary_edges", "nonmanifold_edges", "nonmanifold_vertices", "degenerate_faces"), 0.0),
+    **dict.fromkeys(("uv_overlap", "texels_wasted"), 0.0),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to score.
+
+    Attributes:
+      align: "none"; "front", the truth at the scale at which the front silhouettes agree; or "mesh", the predicted mesh
+        moved by scale, translation and yaw.
+      consistency: whether to fit a surface to half of the views; seconds per object.
+      trunk: network of the learned distances, "alex" or "vgg".
+      lpips: torchvision's weights of that network; without, LPIPS is not given.
+      seed: of sampled points, fits and intervals.
+    """
+
+    align: str = "none"
+    consistency: bool = False
+    trunk: str = "alex"
+    lpips: str | os.PathLike | None = None
+    seed: int = 0
+
+
+class _Scorer:
+    """Scores objects and collects what concerns all of them."""
+
+    def __init__(self, options: Options):
+        self.options, self.notes, self.networks = options, {}, {}  # type: ignore[var-annotated]
+        self.features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        self.table = dict(metrics.VIEW_METRICS)
+        self.learned: dict[str, metrics.Metric] = {}
+        self.first: perceptual.Network | None = None
+        try:
+            self.first = perceptual.st_lpips(options.trunk)
+            self._add("st_lpips", self.first)
+        except missing.NotScored as error:
+            del self.table["st_lpips"]
+            self.notes["st_lpips"] = str(error)
+        if options.lpips is not None:
+            try:
+                self._add("lpips", perceptual.lpips(options.lpips, options.trunk))
+            except missing.NotScored as error:
+                self.notes["lpips"] = str(error)
+
+    def _add(self, name: str, network: perceptual.Network) -> None:
+        self.learned[name] = self.table[name] = metrics.learned_metric(lambda: network)
+        self.networks[name] = network.name
+
+    def score(self, pred: inputs.Item, gt: inputs.Item | None) -> dict[str, float]:
+        """Return the scores of one object.
+
+        Raises:
+          OSError, ValueError: its files cannot be used.
+        """
+        scores: dict[str, float] = {}
+        if gt is not None and pred.views is None and (pred.mesh is None or gt.mesh is None):
+            raise ValueError("the prediction is a mesh but the truth is views; give a true mesh")
+        if pred.views is not None and gt is not None:
+            scores |= self._views(pred.views, gt)
+        if pred.views is not None and self.options.consistency:
+            try:
+                posed = views_io.read_views(pred.views)
+                learned = {name: metric for name, metric in self.learned.items() if name == "st_lpips"}
+                scores |= consistency.consistency(posed, learned, seed=self.options.seed, notes=self.notes)
+            except (OSError, ValueError) as error:
+                self.notes["consistency_psnr"] = f"{pred.views}: {error}"
+        if pred.mesh is not None:
+            scores |= self._mesh(pred.mesh, None if gt is None else gt)
+        if not scores:
+            raise ValueError("; ".join(self.notes.values()) or "there is nothing to score")
+        return scores
+
+    def _views(self, folder: pathlib.Path, gt: inputs.Item) -> dict[str, float]:
+        pred, scores = report.read_numbered(folder), {}
+        if gt.views is not None:
+            if self.options.align == "front":
+                raise ValueError("--align=front draws the truth again, so it needs a true mesh, not true views")
+            true, normals = report.read_numbered(gt.views), report.read_numbered(gt.views, "normal")
+        else:
+            drawn, scale = self._draw(folder, gt.mesh)
+            true, scores = dict(enumerate(drawn.rgba)), {} if scale is None else {"front_scale": scale}
+            normals = {}
+        means, pairs = report.score_views(pred, true, table=self.table, notes=self.notes)
+        if self.first is not None and "st_lpips" in means:
+            for pair in pairs:
+                compared = pair.learned(self.first)
+                self.features[0].append(compared.pred)
+                self.features[1].append(compared.gt)
+        return (
+            scores | means | (report.score_normals(report.read_numbered(folder, "normal"), normals) if normals else {})
+        )
+
+    def _draw(self, folder: pathlib.Path, mesh: Any) -> tuple[structs.ViewSet, float | None]:
+        """Draw a true mesh from the cameras of predicted views; return the views and the scale, if it was fitted."""
+        posed = views_io.read_views(folder)
+        asset, scale = reading.read_asset(mesh), None
+        if self.options.align == "front":
+            truth = structs.Mesh(
+                np.asarray(asset.vertices, np.float32), asset.faces.astype(np.int32), np.zeros_like(asset.vertices)
+            )
+            scale = front.front_scale(posed.rgba[0, ..., 3], posed.cameras[[0]], truth)
+            asset = dataclasses.replace(asset, vertices=asset.vertices * scale)
+        return assets.render(asset, posed.cameras, np.zeros(0, int)).views, scale
+
+    def _mesh(self, path: pathlib.Path, gt: inputs.Item | None) -> dict[str, float]:
+        pred, scores = export.read_mesh(path), {}
+        if gt is not None and gt.mesh is not None:
+            truth = export.read_mesh(gt.mesh)
+            if gt.is_scan:
+                truth = dataclasses.replace(truth, vertices=normalized(truth.vertices))
+            if self.options.align == "front":
+                scores["front_scale"] = front.mesh_front_scale(pred, truth)
+                truth = dataclasses.replace(truth, vertices=truth.vertices * np.float32(scores["front_scale"]))
+            align, seed = self.options.align == "mesh", self.options.seed
+            scores |= report.mesh_scores(pred, truth, align=align, seed=seed, notes=self.notes)
+            if not mesh_quality.quality(truth)["watertight"]:
+                del scores["volume_iou"]
+                self.notes["volume_iou"] = f"{gt.mesh} is not closed, so it has no volume; repair it first"
+        return scores | mesh_quality.quality(pred) | {"file_bytes": float(path.stat().st_size)}
+
+    def sets(self) -> dict[str, float]:
+        """Return the distances between all predicted and all true views."""
+        if self.first is None or not self.features[0]:
+            return {}
+        name = f"kid_st_lpips_{self.options.trunk}_layer5"
+        try:
+            return {name: kid.kid(*(np.stack(features) for features in self.features))}
+        except missing.NotScored as error:
+            self.notes[name] = str(error)
+            return {}
+
+
+def normalized(vertices: np.ndarray) -> np.ndarray:
+    """Return vertices with the bounding box centered at the origin and the farthest one 0.5 from it."""
+    centered = vertices - (vertices.min(0) + vertices.max(0)) / 2
+    return (centered * (0.5 / np.linalg.norm(centered, axis=-1).max())).astype(np.float32)
+
+
+def evaluate(
+    pred: str | os.PathLike, gt: str | os.PathLike | None = None, options: Options | None = None
+) -> dict[str, Any]:
+    """Score the objects of a path, see :mod:`e3d_jax.evaluation.inputs`; without ``gt`` only what needs no truth.
+
+    Two paths of one object each are compared whatever their names.
+
+    Raises:
+      OSError, ValueError: a path holds no object, no object is in both, or none can be scored.
+    """
+    options = options or Options()
+    found = inputs.find(pred)
+    truths = {} if gt is None else inputs.find(gt)
+    if len(found) == len(truths) == 1:
+        truths = dict(zip(found, truths.values(), strict=True))
+    names = list(found) if gt is None else [name for name in found if name in truths]
+    if not names:
+        raise ValueError(f"{pred} and {gt} have no object in common; name the objects of both alike")
+    scorer, objects, errors = _Scorer(options), {}, {}
+    for name in names:
+        try:
+            objects[name] = scorer.score(found[name], truths.get(name))
+        except (OSError, ValueError) as error:
+            errors[name] = str(error)
+    errors |= {name: "the prediction lacks it" for name in truths if name not in found}
+    errors |= {name: "the truth lacks it" for name in found if gt is not None and name not in truths}
+    if not objects:
+        raise ValueError(next(iter(errors.values())))
+    sets = scorer.sets()
+    return {
+        "pred": os.fspath(pred),
+        "gt": None if gt is None else os.fspath(gt),
+        "align": options.align,
+        **summarize(objects, options.seed),
+        "sets": sets,
+        "networks": scorer.networks,
+        "notes": scorer.notes,
+        "errors": errors,
+        "objects": objects,
+    }
+
+
+def summarize(objects: Mapping[str, Mapping[str, float]], seed: int = 0) -> dict[str, Any]:
+    """Return ``mean`` and ``ci95`` of every score over the objects that have it, headline figures first."""
+    names = dict.fromkeys(name for row in objects.values() for name in row)
+    ordered = [name for name in HEADLINE if name in names]
+    ordered += [name for name in names if name not in (*HEADLINE, *LAST)] + [name for name in LAST if name in names]
+    values = {name: [row[name] for row in objects.values() if name in row] for name in ordered}
+    return {
+        "mean": {name: statistics_lib.mean(scores) for name, scores in values.items()},
+        "ci95": {name: statistics_lib.interval(scores, seed) for name, scores in values.items()},
+    }
+
+
+def against(ours: Mapping[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+    """Return the paired differences of a report from one in a file, for every figure that has a best value.
+
+    Raises:
+      OSError, ValueError: the file is not a report, or no object is in both.
+    """
+    try:
+        theirs = json.loads(pathlib.Path(path).read_text())["objects"]
+        common = ours["objects"].keys() & theirs.keys()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is not a report of e3d eval; make one with --json={path}") from error
+    if not common:
+        raise ValueError(f"{path} has no object in common with this report; score the same objects")
+    found = {}
+    for name in ours["mean"]:
+        a, b = ({key: row[name] for key, row in rows.items() if name in row} for rows in (ours["objects"], theirs))
+        if name in BEST and a.keys() & b.keys():
+            found[name] = statistics_lib.paired(a, b, BEST[name])
+    return {"file": os.fspath(path), "differences": found}
+
+
+def markdown(values: Mapping[str, Any]) -> str:
+    """Format a report as a table in Markdown, with what is missing below it."""
+    differences = values.get("against", {}).get("differences", {})
+    header = ["figure", "mean", "95 % interval", *(["difference", "95 % interval", "better"] if differences else [])]
+    lines = [_row(header), _row(["---"] * len(header))]
+    for name, mean in values["mean"].items():
+        cells = [name, f"{mean:.4g}", _interval(values["ci95"].get(name))]
+        if differences:
+            pair = differences.get(name)
+            cells += (
+                [f"{pair['difference']:+.4g}", _interval(pair["ci95"]), f"{pair['better']} of {pair['objects']}"]
+                if pair
+                else [""] * 3
+            )
+        lines.append(_row(cells))
+    lines += [_row([name, f"{value:.4g}", *[""] * (len(header) - 2)]) for name, value in values["sets"].items()]
+    for title in ("notes", "errors"):
+        lines += [f"\n{name}: {sentence}" for name, sentence in values[title].items()]
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
