@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors_numpy
 from e3d_jax import cli, settings, stages
 from e3d_jax.models import layers
 from e3d_jax.presets import envision3d
-from e3d_jax.weights import convert, diffusers, folder, tensors
+from e3d_jax.weights import convert, diffusers, folder, tensors, variants
 
 MANIFESTS = json.loads(lzma.decompress((released.FIXTURE.parent / "released_manifests.json.xz").read_bytes()))
 PARTS = [(stage, part) for stage, parts in convert.PARTS.items() for part in parts]
@@ -107,10 +107,10 @@ def test_import_of_an_export_is_the_identity(imported, exported, normals, tmp_pa
 
 def test_large_parts_are_split_with_an_index(exported, tmp_path):
     part, source = convert.PARTS["anchor"][2], exported["anchor"] / "vae"
-    whole = tensors.read_files(diffusers.find_files(source))
+    whole = tensors.read_files(variants.find_files(source))
     convert.write_part(tmp_path, part, diffusers.read_config(source), whole, shard_bytes=100_000)
     index = json.loads((tmp_path / "diffusion_pytorch_model.safetensors.index.json").read_text())
-    files = diffusers.find_files(tmp_path)
+    files = variants.find_files(tmp_path)
     assert len(files) > 3 and all(file.stat().st_size < 110_000 for file in files)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in whole.values())
     parts = tensors.read_files(files)
@@ -125,7 +125,7 @@ def test_an_export_has_the_released_names_configs_and_values(exported, pipelines
     config = diffusers.read_config(copy)
     for name, value in diffusers.read_config(original).items():
         assert config[name] == value, name
-    theirs, ours = (tensors.read_files(diffusers.find_files(where)) for where in (original, copy))
+    theirs, ours = (tensors.read_files(variants.find_files(where)) for where in (original, copy))
     assert theirs.keys() == ours.keys()
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(tensor.read(), ours[name].read())
@@ -133,7 +133,7 @@ def test_an_export_has_the_released_names_configs_and_values(exported, pipelines
 
 def test_export_casts(imported, tmp_path):
     assert run("export", f"--weights={imported}", "--dtype=bfloat16", f"--out={tmp_path / 'out'}") is None
-    found = tensors.read_files(diffusers.find_files(tmp_path / "out" / "anchor" / "unet"))
+    found = tensors.read_files(variants.find_files(tmp_path / "out" / "anchor" / "unet"))
     assert {tensor.dtype for tensor in found.values()} == {np.dtype(jnp.bfloat16)}
 
 
@@ -242,7 +242,7 @@ def damage_values(anchor):
         ),
         (damage_config(attention_head_dim=7), "7 attention heads do not divide 32 channels"),
         (damage_config(sample_size="8"), "sample_size '8'; expected the width of the latents"),
-        (damage_config(_class_name=None), "is a None, but component anchor needs a UNetMV2DConditionModel"),
+        (damage_config(_class_name=None), "is of no known class, but component anchor needs a UNetMV2DConditionModel"),
         (
             damage_config(cross_attention_dim=48),
             r"attn2.to_k.weight has shape \(32, 32\), expected \(32, 48\); .*attn2.to_v",

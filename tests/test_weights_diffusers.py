@@ -120,6 +120,66 @@ def test_an_unknown_component_is_refused():
 
 
 def test_an_incomplete_configuration_is_refused():
-    config = {name: value for name, value in CONFIG.items() if name != "latent_channels"}
-    with pytest.raises(ValueError, match=r"config\.json of Autoencoder lacks 'latent_channels'"):
-        diffusers.build(config, layers.Types(rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"lacks 'projection_class_embeddings_input_dim'"):
+        diffusers.build({"_class_name": "UNetMV2DConditionModel"}, layers.Types(rngs=nnx.Rngs(0)))
+
+
+def test_entries_that_are_left_out_have_the_defaults_of_diffusers():
+    config = {name: value for name, value in CONFIG.items() if name not in ("scaling_factor", "latent_channels")}
+    module = nnx.eval_shape(lambda: diffusers.build(config, layers.Types(rngs=nnx.Rngs(0))))
+    assert module.scaling_factor == 0.18215 and module.quant_conv.kernel.shape[-1] == 2 * 4
+
+
+def test_an_entry_that_is_null_counts_as_left_out():
+    assert diffusers.complete(CONFIG | {"scaling_factor": None})["scaling_factor"] == 0.18215
+
+
+def test_a_configuration_of_a_whole_clip_describes_its_image_encoder():
+    vision = {"hidden_size": 1024, "num_hidden_layers": 24, "projection_dim": 512}
+    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 768, "vision_config": vision}
+    found = diffusers.complete(config)
+    assert diffusers.kind_of(config) == "CLIPVisionModelWithProjection"
+    assert (found["hidden_size"], found["num_channels"], found["projection_dim"]) == (1024, 3, 768)
+
+
+def test_a_configuration_without_a_class_is_refused():
+    with pytest.raises(ValueError, match="names no class"):
+        diffusers.component_of({})
+
+
+def test_names_of_a_file_that_fits_nowhere_are_cut_at_ten(folder, tensors):
+    safetensors_numpy.save_file(
+        {f"other.{name}": value for name, value in zip("abcdefghijklm", tensors.values(), strict=False)},
+        folder / "model.safetensors",
+    )
+    with pytest.raises(ValueError, match=r"and \d+ more$") as error:
+        diffusers.load(folder)
+    assert str(error.value).count("missing") + str(error.value).count("unknown") == 10
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "ema.", "module._orig_mod.", "unet."])
+def test_a_prefix_of_all_names_is_taken_off(folder, tensors, prefix):
+    safetensors_numpy.save_file({prefix + name: value for name, value in tensors.items()}, folder / "model.safetensors")
+    assert diffusers.load(folder).encoder.conv_in.kernel[...].any()
+
+
+def test_a_prefix_is_taken_off_when_a_tensor_is_missing(folder, tensors):
+    found = {f"module.{name}": value for name, value in tensors.items() if name != "quant_conv.bias"}
+    safetensors_numpy.save_file(found, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"to it: missing quant_conv\.bias$"):
+        diffusers.load(folder)
+
+
+def test_the_ema_is_used_where_a_file_has_both(folder, tensors):
+    both = {name: np.zeros_like(value) for name, value in tensors.items()}
+    both |= {f"ema.{name}": value for name, value in tensors.items()} | {"ema.num_updates": np.ones(1, np.int64)}
+    safetensors_numpy.save_file(both, folder / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"the network 2 times; using ema\.\*"):
+        assert diffusers.load(folder).encoder.conv_in.kernel[...].any()
+
+
+def test_two_copies_of_which_none_is_the_ema_are_refused(folder, tensors):
+    both = {f"{copy}.{name}": value for name, value in tensors.items() for copy in ("left", "right")}
+    safetensors_numpy.save_file(both, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"2 times: left\.\*, right\.\*; keep one"):
+        diffusers.load(folder)

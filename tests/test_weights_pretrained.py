@@ -9,7 +9,7 @@ from safetensors import numpy as safetensors_numpy
 
 from e3d_jax import stages
 from e3d_jax.presets import envision3d
-from e3d_jax.weights import diffusers, folder, pretrained, tensors
+from e3d_jax.weights import diffusers, folder, pretrained, tensors, variants
 
 CONFIG = stages.parse_config(envision3d.get_config().to_dict())
 ADDED = ("_normal.", "joint_mid.", "class_embedding.")
@@ -17,7 +17,7 @@ ADDED = ("_normal.", "joint_mid.", "class_embedding.")
 
 def shrink(path, keep_inputs, **changes):
     """Turn a released U-Net into one like that of the pretrained model; returns its tensors."""
-    (file,) = diffusers.find_files(path)
+    (file,) = variants.find_files(path)
     old = {name: tensor.read() for name, tensor in tensors.read_files([file]).items()}
     old = {name: tensor for name, tensor in old.items() if not any(part in name for part in ADDED)}
     old["conv_in.weight"] = np.ascontiguousarray(old["conv_in.weight"][:, :keep_inputs])
@@ -82,7 +82,7 @@ def test_the_interpolation_stage_gets_only_new_labels(tmp_path):
 
 def test_other_missing_tensors_are_named(tmp_path):
     pipeline = released.write_pipelines(tmp_path)["interpolation"]
-    (file,) = diffusers.find_files(pipeline / "unet")
+    (file,) = variants.find_files(pipeline / "unet")
     kept = {name: tensor.read() for name, tensor in tensors.read_files([file]).items() if name != "conv_out.bias"}
     safetensors_numpy.save_file(kept, file)
     with pytest.raises(ValueError, match=r"missing conv_out\.bias"):

@@ -93,8 +93,9 @@ def read_part(pipeline: Path, part: Part) -> tuple[dict[str, Any], dict[str, ten
     config = diffusers.read_config(pipeline / part.folder)
     kind = diffusers.kind_of(config)
     if kind != part.kind:
+        found = f"a {kind}" if kind else "of no known class"
         raise ValueError(
-            f"{pipeline / part.folder} is a {kind}, but component {part.component} needs a {part.kind}; "
+            f"{pipeline / part.folder} is {found}, but component {part.component} needs a {part.kind}; "
             "give the stage-1 pipeline as anchor and the stage-2 pipeline as interpolation"
         )
     _, _, parameters = diffusers.read_component(pipeline / part.folder)

@@ -7,6 +7,7 @@ and its values by a change of layout (channels first to channels last).
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flax import nnx
 
 from e3d_jax import settings
 from e3d_jax.models import anchor, autoencoder, image_encoder, interpolation, layers, unet
+from e3d_jax.weights import diffusers_defaults, prefixes, variants
 from e3d_jax.weights import tensors as tensor_files
 
 ParameterPath = tuple[Any, ...]
@@ -33,7 +35,7 @@ class Component:
       config: from the settings to the entries of ``config.json`` that depend on them.
       renames: (ours, theirs) substrings of dotted names, applied in order.
       pointwise: our linear layers that the files store as 1x1 convolutions.
-      ignored: tensors in the files that hold no weights.
+      ignored: patterns of tensors in the files that are not weights of the network.
       outdated: (old, new) substrings of released names, for files with old ones.
     """
 
@@ -72,6 +74,9 @@ IMAGE_ENCODER = {
     "projection_dim": "projection_dim",
     "activation": "hidden_act",
 }
+
+# What classes of EMA store beside weights.
+COUNTERS = ("*n_averaged", "*num_updates", "*optimization_step", "*ema.decay", "*ema.initted")
 
 
 def _unet_arguments(config: Mapping[str, Any], more: Mapping[str, str]) -> dict[str, Any]:
@@ -188,14 +193,31 @@ COMPONENTS = {
             *((f"{x}_embedding", f"vision_model.embeddings.{x}_embedding") for x in ("class", "patch", "position")),
             *((f"{x}norm.", f"vision_model.{x}norm.") for x in ("pre_layr", "post_layer")),
         ),
-        ignored=("vision_model.embeddings.position_ids",),
+        # Files of a whole CLIP hold its text encoder, too.
+        ignored=("*position_ids", "*text_model.*", "*text_projection.*", "*logit_scale"),
     ),
 }
 
 
 def kind_of(config: Mapping[str, Any]) -> str | None:
     """Return the class that a ``config.json`` names; a key of ``COMPONENTS`` if it is supported."""
-    return config.get("_class_name", "CLIPVisionModelWithProjection" if "hidden_act" in config else None)
+    if "_class_name" in config:
+        return config["_class_name"]
+    clip = "hidden_act" in config or config.get("model_type") in ("clip", "clip_vision_model")
+    return "CLIPVisionModelWithProjection" if clip else None
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``config.json`` with the defaults of diffusers or transformers for entries that it lacks.
+
+    Files of a whole CLIP describe the image encoder in a section of its own.
+    """
+    kind = kind_of(config)
+    absent = diffusers_defaults.ABSENT.get(kind or "", {})
+    given = {name: value for name, value in config.items() if value is not None or name not in absent}
+    sections = [config.get(name) for name in ("vision_config", "vision_config_dict")]
+    nested = [section for section in sections if kind == "CLIPVisionModelWithProjection" and section]
+    return functools.reduce(operator.or_, map(dict, nested), absent) | given
 
 
 def component_of(config: Mapping[str, Any]) -> Component:
@@ -204,7 +226,10 @@ def component_of(config: Mapping[str, Any]) -> Component:
     Raises:
       ValueError: it is not supported.
     """
-    if (name := kind_of(config)) not in COMPONENTS:
+    name = kind_of(config)
+    if name is None:
+        raise ValueError(f"config.json names no class (_class_name); expected one of {', '.join(COMPONENTS)}")
+    if name not in COMPONENTS:
         raise ValueError(f"config.json describes a {name!r}; expected one of {', '.join(COMPONENTS)}")
     return COMPONENTS[name]
 
@@ -258,7 +283,7 @@ def match(
     """Return the tensors of the files in our layout by path of their parameter; their numbers are not read yet.
 
     Raises:
-      ValueError: tensors are missing, unknown or of another shape; all of them are named.
+      ValueError: tensors are missing, unknown or of another shape; the first of them are named.
     """
     ours = {tensor_name(path, component): (path, variable) for path, variable in parameters(module).items()}
     problems = [f"missing {name}" for name in sorted(ours.keys() - tensors.keys())]
@@ -273,13 +298,13 @@ def match(
     if problems:
         raise ValueError(
             f"the weights do not fit the {component.module.__name__} of the configuration; give the files that belong "
-            f"to it: {'; '.join(problems)}"
+            f"to it: {variants.shorten(problems, '; ')}"
         )
     return matched
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """Read the ``config.json`` of a component folder.
+    """Read the ``config.json`` of a component folder, and :func:`complete` it.
 
     Raises:
       OSError: the file cannot be read.
@@ -289,37 +314,9 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"missing file {path}; give a whole pipeline in diffusers' format")
     try:
-        return dict(json.loads(path.read_text()))
+        return complete(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a JSON object ({error}); copy the component folder again") from error
-
-
-def find_files(folder: Path | str) -> list[Path]:
-    """Return the safetensors files of a component folder: the shards that an index names, or one file.
-
-    Raises:
-      OSError: there is none.
-      ValueError: there are only pickles, or the index is damaged.
-    """
-    folder = Path(folder)
-    index = folder.glob("*.safetensors.index.json")
-    for path in index:
-        try:
-            return [folder / str(name) for name in sorted(set(json.loads(path.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not an index of safetensors files ({error}); copy it again") from error
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        # model.fp16.safetensors and the like are variants of model.safetensors.
-        dots = min(file.name.count(".") for file in files)
-        return [file for file in files if file.name.count(".") == dots]
-    pickles = sorted(file.name for kind in ("bin", "ckpt", "pt", "pth") for file in folder.glob(f"*.{kind}"))
-    if pickles:
-        raise ValueError(
-            f"{folder} holds only pickles ({', '.join(pickles)}), which can run code when they are read; "
-            "give the same weights as safetensors"
-        )
-    raise FileNotFoundError(f"no *.safetensors in {folder}; give a component folder in diffusers' format")
 
 
 def read_component(
@@ -335,11 +332,21 @@ def read_component(
     try:
         component = component_of(config)
         module = nnx.eval_shape(lambda: build(config, layers.Types(rngs=nnx.Rngs(0))))
-        tensors = tensor_files.read_files(find_files(folder), component.ignored)
-        current = {_replace(name, component.outdated): tensor for name, tensor in tensors.items()}
-        return config, module, match(module, current, component)
+        return config, module, match(module, read_tensors(folder, module, component), component)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+
+
+def read_tensors(folder: Path | str, module: nnx.Module, component: Component) -> dict[str, tensor_files.Tensor]:
+    """Return the tensors of a component folder by their released names, without common prefixes; not read yet.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: a file is damaged, or there are several variants of the weights.
+    """
+    tensors = tensor_files.read_files(variants.find_files(folder), (*component.ignored, *COUNTERS))
+    current = {_replace(name.replace("_orig_mod.", ""), component.outdated): x for name, x in tensors.items()}
+    return prefixes.strip(current, {tensor_name(path, component) for path in parameters(module)})
 
 
 def build(config: Mapping[str, Any], types: layers.Types) -> Any:
@@ -348,6 +355,7 @@ def build(config: Mapping[str, Any], types: layers.Types) -> Any:
     Raises:
       ValueError: the kind of network is not supported, or an entry is missing or invalid.
     """
+    config = complete(config)
     component = component_of(config)
     name = component.module.__name__
     try:

@@ -79,6 +79,49 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What diffusers and transformers take an entry for that a config.json lacks, as those of older versions do.
+_UNET: dict[str, Any] = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 1280,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "out_channels": 4,
+}
+_AUTOENCODER: dict[str, Any] = {
+    "block_out_channels": [64],
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "scaling_factor": 0.18215,
+}
+ABSENT: dict[str, dict[str, Any]] = {
+    "UNet2DConditionModel": _UNET | {"attention_head_dim": 8, "norm_num_groups": 32},
+    "UNetMV2DConditionModel": _UNET | {"attention_head_dim": 8, "norm_num_groups": 32},
+    "UNetSpatioTemporalConditionModel": _UNET
+    | {
+        "addition_time_embed_dim": 256,
+        "cross_attention_dim": 1024,
+        "in_channels": 8,
+        "num_attention_heads": [5, 10, 20, 20],
+    },
+    "AutoencoderKL": _AUTOENCODER,
+    "AutoencoderKLTemporalDecoder": _AUTOENCODER,
+    "CLIPVisionModelWithProjection": {
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "image_size": 224,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_channels": 3,
+        "num_hidden_layers": 12,
+        "patch_size": 32,
+        "projection_dim": 512,
+    },
+}
+
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "anchor": {
         "_class_name": "DDIMScheduler",

@@ -78,11 +78,11 @@ def grow(folder: Path, config: Mapping[str, Any], seed: int) -> dict[diffusers.P
     """Return a U-Net's tensors in our layout, from a model that lacks some of its layers and input channels.
 
     Raises:
-      ValueError: other tensors are missing, or some are unknown or of another shape; all are named.
+      ValueError: other tensors are missing, or some are unknown or of another shape; the first are named.
     """
     component = diffusers.component_of(config)
-    files = diffusers.find_files(folder)
-    found = tensors.read_files(files)
+    shapes = nnx.eval_shape(lambda: diffusers.build(config, layers.Types(rngs=nnx.Rngs(0))))
+    found = diffusers.read_tensors(folder, shapes, component)
     dtype = next(iter(found.values())).dtype
     fresh = diffusers.build(config, layers.Types(param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(seed)))
     for path, variable in diffusers.parameters(fresh).items():

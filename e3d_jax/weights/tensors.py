@@ -1,6 +1,7 @@
 """Tensors in safetensors files, read and written one at a time so that a file need not fit into memory."""
 
 import dataclasses
+import fnmatch
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -66,7 +67,7 @@ def fill(variable: nnx.Variable, tensor: Tensor) -> None:
 
 
 def read_files(paths: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Return the tensors of safetensors files by name, except those that are ``ignored``.
+    """Return the tensors of safetensors files by name, except those that match one of the ``ignored`` patterns.
 
     Raises:
       OSError: a file cannot be read.
@@ -76,7 +77,7 @@ def read_files(paths: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, 
     for file in paths:
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
-                names = set(opened.keys()).difference(ignored)
+                names = [name for name in opened.keys() if not any(fnmatch.fnmatch(name, p) for p in ignored)]  # noqa: SIM118
         except safetensors.SafetensorError as error:
             message = f"{file} is damaged or incomplete, not a safetensors file ({error}); copy it again"
             raise ValueError(message) from error
