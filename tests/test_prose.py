@@ -68,7 +68,7 @@ RULES = [
         "no mesh",
     ),
     Rule("(?:what|which) becomes of", "the result of", "what becomes of it", "what it becomes"),
-    Rule("[Tt]old|[Tt]ells?", "given, states, describes", "is told of noise", "the total"),
+    Rule(r"[Tt]old|[Tt]ells?(?!\()", "given, states, describes", "is told of noise", "stream.tell()"),
     Rule("of a sort", "of a kind", "of a sort: views", "to sort"),
     Rule(
         "(?:leave|left|leaves|keep|kept|stay|stays|be) (?:them |it |all )?as they are",

@@ -51,9 +51,7 @@ def test_images_of_another_size_are_refused_by(stage, ball):
 
 @pytest.mark.parametrize("stage", ["autoencoder", "normals", "anchor"])
 def test_images_without_normal_maps_are_refused_by(stage, ball):
-    with pytest.raises(
-        ValueError, match=f"no normal maps of the anchors and inputs, from which the {stage} learns"
-    ):
+    with pytest.raises(ValueError, match=f"no normal maps of the anchors and inputs, from which the {stage} learns"):
         check(stage, without_normals(ball))
 
 
