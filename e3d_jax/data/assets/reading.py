@@ -101,14 +101,18 @@ class Asset:
         return raycast.corner_values(self.corner_uv[hits.face], hits)
 
     def _hits_of(self, hits, chosen):
-        """Yield the materials that a condition is true of and that were hit, with the hits of each."""
-        found = self.face_material[hits.face]
-        for index in np.flatnonzero(np.bincount(found, minlength=len(self.materials))):
-            if chosen(self.materials[index]):
-                yield self.materials[index], np.flatnonzero(found == index)
+        """Yield the materials that a condition is true of, with the hits of each."""
+        indices = [index for index, material in enumerate(self.materials) if chosen(material)]
+        if len(indices) == len(self.materials) == 1:
+            yield self.materials[0], slice(None)
+            return
+        found = self.face_material[hits.face] if indices else None
+        for index in indices:
+            if len(at := np.flatnonzero(found == index)):
+                yield self.materials[index], at
 
 
-def _some(hits: raycast.Hits, at: np.ndarray) -> raycast.Hits:
+def _some(hits: raycast.Hits, at: np.ndarray | slice) -> raycast.Hits:
     return raycast.Hits(hits.face[at], hits.weights[at], hits.directions[at], hits.depth[at])
 
 
