@@ -4,7 +4,7 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -82,7 +82,7 @@ def _from_profile(image: Image.Image, profile: bytes, name: str) -> Image.Image:
 
 def _from_gamma(image: Image.Image, chunks: dict[bytes, bytes]) -> Image.Image:
     """Apply the chunks gAMA and cHRM of a PNG file; the usual gamma stands for the curve of sRGB."""
-    gamma, primaries = 0.45455, SRGB_PRIMARIES
+    gamma, primaries = 0.45455, cast(Chromaticities, SRGB_PRIMARIES)
     if len(data := chunks.get(b"gAMA", b"")) == 4:
         gamma = int.from_bytes(data, "big") / 1e5 or gamma
     if len(data := chunks.get(b"cHRM", b"")) == 32:
