@@ -14,7 +14,7 @@ from e3d_jax import cameras, images, reports, structs, views_io
 from e3d_jax import settings as settings_lib
 from e3d_jax.evaluation import metrics
 from e3d_jax.mesh import export, preview
-from e3d_jax.reconstruction import config, fields, pipeline
+from e3d_jax.reconstruction import config, fields, pipeline, placement
 from e3d_jax.reconstruction import preview as field_preview
 
 PREVIEW_SIZE = 128
@@ -57,6 +57,8 @@ def reconstruct_folder(
 ) -> structs.Mesh:
     """Reconstruct a mesh from a folder of views and write its files.
 
+    The mesh is in the coordinates of the views, wherever their object is and however large.
+
     Args:
       views: folder of views, see :mod:`e3d_jax.views_io`.
       out: folder of ``mesh.glb``, ``turntable.gif`` and ``report.json``; created if necessary.
@@ -71,7 +73,10 @@ def reconstruct_folder(
       OSError: a file cannot be read or written.
       ValueError: the views cannot be used, see :func:`views_io.read_views` and :func:`pipeline.reconstruct`.
     """
-    posed, out = views_io.read_views(views), pathlib.Path(out)
+    posed, out = views_io.read_views(views, np.float64), pathlib.Path(out)
+    votes = int(settings.fit.hull_votes * len(posed.rgba))
+    placed = placement.find(posed, half_extent=settings.fit.half_extent, votes=votes)
+    posed = (placed or placement.Placement(np.zeros(3), 1.0)).views(posed)
     if not use_normals:
         posed = dataclasses.replace(posed, normal_views=posed.normal_views[:0], normals=posed.normals[:0])
     out.mkdir(parents=True, exist_ok=True)
@@ -80,9 +85,10 @@ def reconstruct_folder(
         monitor = Monitor(bar, out, preview_seconds)
         mesh = pipeline.reconstruct(posed, settings, jax.random.key(seed), monitor)
     seconds, memory = time.perf_counter() - start, reports.peak_memory_gb()
-    export.write_glb(out / "mesh.glb", mesh)
+    found = placed.mesh(mesh) if placed else mesh
+    export.write_glb(out / "mesh.glb", found)
     if obj:
-        export.write_obj(out / "mesh.obj", mesh)
+        export.write_obj(out / "mesh.obj", found)
     preview.write_turntable(out / "turntable.gif", mesh)
     report = reports.report(
         seed=seed,
@@ -91,7 +97,8 @@ def reconstruct_folder(
         mesh=mesh,
         settings={"reconstruction": settings_lib.to_dict(settings)},
         views={"count": len(posed.rgba), "normal_maps": len(posed.normal_views)},
+        placement={"center": placed.center.tolist(), "scale": placed.scale} if placed else None,
         final_losses=monitor.losses,
     )
     reports.write(out, report)
-    return mesh
+    return found

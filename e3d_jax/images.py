@@ -11,17 +11,20 @@ import os
 import pathlib
 import struct
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from scipy import ndimage
 
-from e3d_jax import files, structs
+from e3d_jax import color_profiles, cutout, files, structs
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
+# Brands of ISO media files, which begin with their length and "ftyp".
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
 MIN_SIDE = 16
 # Checked in the header before anything is decoded. Current cameras stay below; a decompression bomb does not.
 MAX_SIDE = 16_384
@@ -37,7 +40,8 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyE
 def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 4"]:
     """Read an image as RGBA in [0, 1], straight alpha, upright (EXIF orientation applied).
 
-    Gray, palette, 16-bit and CMYK images become RGB. The first frame of an animation is used, with a warning. Images
+    Gray, palette, 16-bit and CMYK images become RGB; color profiles and the color chunks of PNG files are applied. HEIC
+    needs the extra ``heic``. The first frame of an animation is used, with a warning. Images
     with a side above 2048 px are shrunk to 2048 px.
 
     Raises:
@@ -62,12 +66,13 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 4"]:
     return rgba
 
 
-def _decode(file, path: pathlib.Path) -> Image.Image:
+def _decode(file: BinaryIO, path: pathlib.Path) -> Image.Image:
     """Return the image in an open file, upright, as 8-bit RGBA of at most the working size."""
+    formats = _formats(file, path)
     try:
         with warnings.catch_warnings():  # Pillow's own limit warns where this code refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(file, formats=FORMATS)
+            image: Image.Image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels; shrink it first") from error
     except _DECODING_ERRORS as error:
@@ -85,7 +90,7 @@ def _decode(file, path: pathlib.Path) -> Image.Image:
         warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=3)
     try:
         image.load()
-        image = _to_rgba(ImageOps.exif_transpose(image))
+        image = _to_rgba(ImageOps.exif_transpose(image), file, path)
     except _DECODING_ERRORS as error:
         raise ValueError(f"{path} is damaged or truncated ({error}); export or download it again") from error
     if max(image.size) > WORKING_SIDE:
@@ -93,11 +98,41 @@ def _decode(file, path: pathlib.Path) -> Image.Image:
     return image
 
 
-def _to_rgba(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to 8-bit RGBA; Pillow itself would clip 16-bit gray instead of scaling it."""
+def _formats(file: BinaryIO, path: pathlib.Path) -> tuple[str, ...]:
+    """Return the formats to try for an open file.
+
+    Raises:
+      ValueError: it is a HEIC or AVIF picture, and nothing that reads it is installed.
+    """
+    head = file.read(64)
+    file.seek(0)
+    brands = (head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), int.from_bytes(head[:4], "big")), 4)))
+    if head[4:8] != b"ftyp":
+        return FORMATS
+    if any(brand in AVIF_BRANDS for brand in brands):
+        if not features.check("avif"):
+            raise ValueError(
+                f"{path} is an AVIF picture, which this Pillow cannot read; update Pillow to 11.3 or newer"
+            )
+    elif any(brand in HEIC_BRANDS for brand in brands):
+        if importlib.util.find_spec("pillow_heif") is None:
+            raise ValueError(
+                f"{path} is a HEIC picture, as phones take them; install the 'heic' extra, or export it as JPEG or PNG"
+            )
+        import pillow_heif  # Optional, hence here.
+
+        pillow_heif.register_heif_opener()
+        return (*FORMATS, "HEIF")
+    return FORMATS
+
+
+def _to_rgba(image: Image.Image, file: BinaryIO, path: pathlib.Path) -> Image.Image:
+    """Convert any Pillow mode to 8-bit sRGB with alpha; Pillow itself would clip 16-bit gray instead of scaling it."""
     if image.mode.startswith("I"):
+        info = image.info
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    return image.convert("RGBA")
+        image.info = info
+    return color_profiles.to_srgb(image, file, str(path))
 
 
 # -- Cut-out ----------------------------------------------------------------------------------------------------------
@@ -106,26 +141,59 @@ def _to_rgba(image: Image.Image) -> Image.Image:
 def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
     """Make the background of a picture transparent.
 
-    A picture that is already partly transparent is returned unchanged. An opaque one is cut out by `rembg` if that is
-    installed, otherwise by :func:`remove_plain_background`.
+    A picture that is already partly transparent is returned unchanged, unless that cuts off only its corners or a
+    border. An opaque one is cut out by `rembg` if that is installed, otherwise by :func:`remove_plain_background`.
+    Warns of what looks like a shadow in the result.
 
     Raises:
       ValueError: the picture is opaque and its object cannot be separated from the background.
     """
-    if (rgba[..., 3] < 0.5).mean() > 1e-3:
+    if (rgba[..., 3] < 0.5).mean() <= 1e-3:
+        return _cut_out(rgba)
+    box = cutout.opaque_frame(rgba[..., 3])
+    if box is None:
+        _warn_of_shadow(rgba, rgba[..., 3], np.ones(3, np.float32))
         return rgba
+    warnings.warn(
+        "the picture is transparent only at its corners or border, so its background is removed; if the object fills "
+        "the picture, give it a wider transparent margin",
+        stacklevel=2,
+    )
+    cut = np.zeros_like(rgba)
+    cut[box] = _cut_out(cutout.filled(rgba[box]))
+    return cut
+
+
+def _cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+    """Cut an object out of an opaque picture, as :func:`matte` does."""
     if importlib.util.find_spec("rembg") is None:
-        return remove_plain_background(rgba)
+        return _cut_out_of_plain(rgba)
     import rembg  # Heavy and optional, hence here.
 
     try:
         cut = np.asarray(rembg.remove(Image.fromarray(to_uint8(rgba[..., :3]))), np.float32) / 255
     except OSError as error:  # It downloads its network on first use.
-        warnings.warn(f"rembg failed ({error}); trying to separate a plain background", stacklevel=2)
-        return remove_plain_background(rgba)
+        warnings.warn(f"rembg failed ({error}); trying to separate a plain background", stacklevel=3)
+        return _cut_out_of_plain(rgba)
     if not (cut[..., 3] > 0.5).any():
         raise ValueError("rembg found no object in the picture; give a PNG whose background is transparent")
     return cut
+
+
+def _cut_out_of_plain(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+    cut = remove_plain_background(rgba)
+    _warn_of_shadow(rgba, cut[..., 3], np.median(rgba[_border(rgba.shape[:2])][:, :3], 0))
+    return cut
+
+
+def _warn_of_shadow(rgba: np.ndarray, alpha: np.ndarray, background: np.ndarray) -> None:
+    """Warn if a cut-out seems to contain the shadow of its object."""
+    if cutout.looks_like_shadow(found := cutout.shadow(rgba, alpha, background), alpha):
+        warnings.warn(
+            f"{found.sum() / (alpha > 0.5).sum():.0%} of the cut-out, a gray and dim region at its foot, looks like a "
+            "shadow and is kept as part of the object; remove it if it is one",
+            stacklevel=4,
+        )
 
 
 def remove_plain_background(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:

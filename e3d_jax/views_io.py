@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from e3d_jax import cameras, files, images, structs
+from e3d_jax import cameras, files, images, lens, structs
+from e3d_jax import transforms as transforms_lib
 
-TRANSFORMS = "transforms.json"
+TRANSFORMS = transforms_lib.TRANSFORMS
 DEPTH_SCALE = 1e-4
 SHORTEST_NORMAL = 0.5  # shorter vectors count as unknown
 
@@ -100,98 +101,133 @@ def _intrinsics(cams: structs.Cameras, frames: list[dict[str, Any]]) -> dict[str
     }
 
 
-def read_views(folder: str | os.PathLike) -> structs.ViewSet:
-    """Read a views folder.
+def read_views(folder: str | os.PathLike, dtype: Any = np.float32) -> structs.ViewSet:
+    """Read a views folder, or the images of a COLMAP model.
+
+    Images of several sizes are extended at their right and lower sides to the largest; lens distortion is removed.
+
+    Args:
+      folder: of the views.
+      dtype: of the poses; those of a scene far from the origin need float64.
 
     Raises:
       OSError: ``transforms.json`` cannot be read.
-      ValueError: it is malformed; an image is missing, damaged, of a different size or without alpha; the folder has
-        frames that it does not list; a pose is not a rigid motion; or no view shows an object.
+      ValueError: it is malformed; an image is missing, damaged, of another size than the file says or without alpha and
+        mask; the folder has frames that it does not list; a pose is not a rigid motion; a camera is not supported; or
+        no view shows an object.
     """
     folder = pathlib.Path(folder)
-    path = folder / TRANSFORMS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a folder of views: it has no {TRANSFORMS}")
-    try:
-        transforms = json.loads(path.read_text())
-        frames = transforms["frames"]
-        names = [_with_suffix(frame["file_path"]) for frame in frames]
-        poses = np.array([frame["transform_matrix"] for frame in frames], np.float32).reshape(-1, 4, 4)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is malformed: {type(error).__name__}: {error}") from error
-    if not frames:
-        raise ValueError(f"{path} lists no frames")
-    _check_files(folder, names)
-    _check_poses(path, poses)
-    rgba = [_read_png(folder / name) for name in names]
-    _check_sizes(path, transforms, dict(zip(names, rgba, strict=True)))
-    if not any((image[..., 3] > 0.5).any() for image in rgba):
+    path, frames = transforms_lib.read(folder)
+    _check_files(folder, frames)
+    views, normals, intrinsics = [], {}, []
+    for number, frame in enumerate(frames):
+        image = _read_rgba(folder, frame)
+        height, width = image.shape[:2]
+        _check_size(path, frame, width, height)
+        try:
+            camera = frame.intrinsics(width, height)
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from error
+        maps = [image]
+        if frame.normals:
+            maps.append(_read_image(folder / frame.normals))
+            if maps[1].shape != image.shape:
+                raise ValueError(
+                    f"{folder / frame.normals} is {_size(maps[1])} but its view is {_size(image)}; the sizes must agree"
+                )
+        if frame.lens is not None:
+            maps = [lens.undistort(one, camera[:2], camera[2:], frame.lens) for one in maps]
+            if _touches_border(maps[0]) and not _touches_border(image):
+                raise ValueError(
+                    f"the object in {folder / frame.name} leaves the image when its lens distortion is removed; "
+                    "undistort the images first"
+                )
+        views.append(maps[0])
+        normals.update(zip([number], maps[1:], strict=False))
+        intrinsics.append(camera)
+    if not any((image[..., 3] > 0.5).any() for image in views):
         raise ValueError(f"no view in {folder} shows an object: alpha is below one half everywhere")
-    with_normals = [i for i, frame in enumerate(frames) if frame.get("normal_path")]
-    normals = [_read_normals(folder / frames[i]["normal_path"], rgba[0].shape) for i in with_normals]
-    has_anchors = any("anchor" in frame for frame in frames)
-    anchors = [i for i, frame in enumerate(frames) if frame.get("anchor", not has_anchors)]
+    height, width = (max(image.shape[axis] for image in views) for axis in (0, 1))
+    rgba = np.stack([_extended(image, height, width) for image in views])
+    decoded = [
+        images.decode_normal(_extended(one, height, width), shortest=SHORTEST_NORMAL) for one in normals.values()
+    ]
+    has_anchors = any("anchor" in frame.known for frame in frames)
+    anchors = [i for i, frame in enumerate(frames) if frame.known.get("anchor", not has_anchors)]
+    poses = np.stack([frame.pose for frame in frames])
+    values = np.array(intrinsics, np.float32)
     return structs.ViewSet(
-        rgba=np.stack(rgba),
-        cameras=_read_cameras(path, transforms, poses, rgba[0].shape),
-        normal_views=np.array(with_normals, int),
-        normals=np.array(normals, np.float32).reshape(-1, *rgba[0].shape[:2], 3),
+        rgba=rgba,
+        cameras=structs.Cameras(
+            world_from_cam=(poses @ cameras.OPENCV_FROM_OPENGL).astype(dtype),
+            focal=values[:, :2],
+            center=values[:, 2:],
+            width=width,
+            height=height,
+        ),
+        normal_views=np.array(list(normals), int),
+        normals=np.array(decoded, np.float32).reshape(-1, height, width, 3),
         anchors=np.array(anchors or range(len(frames)), int),
     )
 
 
-def _with_suffix(name):
-    """Add ".png", which the released NeRF scenes leave out."""
-    return name if pathlib.Path(name).suffix else f"{name}.png"
+def _read_rgba(folder: pathlib.Path, frame: transforms_lib.Frame) -> Float[np.ndarray, "h w 4"]:
+    """Return an image with its alpha, that of its mask, or the product of both."""
+    if frame.mask is None:
+        return _read_image(folder / frame.name)
+    image, mask = _read_image(folder / frame.name, opaque=True), _read_mask(folder / frame.mask)
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"{folder / frame.mask} is {_size(mask)} but its image is {_size(image)}; the sizes must agree"
+        )
+    image[..., 3] *= mask
+    return image
 
 
-def _read_png(path):
+def _read_image(path: pathlib.Path, *, opaque: bool = False) -> Float[np.ndarray, "h w 4"]:
+    """Return an RGBA image; one without alpha only if it may be ``opaque``."""
     try:
         with Image.open(path) as image:
-            if "A" not in image.getbands() and "transparency" not in image.info:
+            if not opaque and "A" not in image.getbands() and "transparency" not in image.info:
                 raise ValueError(
-                    f"{path} has no alpha channel; every view must be RGBA with the background transparent"
+                    f"{path} has no alpha channel; every view must be RGBA with the background transparent, or have a "
+                    "mask (mask_path)"
                 )
             return np.asarray(image.convert("RGBA"), np.float32) / 255
     except OSError as error:
         raise ValueError(f"{path} is missing or not a readable image: {error}") from error
 
 
-def _read_normals(path, shape):
-    stored = _read_png(path)
-    if stored.shape != shape:
-        raise ValueError(f"{path} is {_size(stored)} but the views are {shape[1]} x {shape[0]}; the sizes must agree")
-    return np.asarray(images.decode_normal(stored, shortest=SHORTEST_NORMAL))
+def _read_mask(path: pathlib.Path) -> Float[np.ndarray, "h w"]:
+    """Return a silhouette in [0, 1]; white is the object, whatever value stands for white."""
+    try:
+        with Image.open(path) as image:
+            mask = np.asarray(image.convert("L"), np.float32)
+    except OSError as error:
+        raise ValueError(f"{path} is missing or not a readable image: {error}") from error
+    return mask / (255 if mask.max() > 1 else 1)
 
 
-def _read_cameras(path, transforms, poses, shape):
-    height, width = shape[:2]
-
-    def intrinsics(frame):
-        known = {**transforms, **frame}
-        if "fl_x" not in known and "camera_angle_x" not in known:
-            raise ValueError(f"{path} has neither fl_x nor camera_angle_x, so the focal length is unknown")
-        fl_x = known["fl_x"] if "fl_x" in known else width / 2 / math.tan(known["camera_angle_x"] / 2)
-        return fl_x, known.get("fl_y", fl_x), known.get("cx", width / 2), known.get("cy", height / 2)
-
-    if any(transforms.get(key) for key in ("k1", "k2", "k3", "k4", "p1", "p2")):
-        raise ValueError(f"{path} describes lens distortion; undistort the images first")
-    values = np.array([intrinsics(frame) for frame in transforms["frames"]], np.float32)
-    if not np.isfinite(values).all() or (values[:, :2] <= 0).any():
-        raise ValueError(f"{path} has focal lengths or principal points that are not finite and positive")
-    return structs.Cameras(
-        world_from_cam=cameras.opengl_from_opencv(poses),
-        focal=values[:, :2],
-        center=values[:, 2:],
-        width=width,
-        height=height,
-    )
+def _extended(image: Float[np.ndarray, "h w 4"], height: int, width: int) -> Float[np.ndarray, "{height} {width} 4"]:
+    """Return an image with transparent pixels added at the right and below."""
+    more = [(0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)]
+    return np.pad(image, more) if any(added for _, added in more) else image
 
 
-def _check_files(folder, names):
-    missing = [name for name in names if not (folder / name).is_file()]
+def _touches_border(image: Float[np.ndarray, "h w 4"]) -> bool:
+    solid = image[..., 3] > 0.5
+    return bool(solid[[0, -1]].any() or solid[:, [0, -1]].any())
+
+
+def _check_files(folder: pathlib.Path, frames: list[transforms_lib.Frame]) -> None:
+    names = [frame.name for frame in frames]
+    wanted = names + [frame.mask for frame in frames if frame.mask]
+    missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder} lacks {len(missing)} of the {len(names)} frames of {TRANSFORMS}: {_list(missing)}")
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of the {len(wanted)} {'frames' if len(wanted) == len(names) else 'files'} "
+            f"of {TRANSFORMS}: {_list(missing)}"
+        )
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ValueError(f"{folder / TRANSFORMS} lists frames more than once: {_list(doubled)}")
@@ -201,32 +237,15 @@ def _check_files(folder, names):
         raise ValueError(f"{folder} has frames that {TRANSFORMS} does not list: {_list(extra)}; list or delete them")
 
 
-def _check_poses(path, poses):
-    rotation = poses[:, :3, :3]
-    rigid = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max((1, 2)) < 1e-2
-    rigid &= np.linalg.det(np.nan_to_num(rotation)) > 0
-    wrong = np.flatnonzero(~(np.isfinite(poses).all((1, 2)) & rigid))
-    if len(wrong):
-        raise ValueError(
-            f"{path}: transform_matrix of frame {wrong[0]} is not a rotation and a translation of finite numbers"
-        )
+def _check_size(path: pathlib.Path, frame: transforms_lib.Frame, width: int, height: int) -> None:
+    said = (frame.known.get("w", width), frame.known.get("h", height))
+    if said != (width, height):
+        raise ValueError(f"{path} says {said[0]} x {said[1]}, but {frame.name} is {width} x {height}")
 
 
-def _check_sizes(path, transforms, views):
-    first = next(iter(views))
-    for name, view in views.items():
-        if view.shape != views[first].shape:
-            raise ValueError(f"views differ in size: {first} is {_size(views[first])}, {name} is {_size(view)}")
-    height, width = views[first].shape[:2]
-    if transforms.get("w", width) != width or transforms.get("h", height) != height:
-        raise ValueError(
-            f"{path} says {transforms.get('w')} x {transforms.get('h')}, the images are {width} x {height}"
-        )
-
-
-def _size(image):
+def _size(image: np.ndarray) -> str:
     return f"{image.shape[1]} x {image.shape[0]}"
 
 
-def _list(names):
+def _list(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -94,7 +94,7 @@ def test_extra_frame(folder):
 
 def test_frame_of_another_size(folder):
     Image.new("RGBA", (8, 16)).save(folder / "rgb_02.png")
-    with pytest.raises(ValueError, match=r"rgb_02\.png is 8 x 16"):
+    with pytest.raises(ValueError, match=r"says 16 x 16, but rgb_02\.png is 8 x 16"):
         views_io.read_views(folder)
 
 
@@ -120,7 +120,7 @@ def test_empty_masks(folder):
 
 def test_pose_with_nan(folder):
     edit(folder, lambda transforms: transforms["frames"][1]["transform_matrix"][0].__setitem__(0, float("nan")))
-    with pytest.raises(ValueError, match="frame 1 is not a rotation"):
+    with pytest.raises(ValueError, match="transform_matrix of frame 1 is not a rotation"):
         views_io.read_views(folder)
 
 
@@ -140,9 +140,130 @@ def test_malformed_transforms(folder, content):
         views_io.read_views(folder)
 
 
-def test_lens_distortion_is_refused(folder):
-    edit(folder, lambda transforms: transforms.update(k1=0.1))
-    with pytest.raises(ValueError, match="undistort"):
+def test_backslashes_are_separators(folder):
+    (folder / "images").mkdir()
+    for path in folder.glob("rgb_*.png"):
+        path.rename(folder / "images" / path.name)
+
+    def as_windows(transforms):
+        for frame in transforms["frames"]:
+            frame["file_path"] = ".\\images\\" + frame["file_path"]
+
+    edit(folder, as_windows)
+    assert len(views_io.read_views(folder).rgba) == 4
+
+
+def test_alpha_comes_from_masks(folder):
+    for view in range(4):
+        rgba = Image.open(folder / f"rgb_{view:02d}.png")
+        rgba.convert("RGB").save(folder / f"rgb_{view:02d}.jpg")
+        (folder / f"rgb_{view:02d}.png").unlink()
+        Image.fromarray(np.uint8(np.arange(256).reshape(16, 16) < 128)).save(folder / f"mask_{view}.png")
+
+    def with_masks(transforms):
+        for view, frame in enumerate(transforms["frames"]):
+            frame |= {"file_path": f"rgb_{view:02d}.jpg", "mask_path": f"mask_{view}.png"}
+
+    edit(folder, with_masks)
+    alpha = views_io.read_views(folder).rgba[..., 3]
+    assert (alpha[:, :8] == 1).all() and (alpha[:, 8:] == 0).all()
+
+
+def test_a_byte_order_mark_is_skipped(folder):
+    path = folder / "transforms.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(views_io.read_views(folder).rgba) == 4
+
+
+def test_the_last_row_of_poses_may_be_left_out(folder):
+    expected = views_io.read_views(folder).cameras.world_from_cam
+
+    def cut(transforms):
+        for frame in transforms["frames"]:
+            frame["transform_matrix"].pop()
+
+    edit(folder, cut)
+    np.testing.assert_array_equal(views_io.read_views(folder).cameras.world_from_cam, expected)
+
+
+def test_poses_of_another_shape_are_refused(folder):
+    edit(folder, lambda transforms: transforms["frames"][1].update(transform_matrix=[[1, 0], [0, 1]]))
+    with pytest.raises(ValueError, match="frame 1: its transform_matrix is 2 x 2, expected 4 x 4"):
+        views_io.read_views(folder)
+
+
+def test_names_with_dots_need_no_suffix(folder):
+    (folder / "rgb_00.png").rename(folder / "cam.0001.png")
+    edit(folder, lambda transforms: transforms["frames"][0].update(file_path="cam.0001"))
+    assert len(views_io.read_views(folder).rgba) == 4
+
+
+def test_images_of_several_sizes_are_extended_to_the_largest(folder):
+    expected = views_io.read_views(folder)
+    Image.open(folder / "rgb_01.png").crop((0, 0, 12, 14)).save(folder / "rgb_01.png")
+    edit(folder, lambda transforms: transforms["frames"][1].update(w=12, h=14))
+    views = views_io.read_views(folder)
+    np.testing.assert_array_equal(views.rgba[1, :14, :12], expected.rgba[1, :14, :12])
+    assert not views.rgba[1, 14:].any() and not views.rgba[1, :, 12:].any()
+    np.testing.assert_array_equal(views.cameras.center, expected.cameras.center)
+
+
+def test_pixels_need_not_be_square(folder):
+    def by_angles(transforms):
+        for key in ("fl_x", "fl_y"):
+            del transforms[key]
+        transforms.update(camera_angle_x=2 * np.arctan(0.5), camera_angle_y=2 * np.arctan(0.25))
+
+    edit(folder, by_angles)
+    np.testing.assert_allclose(views_io.read_views(folder).cameras.focal, [[16, 32]] * 4, rtol=1e-6)
+
+
+def test_the_field_of_view_of_a_frame_counts_more_than_the_focal_length_of_all(folder):
+    edit(folder, lambda transforms: transforms["frames"][1].update(camera_angle_x=2 * np.arctan(0.5)))
+    assert views_io.read_views(folder).cameras.focal[1, 0] == pytest.approx(16)
+
+
+def test_far_poses_keep_their_precision(folder):
+    def move(transforms):
+        for frame in transforms["frames"]:
+            frame["transform_matrix"][0][3] += 5e5
+
+    near = views_io.read_views(folder).cameras.world_from_cam
+    edit(folder, move)
+    far = views_io.read_views(folder, np.float64).cameras.world_from_cam
+    np.testing.assert_allclose(far[:, 0, 3] - 5e5, near[:, 0, 3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"k1": 0.1},
+        {"distortion_params": [0.1, 0, 0, 0, 0, 0]},
+        {"camera_model": "OPENCV_FISHEYE"},
+        {"is_fisheye": True},
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "frame"])
+def test_lens_distortion_is_removed(folder, entries, place):
+    expected = views_io.read_views(folder).rgba[1]
+    edit(folder, lambda transforms: (transforms if place == "file" else transforms["frames"][1]).update(entries))
+    assert not np.allclose(views_io.read_views(folder).rgba[1], expected, atol=0.01)
+
+
+@pytest.mark.parametrize("model", ["EQUIRECTANGULAR", "FOV", "THIN_PRISM_FISHEYE"])
+def test_other_projections_are_refused_by_name(folder, model):
+    edit(folder, lambda transforms: transforms["frames"][1].update(camera_model=model))
+    with pytest.raises(ValueError, match=f"frame 1 has the camera_model {model}, which is not supported; undistort"):
+        views_io.read_views(folder)
+
+
+def test_an_object_that_the_undistorted_image_cuts_is_refused(folder):
+    edit(folder, lambda transforms: transforms.update(k1=-0.9, fl_x=16.0, fl_y=16.0))
+    for path in folder.glob("rgb_*.png"):
+        rgba = np.zeros((16, 16, 4), np.uint8)
+        rgba[1:15, 1:15] = 255
+        Image.fromarray(rgba).save(path)
+    with pytest.raises(ValueError, match="leaves the image when its lens distortion is removed"):
         views_io.read_views(folder)
 
 
