@@ -128,6 +128,13 @@ def test_an_object_that_cannot_be_read_does_not_stop_the_others(meshes):
     assert report["objects"].keys() == {"x"} and "y.glb is damaged" in report["errors"]["y"]
 
 
+def test_a_protocol_scores_its_objects_and_lists_those_that_are_missing(meshes):
+    names = {"object_000": 0.4, "other": 0.4}
+    report = evaluate.evaluate(meshes("a", **names), meshes("b", **names), evaluate.Options(protocol="synthetic40"))
+    assert report["objects"].keys() == {"object_000"}
+    assert report["errors"] == {f"object_{index:03}": "the prediction lacks it" for index in range(1, 40)}
+
+
 def test_no_common_objects_is_an_error(meshes):
     with pytest.raises(ValueError, match="no object in common"):
         evaluate.evaluate(meshes("a", x=0.4, y=0.4), meshes("b", z=0.4))

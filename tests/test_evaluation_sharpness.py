@@ -40,9 +40,18 @@ def test_sharpness_is_squared_contrast():
     assert sharpness.sharpness(half, flat) == pytest.approx(0.25)
 
 
+def test_a_sharp_guess_of_another_shape_is_sharper_than_the_mean_of_both():
+    gray = np.float32([0, 0, 0, 1]), np.float32([0.5, 0.5, 0.5, 0])
+    truth, guess = (disk(radius=radius) * gray[0] + gray[1] for radius in (16.0, 20.0))
+    alpha = (truth[..., 3:] + guess[..., 3:]) / 2
+    mean = np.concatenate([truth[..., :3], alpha], -1)
+    as_sharp, soft = (sharpness.sharpness(view, truth) for view in (guess, mean))
+    assert soft < 0.8 < as_sharp
+
+
 def test_a_truth_without_an_object_has_no_sharpness():
     with pytest.raises(missing.NotScored, match="no object"):
-        sharpness.sharpness(disk(), disk() * 0)
+        sharpness.sharpness(disk() * 0, disk() * 0)
 
 
 @pytest.mark.parametrize("width", [2.0, 4.0, 8.0])

@@ -64,6 +64,12 @@ def test_cached_latents_have_no_images_to_compare_with(dataset, tmp_path):
     assert images == {} and "heldout/psnr" not in metrics
 
 
+def test_shown_images_are_scored_by_the_metrics_of_views():
+    true = np.random.default_rng(0).random((2, 3, 16, 16, 3)).astype(np.float32)
+    assert evaluators.image_scores(true, true) == {"sharpness": 1}
+    assert evaluators.image_scores(true, true / 2 + 0.25)["sharpness"] == pytest.approx(0.25)
+
+
 def test_a_sheet_has_true_views_above_generated_ones():
     true = np.arange(2 * 3, dtype=np.float32).reshape(2, 3, 1, 1, 1) * np.ones((1, 1, 4, 5, 3), np.float32)
     sheet = evaluators.make_sheet(true, -true)

@@ -25,6 +25,7 @@ def define(flags: Flags) -> None:
         "front: scale the true mesh until its front silhouette agrees with the predicted one. mesh: first fit scale, "
         "translation and yaw of the predicted mesh.",
     )
+    flags.string("protocol", None, "Score a fixed list of objects and views: synthetic40 or scans20.")
     flags.switch("consistency", False, "Also fit a surface to half of the views; always done without --gt.")
     flags.choice("trunk", "alex", ["alex", "vgg"], "Network of the learned distances.")
     flags.string("lpips", None, "File of torchvision's weights of that network, for LPIPS.")
@@ -42,6 +43,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
         align=flags.align,
         consistency=flags.consistency or flags.gt is None,
         trunk=flags.trunk,
+        protocol=flags.protocol,
         lpips=flags.lpips,
         seed=flags.seed,
     )

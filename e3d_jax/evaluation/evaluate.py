@@ -1,9 +1,9 @@
 """Scores of many objects in one report.
 
-The report has the same keys whatever is scored: ``pred``, ``gt``, ``align``; ``objects``, the scores by name of each
-object; ``mean`` and ``ci95``, their means and bootstrap 95 % intervals; ``sets``, distances between all predicted and
-all true views; ``networks``, which network a learned figure comes from; ``notes``, why a figure is missing; ``errors``,
-why an object is missing; and ``against``, paired differences from another report.
+The report has the same keys whatever is scored: ``pred``, ``gt``, ``align``, ``protocol``; ``objects``, the scores of
+each object by name; ``mean`` and ``ci95``, their means and bootstrap 95 % intervals; ``sets``, distances between all
+predicted and all true views; ``networks``, which network a learned figure comes from; ``notes``, why a figure is
+missing; ``errors``, why an object is missing; and ``against``, paired differences from another report.
 """
 
 import dataclasses
@@ -19,7 +19,18 @@ import numpy as np
 from e3d_jax import structs, views_io
 from e3d_jax.data import assets
 from e3d_jax.data.assets import reading
-from e3d_jax.evaluation import consistency, front, inputs, kid, mesh_quality, metrics, missing, perceptual, report
+from e3d_jax.evaluation import (
+    consistency,
+    front,
+    inputs,
+    kid,
+    mesh_quality,
+    metrics,
+    missing,
+    perceptual,
+    protocol,
+    report,
+)
 from e3d_jax.evaluation import statistics as statistics_lib
 from e3d_jax.mesh import export
 
@@ -53,6 +64,8 @@ class Options:
         moved by scale, translation and yaw.
       consistency: whether to fit a surface to half of the views; seconds per object.
       trunk: network of the learned distances, "alex" or "vgg".
+      protocol: name of a fixed list of objects and views, see :mod:`e3d_jax.evaluation.protocol`; otherwise all objects
+        and all views that both have.
       lpips: torchvision's weights of that network; without, LPIPS is not given.
       seed: of sampled points, fits and intervals.
     """
@@ -60,6 +73,7 @@ class Options:
     align: str = "none"
     consistency: bool = False
     trunk: str = "alex"
+    protocol: str | None = None
     lpips: str | os.PathLike | None = None
     seed: int = 0
 
@@ -71,6 +85,7 @@ class _Scorer:
         self.options, self.notes, self.networks = options, {}, {}  # type: ignore[var-annotated]
         self.features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
         self.table = dict(metrics.VIEW_METRICS)
+        self.protocol = None if options.protocol is None else protocol.load(options.protocol)
         self.learned: dict[str, metrics.Metric] = {}
         self.first: perceptual.Network | None = None
         try:
@@ -123,6 +138,8 @@ class _Scorer:
             drawn, scale = self._draw(folder, gt.mesh)
             true, scores = dict(enumerate(drawn.rgba)), {} if scale is None else {"front_scale": scale}
             normals = {}
+        if self.protocol is not None:
+            pred = self.protocol.scored(pred)
         means, pairs = report.score_views(pred, true, table=self.table, notes=self.notes)
         if self.first is not None and "st_lpips" in means:
             for pair in pairs:
@@ -194,16 +211,21 @@ def evaluate(
     truths = {} if gt is None else inputs.find(gt)
     if len(found) == len(truths) == 1:
         truths = dict(zip(found, truths.values(), strict=True))
+    listed = None if options.protocol is None else protocol.load(options.protocol).objects
+    if listed is not None:
+        found = {name: item for name, item in found.items() if name in listed}
+        truths = {name: item for name, item in truths.items() if name in listed}
     names = list(found) if gt is None else [name for name in found if name in truths]
     if not names:
-        raise ValueError(f"{pred} and {gt} have no object in common; name the objects of both alike")
+        where = f" in the protocol {options.protocol}" if listed is not None else ""
+        raise ValueError(f"{pred} and {gt} have no object in common{where}; name the objects of both alike")
     scorer, objects, errors = _Scorer(options), {}, {}
     for name in names:
         try:
             objects[name] = scorer.score(found[name], truths.get(name))
         except (OSError, ValueError) as error:
             errors[name] = str(error)
-    errors |= {name: "the prediction lacks it" for name in truths if name not in found}
+    errors |= {name: "the prediction lacks it" for name in listed or truths if name not in found}
     errors |= {name: "the truth lacks it" for name in found if gt is not None and name not in truths}
     if not objects:
         raise ValueError(next(iter(errors.values())))
@@ -212,6 +234,7 @@ def evaluate(
         "pred": os.fspath(pred),
         "gt": None if gt is None else os.fspath(gt),
         "align": options.align,
+        "protocol": options.protocol,
         **summarize(objects, options.seed),
         "sets": sets,
         "networks": scorer.networks,

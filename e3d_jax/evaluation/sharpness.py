@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float
+from scipy import ndimage
 
 from e3d_jax import images, structs
 from e3d_jax.evaluation import missing
@@ -11,15 +12,19 @@ MIN_WIDTH = 0.5
 
 
 def sharpness(pred: Float[structs.ArrayLike, "h w 4"], gt: Float[structs.ArrayLike, "h w 4"]) -> float:
-    """Return the gradient energy inside the true silhouette relative to that of the truth; 1 is right.
+    """Return the gradient energy of the object relative to that of the truth; 1 is right.
 
-    The energy is the sum of the squared differences of neighboring colors over white, over the pixels whose true alpha
-    is above one half. Blur and the mean of several plausible images lower it, noise raises it.
+    The energy is the sum of the squared differences of neighboring colors over white, over the pixels within two pixels
+    of either silhouette: a sharp guess of another shape is as sharp as the truth. Blur and the mean of several
+    plausible images lower it, noise raises it.
 
     Raises:
       NotScored: the truth has no gradient there.
     """
-    mask = np.asarray(gt)[..., 3] > 0.5
+    if min(gt.shape[:2]) < 2:
+        raise missing.NotScored("images of one row or column have no gradient")
+    shown = (np.asarray(pred)[..., 3] > 0.5) | (np.asarray(gt)[..., 3] > 0.5)
+    mask = ndimage.binary_dilation(shown, np.ones((5, 5), bool))
     energies = [_energy(np.asarray(images.composite(rgba), np.float64))[mask].sum() for rgba in (pred, gt)]
     if not energies[1] > 0:
         raise missing.NotScored("the true view shows no object with a gradient, so sharpness is not defined")

@@ -17,6 +17,7 @@ from e3d_jax import config as config_lib
 from e3d_jax import stages
 from e3d_jax.data import loader
 from e3d_jax.evaluation import metrics as metrics_lib
+from e3d_jax.evaluation import report
 from e3d_jax.training import sharding, steps
 
 HELDOUT_BATCHES = 2
@@ -121,7 +122,7 @@ class HeldOut:
     def __call__(
         self, step: int, ema_params: Any, frozen: Any
     ) -> tuple[dict[str, float], dict[str, Float[np.ndarray, "h w 3"]]]:
-        """Return mean losses, and if the stage can show images, their PSNR and a sheet of them."""
+        """Return mean losses, and if the stage can show images, their scores and a sheet of them."""
         del step
         rows = [
             self._loss(ema_params, frozen, batch, jax.random.key(index))[1] for index, batch in enumerate(self._batches)
@@ -130,9 +131,24 @@ class HeldOut:
         if self._show is None:
             return metrics, {}
         true, generated = map(np.asarray, self._show(ema_params, frozen, self._batches[0], jax.random.key(0)))
+        metrics |= {f"heldout/{name}": score for name, score in image_scores(true, generated).items()}
         # All images side by side are one image, whose PSNR is that of the mean squared error over all of them.
         metrics["heldout/psnr"] = metrics_lib.psnr(*(x.reshape(-1, *x.shape[-2:]) for x in (generated, true)))
         return metrics, {"heldout": make_sheet(true[:NUM_SHOWN], generated[:NUM_SHOWN])}
+
+
+def image_scores(true: Float[np.ndarray, "b v h w 3"], generated: Float[np.ndarray, "b v h w 3"]) -> dict[str, float]:
+    """Return the mean ST-LPIPS and sharpness of the images that are shown.
+
+    A figure is left out where it cannot be given: without weights, or for images that are too small.
+    """
+    table = {name: metrics_lib.VIEW_METRICS[name] for name in ("st_lpips", "sharpness")}
+    rows = []
+    for a, b in zip(generated[:NUM_SHOWN], true[:NUM_SHOWN], strict=True):
+        for pair in zip(a, b, strict=True):
+            pred, gt = (np.concatenate([image, np.ones_like(image[..., :1])], -1) for image in pair)
+            rows.append(metrics_lib.scores(table, metrics_lib.ViewPair(pred, gt)))
+    return report.mean_scores(rows)
 
 
 def make_sheet(

@@ -157,7 +157,7 @@ def _read_legacy(path: Path) -> tuple[Any, ReadRecord, dict[str, int]]:
         places, total = {}, path.stat().st_size
         for key in keys:
             # Every storage is its length as a 64-bit number, then its numbers.
-            start = stream.tell() + 8
+            start = stream.seek(0, 1) + 8
             length = int.from_bytes(stream.read(8), "little") * unpickler.itemsizes[key]
             if not 0 <= length <= total - start:
                 raise EOFError("it ends too early")

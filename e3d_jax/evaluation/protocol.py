@@ -1,0 +1,68 @@
+"""Fixed lists of objects and camera poses, so that figures of different systems can be compared.
+
+A protocol is a JSON file in ``protocols/``: ``objects``, their names; ``input_view``, the view that a system is given;
+``views``, the views that it makes, by number; ``transform_matrices``, their poses (camera-to-world in OpenGL camera
+axes); and ``focal``, the focal length over the image width.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+from jaxtyping import Float
+
+FOLDER = pathlib.Path(__file__).parent / "protocols"
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What is scored.
+
+    Attributes:
+      name: of the protocol.
+      objects: names of the objects.
+      input_view: the view that a system is given, which is not scored.
+      views: all views, by number.
+      poses: camera-to-world matrices of the views, OpenGL camera axes.
+      focal: focal length over image width.
+    """
+
+    name: str
+    objects: list[str]
+    input_view: int
+    views: list[int]
+    poses: Float[np.ndarray, "v 4 4"]
+    focal: float
+
+    def scored(self, images: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Return the images of the views that are scored, by number.
+
+        Raises:
+          ValueError: one is missing.
+        """
+        wanted = [view for view in self.views if view != self.input_view]
+        if lost := [view for view in wanted if view not in images]:
+            raise ValueError(
+                f"view {lost[0]} is missing, which the protocol {self.name} scores; generate all its views"
+            )
+        return {view: images[view] for view in wanted}
+
+
+def names() -> list[str]:
+    """Return the names of all protocols."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load(name: str) -> Protocol:
+    """Return a protocol.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    path = FOLDER / f"{name}.json"
+    if name not in names():
+        raise ValueError(f"there is no protocol {name!r}; known: {', '.join(names())}")
+    values = json.loads(path.read_text())
+    poses = np.array(values["transform_matrices"], np.float32)
+    return Protocol(name, values["objects"], values["input_view"], values["views"], poses, values["focal"])
