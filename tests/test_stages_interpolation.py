@@ -38,12 +38,12 @@ def test_windows_are_consecutive_views(ball):
     starts = [a for a in range(8) if np.array_equal(example.frames[0], ball.image(4 * a))]
     frames = cameras.RELEASED.window(starts[0])
     np.testing.assert_array_equal(example.frames, np.stack([ball.image(view) for view in frames]))
-    np.testing.assert_array_equal(example.frame_cameras.world_from_cam, ball.cameras.world_from_cam[frames])
+    np.testing.assert_array_equal(example.poses, ball.cameras.world_from_cam[frames])
 
 
 def test_windows_start_at_every_anchor(ball):
     rng = np.random.default_rng(0)
-    poses = [IMAGES.example(ball, rng, SIZE_32).frame_cameras.world_from_cam[:1] for _ in range(60)]
+    poses = [IMAGES.example(ball, rng, SIZE_32).poses[:1] for _ in range(60)]
     assert len(np.unique(np.round(cameras.azimuth_of(np.concatenate(poses)), 3))) == 8
 
 
