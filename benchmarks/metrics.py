@@ -113,7 +113,7 @@ def hue(views: Views, other: Views, guess: Views) -> Views:
 
 def opened(views: Views, other: Views, guess: Views) -> Views:
     """Remove what is narrower than 4 px, and 2 px all around."""
-    alpha = np.stack([ndimage.grey_erosion(view[..., 3], (5, 5)) for view in views])
+    alpha = np.stack([ndimage.gray_erosion(view[..., 3], (5, 5)) for view in views])
     return np.concatenate([views[..., :3], alpha[..., None]], -1)
 
 

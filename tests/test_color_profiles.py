@@ -1,4 +1,4 @@
-"""Colors of pictures are what their profiles and chunks say; without any, they stay as they are."""
+"""Colors of images are what their profiles and chunks say; without any, they are unchanged."""
 
 import io
 import struct

@@ -17,7 +17,7 @@ SMALLEST = 0.15
 # Half the longest side of a box that was found, in object units.
 HALF_SIDE = 0.5
 ROUNDS = 6
-# Smallest spread of the viewing directions (of 1/3 at most) that still tells distances.
+# Smallest spread of the viewing directions (at most 1/3) from which distances can be found.
 SPREAD = 1e-3
 
 
