@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,7 +115,7 @@ def check_records(datasets: Mapping[str, float], config: config_lib.SystemConfig
       FileNotFoundError: there are no records.
     """
     definition = stages.get(stage)
-    kind = loader.kind_of(datasets, definition, config)
+    kind = loader.kind_of(datasets, definition, config, config.training(stage).max_bad_records)
     definition.check_source(kind, config[stage])
     return kind
 
@@ -131,14 +132,31 @@ def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: s
 
     identity = without_free({"seed": config.system.seed, "size": config.size, **config[stage].to_dict()})
     path = _identity_path(run)
-    if path.exists():
-        stored = without_free(json.loads(path.read_text()))
+    stored = _read_identity(path) if path.exists() else None
+    if stored is not None:
+        stored = without_free(stored)
         if different := settings.differences(stored, identity):
             raise ValueError(
                 f"{run} holds a run of another config: {different[0]}; give that config, choose another --workdir, or "
                 "delete that folder"
             )
     return identity
+
+
+def _read_identity(path: pathlib.Path) -> dict[str, Any] | None:
+    """Return what a run's folder is tied to; None, with a warning, if its file was damaged by what stopped the run."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if not isinstance(stored["train"], dict):
+            raise TypeError("its section train is not a mapping")
+        return stored
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"{path} cannot be read ({error}); the run continues as one of the given config, and the file is written "
+            "again",
+            stacklevel=4,
+        )
+        return None
 
 
 def _identity_path(run: pathlib.Path) -> pathlib.Path:
