@@ -65,6 +65,9 @@ class TrainSettings(settings.Settings):
     max_consecutive_skips: int = settings.setting(
         "Abort after this many consecutive non-finite steps.", 20, at_least=1, resumable=True
     )
+    max_bad_records: int = settings.setting(
+        "Damaged records that each process replaces by others before it aborts.", 0, at_least=0, resumable=True
+    )
     loader_workers: int = settings.setting("Loader processes; 0 reads in threads.", 12, at_least=0, resumable=True)
     log_every: int = settings.setting("Steps between rows of metrics.", 50, at_least=1, resumable=True)
     checkpoint_every: int = settings.setting("Steps between checkpoints.", 1000, at_least=1, resumable=True)

@@ -3,6 +3,8 @@
 import os
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 
 def join(
@@ -64,3 +66,8 @@ def stable_cache_keys() -> None:
     after adding one, such as a mask, empty the cache.
     """
     jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
+
+
+def total(count: int) -> int:
+    """Return the sum of a number over all processes, each of which must call this."""
+    return count if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(count)).sum())

@@ -90,8 +90,8 @@ def test_datasets_are_mixed_by_their_weights(dataset, tmp_path):
 def test_records_of_another_schema_are_refused_with_their_dataset(tmp_path):
     with records.Writer(tmp_path / "old.array_record") as writer:
         writer.write(msgpack.packb({"schema": 0}))
-    with pytest.raises(ValueError, match=f"{tmp_path}: a record has schema version 0"):
-        load(str(tmp_path), batch_size=1)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: record 0 of old\.array_record cannot .*: .* schema version 0"):
+        loader.kind_of([str(tmp_path)], stages.get("anchor"), SIZE_32)
 
 
 def test_weights_of_datasets_are_read():
@@ -152,7 +152,7 @@ def test_a_kind_that_the_stage_cannot_learn_from_is_refused(kind_of, cached):
 
 
 def test_latents_of_another_stage_are_refused_with_their_dataset(kind_of, cached):
-    with pytest.raises(ValueError, match=f"{cached}: a record was cached for stage anchor, not interpolation"):
+    with pytest.raises(ValueError, match=f"{cached}: .*a record was cached for stage anchor, not interpolation"):
         kind_of("interpolation", cached)
 
 

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+from e3d_jax.data import records
 from e3d_jax.training import loop, runs, steps, writers
 from e3d_jax.weights import folder
 from tests import tiny, toy
@@ -164,7 +165,7 @@ def test_a_damaged_record_is_reported_with_its_dataset(tmp_path):
     inside = data.index(toy.padding_of(2, 1000)[500:516])
     data[inside : inside + 64] = bytes(64)
     shard.write_bytes(data)
-    with pytest.raises(ValueError, match=f"{path}: a record cannot be read .*write that shard again"):
+    with pytest.raises(ValueError, match=f"{path}: record 2 of toys.array_record cannot be used: .*write it again"):
         loop.train(toy.config(), "toy", str(tmp_path / "run"), {str(path): 1.0})
 
 
@@ -290,6 +291,25 @@ def _processes_of(group):
             time.sleep(0.1)
         return True
     return False
+
+
+def test_a_second_run_in_the_same_folder_is_refused(train, tmp_path):
+    def start_again():
+        with pytest.raises(ValueError, match="in use by process"):
+            train(toy.config(), tmp_path)
+
+    with _before_step(2, start_again):
+        train(toy.config(), tmp_path)
+    assert [row["step"] for row in _rows(tmp_path)] == [2, 4]
+
+
+def test_skipped_records_are_counted(tmp_path):
+    data = toy.write_records(tmp_path / "data", count=8)
+    with records.Writer(data / "dust.array_record") as writer:
+        writer.write(b"dust")
+    with pytest.warns(UserWarning, match="record 0 of dust"):
+        loop.train(toy.config(max_bad_records=1, steps=6), "toy", str(tmp_path), {str(data): 1.0})
+    assert _rows(tmp_path)[-1]["bad_records"] == 1
 
 
 @pytest.fixture

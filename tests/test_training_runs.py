@@ -48,6 +48,14 @@ def test_a_work_folder_of_another_config_is_refused(check):
         check(toy.config(learning_rate=1.0))
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"train": 3}'])
+def test_a_damaged_tie_to_a_config_does_not_stop_a_run(check, tmp_path, damage):
+    _begin(check(toy.config()))
+    (tmp_path / "toy" / "config.json").write_text(damage)
+    with pytest.warns(UserWarning, match=r"config\.json cannot be read .*; the run continues"):
+        check(toy.config())
+
+
 def test_a_work_folder_of_another_seed_is_refused(check):
     _begin(check(toy.config()))
     with pytest.raises(ValueError, match="another config: seed is 0 there and 9"):
@@ -78,7 +86,8 @@ def test_weights_of_other_views_are_refused_before_training(check, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"log_every": 7}, {"remat": "full"}, {"loader_workers": 3}, {"max_consecutive_skips": 2}]
+    "changes",
+    [{"log_every": 7}, {"remat": "full"}, {"loader_workers": 3}, {"max_consecutive_skips": 2}, {"max_bad_records": 2}],
 )
 def test_settings_that_change_no_result_may_change(check, changes):
     _begin(check(toy.config()))

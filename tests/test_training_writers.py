@@ -51,6 +51,20 @@ def test_rows_of_steps_that_are_taken_again_are_dropped(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2}\n'
 
 
+@pytest.mark.parametrize("damage", [b"\0" * 9, b"", b"[2]", b'{"step": 1}{"step": 2}', b'{"loss": 1}', b"\xff"])
+def test_rows_that_cannot_be_read_are_left_out(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 2}\n')
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 2 is not a row; left out"):
+        writers.JsonLines(tmp_path, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_half_written_event_file_stops_nothing(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.1").write_bytes(b"\1\2")
+    writers.TensorBoard(tmp_path, 2).close()
+
+
 def test_tensorboard_learns_from_which_step_a_run_continues(tmp_path):
     writers.TensorBoard(tmp_path, 2).close()
     starts = [event.step for event in _events(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]

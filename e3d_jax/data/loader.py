@@ -5,15 +5,13 @@ Random choices come from Grain's per-example generator, so a batch depends only 
 the number of workers or processes.
 """
 
-import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
-import numpy as np
 
-from e3d_jax.data import parallel, records
+from e3d_jax.data import damage, parallel, records
 
 
 class Rows(grain.MapDataset):
@@ -46,7 +44,8 @@ def make_loader(
     workers: int = 0,
     rows: Sequence[int] | None = None,
     start: int = 0,
-) -> Iterator[tuple[np.ndarray, Any]]:
+    max_bad_records: int = 0,
+) -> damage.Batches:
     """Return an endless iterator over this process's rows of the batches: the records' ids, and the batch.
 
     Close it to end its workers.
@@ -60,27 +59,30 @@ def make_loader(
       workers: decoding processes; 0 decodes in threads of this one.
       rows: which rows of a batch to read; all when not given.
       start: number of the first batch; all that a run must remember to continue.
+      max_bad_records: damaged records, or ones that do not fit the config, that others replace; of more, the iterator
+        raises a ValueError that names folder, shard and record.
 
     Raises:
-      FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`; fewer records than a batch, a record
-        that ``source`` cannot read, or a weight that is not positive.
+      FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`; fewer records than a batch, or a
+        weight that is not positive.
     """
     if not all(0 < weight < math.inf for weight in datasets.values()):
         raise ValueError(f"the weights of the datasets are {dict(datasets)}; give positive numbers")
-    sources = {folder: open_dataset(folder) for folder in datasets}
+    shards = {folder: records.find_shards(folder) for folder in datasets}
+    sources = {folder: damage.Numbered(open_shards(paths)) for folder, paths in shards.items()}
     if (total := sum(map(len, sources.values()))) < batch_size:
         raise ValueError(
             f"{', '.join(datasets)} holds {total} records, fewer than one batch of {batch_size}; "
             "make more records or lower the batch size"
         )
-    for folder, opened in sources.items():
-        with _naming(folder):
-            source.unpack(opened[0])
-    example = functools.partial(_example, source, config)
     sets = [
         # Random choices follow an example's place in the global order.
-        grain.MapDataset.source(opened).seed(seed + i).shuffle().repeat().random_map(example)
-        for i, opened in enumerate(sources.values())
+        grain.MapDataset.source(opened)
+        .seed(seed + i)
+        .shuffle()
+        .repeat()
+        .random_map(damage.ExampleMaker(folder, shards[folder], opened, source, config))
+        for i, (folder, opened) in enumerate(sources.items())
     ]
     dataset = grain.MapDataset.mix(sets, weights=list(datasets.values())) if len(sets) > 1 else sets[0]
     rows = range(batch_size) if rows is None else rows
@@ -92,12 +94,7 @@ def make_loader(
         parallel.one_core_each()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         ready = ready.mp_prefetch(options, worker_init_fn=parallel.live_with_parent)
-    return iter(ready)
-
-
-def _example(source: Any, config: Any, data: bytes, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
-    record = source.unpack(data)
-    return np.array(record.id), source.example(record, rng, config)
+    return damage.Batches(iter(ready), max_bad_records)
 
 
 def open_dataset(folder: str) -> Any:
@@ -132,13 +129,14 @@ def parse_weights(datasets: Iterable[str]) -> dict[str, float]:
     return weights
 
 
-def kind_of(datasets: Iterable[str], stage: Any, config: Any) -> str:
+def kind_of(datasets: Iterable[str], stage: Any, config: Any, max_bad_records: int = 0) -> str:
     """Return the kind of records that datasets hold, after checking their first records.
 
     Args:
       datasets: folders of record shards.
       stage: that is to learn from them (:class:`e3d_jax.stages.base.Stage`).
       config: of the system.
+      max_bad_records: damaged records before the first good one that are passed over.
 
     Raises:
       FileNotFoundError, ValueError: see :func:`open_dataset`; there are several kinds, the stage cannot learn from the
@@ -146,17 +144,34 @@ def kind_of(datasets: Iterable[str], stage: Any, config: Any) -> str:
     """
     kinds = {}
     for folder in datasets:
-        first = open_dataset(folder)[0]
+        record, kind = _first_record(folder, stage, max_bad_records)
+        kinds[folder] = kind
         with _naming(folder):
-            kind = kinds[folder] = records.kind_of(first)
-            if kind not in stage.sources:
-                raise ValueError(f"holds {kind}, but the {stage.name} learns from {' or '.join(stage.sources)}")
-            source = stage.sources[kind]
-            source.check(source.unpack(first), config)
+            stage.sources[kind].check(record, config)
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{folder} ({kind})" for folder, kind in kinds.items())
         raise ValueError(f"datasets of several kinds: {listed}; give one kind")
     return next(iter(kinds.values()))
+
+
+def _first_record(folder: str, stage: Any, max_bad_records: int) -> tuple[Any, str]:
+    """Return the first record of a dataset that can be read, and its kind."""
+    shards = records.find_shards(folder)
+    numbered = damage.Numbered(open_shards(shards))
+    for index in range(len(numbered)):
+        _, data = numbered[index]
+        try:
+            if isinstance(data, Exception):
+                raise ValueError(str(data)) from data
+            kind = records.kind_of(data)
+            if kind in stage.sources:
+                return stage.sources[kind].unpack(data), kind
+        except ValueError as error:
+            if index < min(max_bad_records, len(numbered) - 1):
+                continue
+            raise ValueError(damage.describe(folder, shards, index, data, error)) from error
+        raise ValueError(f"{folder}: holds {kind}, but the {stage.name} learns from {' or '.join(stage.sources)}")
+    raise ValueError(f"{folder} holds no records; make some")
 
 
 class _naming:

@@ -75,6 +75,7 @@ def make_evaluators(
             batch_size=train.batch_size,
             seed=config.system.seed,
             rows=sharding.own_rows(mesh, train.batch_size).tolist(),
+            max_bad_records=train.max_bad_records,
         )
         fixed = [batch for _, batch in itertools.islice(batches, HELDOUT_BATCHES)]
         evaluators.append(HeldOut(config, stage, assembly, mesh, fixed, show=kind == "images"))

@@ -18,13 +18,13 @@ import numpy as np
 import tqdm
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from e3d_jax import config as config_lib
 from e3d_jax import distributed, stages
 from e3d_jax.data import loader
 from e3d_jax.training import checkpoints as checkpoints_lib
-from e3d_jax.training import costs, evaluators, metrics, runs, sharding, steps, timing, writers
+from e3d_jax.training import costs, evaluators, lock, metrics, runs, sharding, steps, timing, writers
 from e3d_jax.training import state as state_lib
 from e3d_jax.weights import folder
 
@@ -55,19 +55,37 @@ def train(
       profile: first and last of the steps, counted from 1, whose trace is written to ``<stage>/profile``.
 
     Raises:
-      ValueError: see :func:`e3d_jax.training.runs.check_run`; the batch does not divide over the devices; no checkpoint
-        can be read; a record is damaged; too many consecutive losses are not finite.
+      ValueError: see :func:`e3d_jax.training.runs.check_run`; another process trains in the same folder; the batch does
+        not divide over the devices; no checkpoint can be read; more records are damaged than may be skipped; too many
+        consecutive losses are not finite.
       FileNotFoundError: see :func:`e3d_jax.training.runs.check_run`.
       OSError: a checkpoint, metrics or the weights cannot be written.
     """
     run = runs.check_run(
         config, stage, workdir, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile
     )
-    settings, seed = config.training(stage), config.system.seed
     mesh = sharding.make_mesh(config.system.mesh)
-    sharding.check_batch(mesh, settings.batch_size, settings.grad_accum_steps)
-    own_rows = sharding.own_rows(mesh, settings.batch_size).tolist()
+    sharding.check_batch(mesh, config.training(stage).batch_size, config.training(stage).grad_accum_steps)
     run.create_folder()
+    with lock.hold(run.folder):
+        _train(config, stage, run, mesh, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile)
+
+
+def _train(
+    config: config_lib.SystemConfig,
+    stage: str,
+    run: runs.Run,
+    mesh: Mesh,
+    datasets: Mapping[str, float],
+    init: str | None,
+    *,
+    heldout: str | None,
+    checkpoints: str | None,
+    profile: tuple[int, int] | None,
+) -> None:
+    """Train a run that passed all checks, in a folder that this process holds; arguments as in :func:`train`."""
+    settings, seed = config.training(stage), config.system.seed
+    own_rows = sharding.own_rows(mesh, settings.batch_size).tolist()
 
     with contextlib.ExitStack() as closing:
         # Whatever ends the run, what is being written is completed; what was opened last is closed first.
@@ -101,6 +119,7 @@ def train(
             workers=settings.loader_workers,
             rows=own_rows,
             start=progress["batches"],
+            max_bad_records=settings.max_bad_records,
         )
         closing.callback(batches.close)
         evaluations = evaluators.make_evaluators(config, stage, assembly, mesh, heldout, run.heldout_kind)
@@ -142,6 +161,8 @@ def train(
             stop = stop_after(step)
             if step % settings.log_every == 0 or step == last:
                 row = metrics.mean(recent.fetch()) | {"learning_rate": float(rates[step - 1])}
+                if settings.max_bad_records:
+                    row["bad_records"] = float(distributed.total(batches.num_bad))
                 if lap := stopwatch.lap():  # A first step alone has no speed.
                     row |= timing.throughput(lap, settings.batch_size, flops, mesh.devices.ravel().tolist())
                 for writer in outputs:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,7 +116,7 @@ def check_records(datasets: Mapping[str, float], config: config_lib.SystemConfig
       FileNotFoundError: there are no records.
     """
     definition = stages.get(stage)
-    kind = loader.kind_of(datasets, definition, config)
+    kind = loader.kind_of(datasets, definition, config, config.training(stage).max_bad_records)
     definition.check_source(kind, config[stage])
     return kind
 
@@ -134,8 +135,8 @@ def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: s
     views = {"seed": config.system.seed, "size": config.size, "layout": settings.to_dict(config.layout)}
     identity = views | {stage: identity_of(config[stage])}
     path = _identity_path(run)
-    if path.exists():
-        stored = json.loads(path.read_text())
+    stored = _read_identity(path) if path.exists() else None
+    if stored is not None:
         # Settings that are new since then have their defaults.
         train = {"steps": config.training(stage).steps} | stored[stage]["train"]
         parsed = stages.parse_component(stages.get(stage), stage, stored[stage] | {"train": train})
@@ -146,6 +147,22 @@ def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: s
                 "delete that folder"
             )
     return identity
+
+
+def _read_identity(path: pathlib.Path) -> dict[str, Any] | None:
+    """Return what a run's folder is tied to; None, with a warning, if its file was damaged by what stopped the run."""
+    try:
+        stored = json.loads(path.read_bytes())
+        if not isinstance(stored["train"], dict):
+            raise TypeError("its section train is not a mapping")
+        return stored
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"{path} cannot be read ({error}); the run continues as one of the given config, and the file is written "
+            "again",
+            stacklevel=4,
+        )
+        return None
 
 
 def _identity_path(run: pathlib.Path) -> pathlib.Path:

@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,10 +56,15 @@ class JsonLines:
 
     def __init__(self, folder: pathlib.Path, first: int):
         self._path = folder / "metrics.jsonl"
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        # A last line without an end was cut off when the run was killed.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first]
-        files.write_atomically(self._path, "".join(kept).encode())
+        lines = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
+        # A last line without an end was cut off when the run was killed; power loss damages any.
+        steps = list(map(_step_of, lines[:-1]))
+        if unreadable := [str(number) for number, step in enumerate(steps, 1) if step is None]:
+            warnings.warn(f"{self._path}: line {', '.join(unreadable[:10])} is not a row; left out", stacklevel=2)
+        kept = [
+            line + b"\n" for line, step in zip(lines[:-1], steps, strict=True) if step is not None and step <= first
+        ]
+        files.write_atomically(self._path, b"".join(kept))
         with files.write_errors(self._path):
             self._file = open(self._path, "a")  # noqa: SIM115
 
@@ -75,6 +81,14 @@ class JsonLines:
         """Close the file."""
         with files.write_errors(self._path):
             self._file.close()
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a row of metrics; None if it is not one."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
 
 
 class TensorBoard:
