@@ -15,7 +15,8 @@ novel ones are scored. Spoilings:
     mean                    the mean of two plausible objects: the true one, and it wider by a quarter
     sample                  the second of these: a sharp guess that is as wrong
     hue                     colors turned by 40 degrees
-    opened                  silhouettes opened by 2 px
+    eroded                  silhouettes eroded by 2 px
+    opened                  silhouettes opened by 2 px, which removes thin parts
     no_back                 the mesh without its back half (mesh figures only)
 
 After the table, every expectation that does not hold is printed, and the script fails:
@@ -111,10 +112,16 @@ def hue(views: Views, other: Views, guess: Views) -> Views:
     return np.concatenate([(views[..., :3] @ turn.astype(np.float32)).clip(0, 1), views[..., 3:]], -1)
 
 
-def opened(views: Views, other: Views, guess: Views) -> Views:
-    """Remove what is narrower than 4 px, and 2 px all around."""
-    alpha = np.stack([ndimage.gray_erosion(view[..., 3], (5, 5)) for view in views])
+def eroded(views: Views, other: Views, guess: Views) -> Views:
+    """Remove 2 px all around."""
+    alpha = np.stack([ndimage.minimum_filter(view[..., 3], 5) for view in views])
     return np.concatenate([views[..., :3], alpha[..., None]], -1)
+
+
+def opened(views: Views, other: Views, guess: Views) -> Views:
+    """Remove what is narrower than 4 px."""
+    alpha = np.stack([ndimage.maximum_filter(ndimage.minimum_filter(view[..., 3], 5), 5) for view in views])
+    return np.concatenate([views[..., :3], np.minimum(alpha, views[..., 3])[..., None]], -1)
 
 
 SPOILINGS: dict[str, Callable[[Views, Views, Views], Views]] = {
@@ -130,6 +137,7 @@ SPOILINGS: dict[str, Callable[[Views, Views, Views], Views]] = {
     "mean": mean,
     "sample": lambda views, other, guess: guess,
     "hue": hue,
+    "eroded": eroded,
     "opened": opened,
 }
 

@@ -119,7 +119,8 @@ def read_views(folder: str | os.PathLike, dtype: Any = np.float32) -> structs.Vi
     folder = pathlib.Path(folder)
     path, frames = transforms_lib.read(folder)
     _check_files(folder, frames)
-    views, normals, intrinsics = [], {}, []
+    normals: dict[int, np.ndarray] = {}
+    views, intrinsics = [], []
     for number, frame in enumerate(frames):
         image = _read_rgba(folder, frame)
         height, width = image.shape[:2]

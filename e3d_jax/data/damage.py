@@ -55,7 +55,7 @@ class ExampleMaker:
 
     def __call__(self, numbered: tuple[int, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Any]:
         """Return the record's id, what could not be used in its place (JSON), and the example."""
-        bad = []
+        bad: list[Any] = []
         for _ in range(min(TRIES, len(self.records))):
             index, data = numbered
             try:

@@ -135,7 +135,7 @@ def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: s
     views = {"seed": config.system.seed, "size": config.size, "layout": settings.to_dict(config.layout)}
     identity = views | {stage: identity_of(config[stage])}
     path = _identity_path(run)
-    stored = _read_identity(path) if path.exists() else None
+    stored = _read_identity(path, stage) if path.exists() else None
     if stored is not None:
         # Settings that are new since then have their defaults.
         train = {"steps": config.training(stage).steps} | stored[stage]["train"]
@@ -149,11 +149,11 @@ def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: s
     return identity
 
 
-def _read_identity(path: pathlib.Path) -> dict[str, Any] | None:
+def _read_identity(path: pathlib.Path, stage: str) -> dict[str, Any] | None:
     """Return what a run's folder is tied to; None, with a warning, if its file was damaged by what stopped the run."""
     try:
         stored = json.loads(path.read_bytes())
-        if not isinstance(stored["train"], dict):
+        if not isinstance(stored[stage]["train"], dict):
             raise TypeError("its section train is not a mapping")
         return stored
     except (ValueError, KeyError, TypeError) as error:
