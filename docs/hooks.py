@@ -16,7 +16,7 @@ PAGES = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
-# A docstring's :func:`e3d_jax.files.read`, as Markdown renders it.
+# A docstring's :func:`e3d_jax.files.join`, as Markdown renders it.
 ROLE = re.compile(r":(?:mod|class|func|meth|attr|data|exc):<code>([^<]+)</code>")
 
 

@@ -93,7 +93,7 @@ class ViewLayout(settings.Settings):
         return np.arange(self.window_frames) // self.step
 
     def window(self, first_anchor: int) -> Int[np.ndarray, " t"]:
-        """Views of the window that starts at an anchor."""
+        """Return the views of the window that starts at an anchor."""
         return (self.step * first_anchor + np.arange(self.window_frames)) % self.num_views
 
     @property
@@ -108,7 +108,7 @@ class ViewLayout(settings.Settings):
         return np.stack([self.window(first - 1) for first in range(0, self.num_anchors, 2)])
 
     def cameras(self, size: int) -> structs.Cameras:
-        """Cameras of all views, for images of ``size`` pixels."""
+        """Return the cameras of all views, for images of ``size`` pixels."""
         angle = 2 * np.pi * np.arange(self.num_views) / self.num_views
         swing = np.radians(self.elevation_swing) * np.sin(self.elevation_waves * angle)
         elevation = np.radians(self.elevation) + swing if self.elevation or self.elevation_swing else 0.0
@@ -119,53 +119,39 @@ RELEASED = ViewLayout()
 
 
 def azimuths(num_views: int) -> Float[np.ndarray, " v"]:
-    """Azimuths of ``num_views`` evenly spaced views, starting at 0."""
+    """Return azimuths of ``num_views`` evenly spaced views, starting at 0."""
     return (np.arange(num_views) * (2 * np.pi / num_views)).astype(np.float32)
 
 
 def _turns(world_from_cam: Any) -> Any:
-    """Azimuths of camera positions in turns, rounded."""
+    """Return azimuths of camera positions in turns, rounded."""
     lib = np if isinstance(world_from_cam, np.ndarray) else jnp
     position = world_from_cam[..., :3, 3].astype(np.float64 if lib is np else jnp.float32)
     return lib.round(lib.arctan2(position[..., 1], position[..., 0]) / (2 * np.pi), TURN_DIGITS)
 
 
 def azimuth_of(world_from_cam: Float[Any, "*b 4 4"]) -> Float[Any, "*b"]:
-    """Azimuths of camera positions, in [0, 2 pi); NumPy in, NumPy out."""
+    """Return azimuths of camera positions, in [0, 2 pi); NumPy in, NumPy out."""
     return (_turns(world_from_cam) % 1.0 * (2 * np.pi)).astype(np.float32)
 
 
 def relative_azimuth(world_from_cam: Float[Any, "b v 4 4"], reference: Float[Any, "b 1 4 4"]) -> Float[Any, "b v"]:
-    """Azimuths in [0, 2 pi) as seen from a reference camera; NumPy in, NumPy out."""
+    """Return azimuths in [0, 2 pi) as seen from a reference camera; NumPy in, NumPy out."""
     lib = np if isinstance(world_from_cam, np.ndarray) else jnp
     turns = lib.round(_turns(world_from_cam) - _turns(reference), TURN_DIGITS)
     return (turns % 1.0 * (2 * np.pi)).astype(np.float32)
 
 
 def elevation_of(world_from_cam: Float[Any, "*b 4 4"]) -> Float[Any, "*b"]:
-    """Elevations of camera positions; NumPy in, NumPy out."""
+    """Return elevations of camera positions; NumPy in, NumPy out."""
     lib = np if isinstance(world_from_cam, np.ndarray) else jnp
     position = world_from_cam[..., :3, 3].astype(np.float64 if lib is np else jnp.float32)
     across = lib.sqrt(position[..., 0] ** 2 + position[..., 1] ** 2)
     return lib.arctan2(position[..., 2], across).astype(np.float32)
 
 
-def turned(cameras: structs.Cameras, azimuth: Float[structs.ArrayLike, " b"]) -> structs.Cameras:
-    """Batches of cameras in a world turned about z by ``-azimuth``: a camera at that azimuth comes to azimuth 0.
-
-    Args:
-      cameras: poses ``[b v 4 4]``.
-      azimuth: one angle per batch element.
-    """
-    cosine, sine, zero, one = jnp.cos(azimuth), jnp.sin(azimuth), jnp.zeros_like(azimuth), jnp.ones_like(azimuth)
-    rows = [[cosine, sine, zero, zero], [-sine, cosine, zero, zero], [zero, zero, one, zero], [zero, zero, zero, one]]
-    turn = jnp.moveaxis(jnp.array(rows), -1, 0)
-    pose = jnp.einsum("bij,bvjk->bvik", turn, jnp.asarray(cameras.world_from_cam), precision="highest")
-    return dataclasses.replace(cameras, world_from_cam=pose)
-
-
 def mirrored(cameras: structs.Cameras) -> structs.Cameras:
-    """Cameras of mirror images: the world reflected at the xz plane, each image flipped left to right."""
+    """Return cameras of mirror images: the world reflected at the xz plane, each image flipped left to right."""
     center = np.asarray(cameras.center) * np.array([-1, 1], np.float32) + np.array([cameras.width, 0], np.float32)
     pose = MIRROR_WORLD @ np.asarray(cameras.world_from_cam) @ MIRROR_CAM
     return dataclasses.replace(cameras, world_from_cam=pose, center=center)
@@ -174,7 +160,7 @@ def mirrored(cameras: structs.Cameras) -> structs.Cameras:
 def cropped(
     cameras: structs.Cameras, corner: Float[np.ndarray, "v 2"], side: Float[np.ndarray, " v"], size: int
 ) -> structs.Cameras:
-    """Cameras of square crops, resized.
+    """Return cameras of square crops, resized.
 
     Args:
       cameras: of the whole images.
@@ -193,7 +179,7 @@ def cropped(
 
 
 def look_at(position: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 4 4"]:
-    """``world_from_cam`` (OpenCV axes) of cameras at ``position`` that look at the origin with +z up.
+    """Return ``world_from_cam`` (OpenCV axes) of cameras at ``position`` that look at the origin with +z up.
 
     Raises:
       ValueError: a position is on the z axis, where "up" is undefined.
@@ -221,7 +207,7 @@ def ring(
     offset: float = 0.0,
     elevation: float | Float[np.ndarray, " v"] = 0.0,
 ) -> structs.Cameras:
-    """Cameras evenly spaced around the z axis.
+    """Return cameras evenly spaced around the z axis.
 
     Args:
       size: width and height of the images in pixels.
@@ -246,14 +232,14 @@ def ring(
 
 
 def pixel_rays(cameras: structs.Cameras, pixels: Float[structs.ArrayLike, "v *n 2"]) -> structs.Rays:
-    """World rays through points of each camera's image.
+    """Return world rays through points of each camera's image.
 
     Args:
       cameras: v cameras.
-      pixels: continuous image points (x, y) per camera; the centre of the top-left pixel is (0.5, 0.5).
+      pixels: continuous image points (x, y) per camera; the center of the top-left pixel is (0.5, 0.5).
 
     Returns:
-      Rays of shape ``[v, *n, 3]`` that start at the camera centres.
+      Rays of shape ``[v, *n, 3]`` that start at the camera centers.
     """
     expand = (slice(None),) + (None,) * (pixels.ndim - 2)
     focal, center = jnp.asarray(cameras.focal)[expand], jnp.asarray(cameras.center)[expand]
@@ -268,22 +254,22 @@ def pixel_rays(cameras: structs.Cameras, pixels: Float[structs.ArrayLike, "v *n 
 
 @jax.jit
 def image_rays(cameras: structs.Cameras) -> structs.Rays:
-    """Rays through every pixel centre, shape ``[v, height, width, 3]``."""
+    """Return rays through every pixel center, shape ``[v, height, width, 3]``."""
     x, y = jnp.meshgrid(jnp.arange(cameras.width) + 0.5, jnp.arange(cameras.height) + 0.5)
     pixels = jnp.broadcast_to(jnp.stack([x, y], -1), (len(cameras), cameras.height, cameras.width, 2))
     return pixel_rays(cameras, pixels)
 
 
 def opengl_from_opencv(world_from_cam: Float[np.ndarray, "*b 4 4"]) -> Float[np.ndarray, "*b 4 4"]:
-    """Camera-to-world in OpenGL camera axes from one in OpenCV axes; its own inverse. For file boundaries only."""
+    """Turn camera-to-world in OpenCV camera axes to OpenGL axes; its own inverse. For file boundaries only."""
     return np.asarray(world_from_cam, np.float32) @ OPENCV_FROM_OPENGL
 
 
 def gltf_from_world(points: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
-    """World points (z up, front +x) in glTF axes (y up, front +z): glTF (x, y, z) = world (y, z, x)."""
+    """Return world points (z up, front +x) in glTF axes (y up, front +z): glTF (x, y, z) = world (y, z, x)."""
     return np.asarray(points)[:, [1, 2, 0]]
 
 
 def world_from_gltf(points: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
-    """Inverse of :func:`gltf_from_world`: world (x, y, z) = glTF (z, x, y)."""
+    """Invert :func:`gltf_from_world`: world (x, y, z) = glTF (z, x, y)."""
     return np.asarray(points)[:, [2, 0, 1]]

@@ -24,6 +24,12 @@ class MeshSettings(settings.Settings):
     fsdp: int = settings.setting("Devices that share the parameters and each take a part of the batch.", 1, at_least=-1)
     tensor: int = settings.setting("Devices that share heads and hidden layers.", 1, at_least=-1)
 
+    def check(self) -> None:
+        """Refuse an axis without devices."""
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name):
+                raise ValueError(f"{field.name} is 0; expected a number of devices, or -1 for all that are left")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings(settings.Settings):
@@ -42,7 +48,9 @@ class TrainSettings(settings.Settings):
     lr_schedule: str = settings.setting(
         "After the warm-up: cosine decay to zero, or constant.", "cosine", choices=("cosine", "constant")
     )
-    lr_multipliers: dict[str, float] = settings.setting("Learning-rate multipliers by part of a parameter's path.", {})
+    lr_multipliers: dict[str, float] = settings.setting(
+        "Learning-rate multipliers by part of a parameter's path.", {}, at_least=0
+    )
     freeze: tuple[str, ...] = settings.setting("Attributes of the module that are not trained.", ())
     beta2: float = settings.setting("Decay of Adam's second moment.", 0.999, at_least=0, below=1)
     weight_decay: float = settings.setting("Decoupled weight decay of kernels.", 0.01, at_least=0)
@@ -88,7 +96,7 @@ class ComponentConfig:
     train: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mapping, the sections that are None left out."""
+        """Return a plain mapping, the sections that are None left out."""
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: settings.to_dict(section) for name, section in sections.items() if section is not None}
 
@@ -122,8 +130,8 @@ class SystemConfig:
         try:
             return self.components[component]
         except KeyError:
-            known = ", ".join(self.components)
-            raise ValueError(f"the config has no section {component!r}; it describes {known}") from None
+            known = ", ".join(self.components) or "no component"
+            raise ValueError(f"the config has no section {component!r}; it describes {known}; add it") from None
 
     def __contains__(self, component: str) -> bool:
         return component in self.components
@@ -139,20 +147,20 @@ class SystemConfig:
         return self.system.layout
 
     def provider(self, stage: str, role: str) -> str:
-        """The component that plays a role for a stage: the stage's own if there is one, else the shared one."""
+        """Return the component that plays a role for a stage: the stage's own if there is one, else the shared one."""
         own = f"{stage}_{role}"
         return own if own in self.components else role
 
     def autoencoder(self, stage: str) -> Any:
-        """Settings of the autoencoder network whose latents a stage works on."""
+        """Return the settings of the autoencoder network whose latents a stage works on."""
         return self[self.provider(stage, "autoencoder")].model.network
 
     def latent_size(self, stage: str) -> int:
-        """Width and height of a stage's latents."""
+        """Return width and height of a stage's latents."""
         return self.size // self.autoencoder(stage).factor
 
     def training(self, component: str) -> TrainSettings:
-        """Settings of the run that trains a component.
+        """Return the settings of the run that trains a component.
 
         Raises:
           ValueError: the config does not train it.
@@ -166,23 +174,24 @@ class SystemConfig:
         return train
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mapping of JSON's types; what config files hold."""
+        """Return a plain mapping of JSON's types; what config files hold."""
         return settings.to_dict(self.system) | {name: part.to_dict() for name, part in self.components.items()}
 
     def identity(self) -> dict[str, Any]:
-        """What weights and config must agree in: the networks, what they were trained for, and the views."""
+        """Return what weights and config must agree in: the chosen networks, what they are trained for, the views."""
         parts: dict[str, Any] = {"size": self.size, "layout": settings.to_dict(self.layout)}
         # The distance of the cameras changes the mesh's scale alone.
         del parts["layout"]["radius"]
         for name, component in self.components.items():
-            parts[name] = {"model": settings.to_dict(component.model)}
+            model = component.model
+            others = set(model.architectures()) - {model.architecture}
+            chosen = {key: value for key, value in settings.to_dict(model).items() if key not in others}
+            parts[name] = {"model": chosen}
             if component.diffusion is not None:
                 parts[name]["diffusion"] = settings.to_dict(component.diffusion)
-        # Recomputing activations in training changes no result.
-        flat = settings.flatten(parts)
-        return {name: value for name, value in flat.items() if not name.endswith(".remat")}
+        return settings.flatten(parts)
 
 
 def resumable(part: type[settings.Settings]) -> set[str]:
-    """Names of the settings that may change when a run resumes."""
+    """Return the names of the settings that may change when a run resumes."""
     return {field.name for field in dataclasses.fields(part) if field.metadata.get("resumable")}

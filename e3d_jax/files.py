@@ -1,6 +1,6 @@
 """Storage: files that are never seen half-written, on this machine or in a bucket.
 
-Only this module knows where shards of records lie. Its paths go through :mod:`etils.epath`, so ``gs://BUCKET/...``
+Shards of records are listed, written and copied here. Paths go through :mod:`etils.epath`, so ``gs://BUCKET/...``
 works where a client for it is installed (``gcsfs``). A shard for a bucket is written to a temporary folder and copied
 once it is whole. Reading shards is left to ArrayRecord; not all of its builds can open ``gs://``, and for those the
 bucket must be copied or mounted.
@@ -24,11 +24,6 @@ def is_remote(path: str | os.PathLike) -> bool:
 def join(folder: str | os.PathLike, *names: str) -> str:
     """Return the path of a file below a folder."""
     return str(epath.Path(folder).joinpath(*names))
-
-
-def exists(path: str | os.PathLike) -> bool:
-    """Return whether there is a file or folder of this path."""
-    return epath.Path(path).exists()
 
 
 def glob(folder: str | os.PathLike, pattern: str) -> list[str]:
@@ -103,6 +98,17 @@ def staged(path: str | os.PathLike) -> Iterator[pathlib.Path]:
                     os.replace(local, target)
         finally:
             local.unlink(missing_ok=True)
+
+
+def readable(path: str | os.PathLike) -> str:
+    """Return the path by which libraries that read local files can read a file.
+
+    Raises:
+      ValueError: it is in a bucket, from which shards cannot be read.
+    """
+    if is_remote(path):
+        raise ValueError(f"{path} is in a bucket, from which records cannot be read; copy or mount it")
+    return os.fspath(path)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import os
 import pathlib
 import struct
 import warnings
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -276,6 +277,11 @@ def _resampling_weights(length: int, start: float, extent: float, size: int) -> 
 def composite(rgba: Float[structs.ArrayLike, "*b 4"], background: float = 1.0) -> Float[structs.ArrayLike, "*b 3"]:
     """Composite over a gray background (1 is white); NumPy or JAX."""
     return rgba[..., :3] * rgba[..., 3:] + background * (1 - rgba[..., 3:])
+
+
+def over_white(image: Float[Any, "*b c"]) -> Float[Any, "*b 3"]:
+    """Return images with or without alpha on white; NumPy or JAX."""
+    return composite(image) if image.shape[-1] == 4 else image
 
 
 def encode_normal(

@@ -104,9 +104,5 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     ]
     blank = np.ones((size, size, 3), np.float32)
     width = max(map(len, rows))
-    tiles = [[_over_white(image) for image in row] + [blank] * (width - len(row)) for row in rows]
+    tiles = [[np.asarray(images.over_white(image)) for image in row] + [blank] * (width - len(row)) for row in rows]
     return np.concatenate([np.concatenate(row, 1) for row in tiles], 0)
-
-
-def _over_white(image: np.ndarray) -> np.ndarray:
-    return np.asarray(images.composite(image)) if image.shape[-1] == 4 else image

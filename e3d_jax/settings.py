@@ -26,7 +26,7 @@ def setting(
     choices: tuple[Any, ...] = (),
     resumable: bool = False,
 ) -> Any:
-    """A field of a :class:`Settings` class.
+    """Return a field of a :class:`Settings` class.
 
     Args:
       doc: what it means, with its unit.
@@ -67,7 +67,7 @@ class Settings:
 
 
 def parse(cls: type[T], values: Any, path: str = "") -> T:
-    """Settings from a plain mapping.
+    """Make settings of a plain mapping.
 
     Args:
       cls: which settings.
@@ -98,7 +98,7 @@ def parse(cls: type[T], values: Any, path: str = "") -> T:
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
-    """A value as the type that a setting declares.
+    """Return a value as the type that a setting declares.
 
     Raises:
       ValueError: it is of another type.
@@ -139,7 +139,7 @@ def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
       ValueError: names the setting, its value and what is expected.
     """
     expected = []
-    values = value if isinstance(value, tuple) else (value,)
+    values = value if isinstance(value, tuple) else tuple(value.values()) if isinstance(value, dict) else (value,)
     finite = valid = all(not isinstance(each, float) or math.isfinite(each) for each in values)
     for each in values:
         if not isinstance(each, int | float) or isinstance(each, bool):
@@ -161,7 +161,7 @@ def check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
-    """Settings as a plain mapping of JSON's types, all values included; the inverse of :func:`parse`."""
+    """Return settings as a plain mapping of JSON's types, all values included; the inverse of :func:`parse`."""
     return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
@@ -176,7 +176,7 @@ def _plain(value: Any) -> Any:
 
 
 def described(cls: type[Settings], path: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Rows (name, type, default, meaning) of all settings of a group and of the groups in it, for documentation."""
+    """Yield rows (name, type, default, meaning) of all settings of a group and of the groups in it, for help texts."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name = f"{path}.{field.name}" if path else field.name
@@ -192,7 +192,7 @@ def described(cls: type[Settings], path: str = "") -> Iterator[tuple[str, str, A
 
 
 def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted names; sequences are values and become tuples."""
+    """Return a nested mapping by dotted names; sequences are values and become tuples."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         full = f"{path}.{name}" if path else str(name)
@@ -208,7 +208,7 @@ def _hashable(value: Any) -> Any:
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """How two nested mappings of settings differ, one clause each."""
+    """Return how two nested mappings of settings differ, one clause each."""
     stored, given = flatten(stored), flatten(given)
     names = sorted(name for name in stored.keys() | given.keys() if stored.get(name) != given.get(name))
     return [f"{name} is {stored.get(name)!r} there and {given.get(name)!r} in the given config" for name in names]

@@ -45,7 +45,7 @@ class Cameras:
         return self.world_from_cam.shape[0]
 
     def __getitem__(self, views) -> "Cameras":
-        """The cameras of a slice or an index array."""
+        """Return the cameras of a slice or an index array."""
         return dataclasses.replace(
             self, world_from_cam=self.world_from_cam[views], focal=self.focal[views], center=self.center[views]
         )

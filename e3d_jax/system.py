@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from e3d_jax import config as config_lib
-from e3d_jax import distributed, images, settings, stages, structs
+from e3d_jax import distributed, images, reports, settings, stages, structs
 from e3d_jax.models import latents
 from e3d_jax.reconstruction import pipeline
 from e3d_jax.stages import anchor, conditions, interpolation
@@ -218,7 +217,9 @@ def load(
     stored = folder.read_config(path)
     if config is None:
         config = stored
-    if different := settings.differences(stored.identity(), config.identity()):
+    unused = tuple(f"{name}." for name in stored.components if name not in config)
+    needed = {name: value for name, value in stored.identity().items() if not name.startswith(unused)}
+    if different := settings.differences(needed, config.identity()):
         more = f" (and {len(different) - 1} more settings)" if len(different) > 1 else ""
         raise ValueError(
             f"the weights in {path} belong to another config: {different[0]}{more}; choose the weights or the config "
@@ -270,13 +271,10 @@ class Clock:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int) -> Iterator[Any]:
-        """Times a stage of ``total`` steps; gives the function that advances its bar."""
+        """Time a stage of ``total`` steps; yield the function that advances its bar."""
         start = time.perf_counter()
         with tqdm.tqdm(total=total, desc=f"{name:14s}", unit="step", disable=not self._progress) as bar:
             yield bar.update
             bar.update(total - bar.n)
         self.seconds[name] = round(time.perf_counter() - start, 3)
-        stats = jax.local_devices()[0].memory_stats()
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak = stats["peak_bytes_in_use"] / 1e9 if stats else kilobytes * 1024 / 1e9
-        self.peak_memory[name] = round(peak, 3)
+        self.peak_memory[name] = reports.peak_memory_gb()

@@ -187,14 +187,6 @@ def test_relative_azimuths_start_at_the_reference():
 # -- Other worlds -----------------------------------------------------------------------------------------------------
 
 
-def test_a_turned_world_has_the_given_azimuth_at_zero():
-    ring = cameras.ring(64, 8)
-    batch = jax.tree.map(lambda x: np.stack([x, x]), ring)
-    found = cameras.turned(batch, jnp.array([0.0, np.pi / 4])).world_from_cam
-    np.testing.assert_array_equal(found[0], ring.world_from_cam)
-    np.testing.assert_allclose(found[1], np.roll(ring.world_from_cam, 1, axis=0), atol=1e-6)
-
-
 def test_mirrored_cameras_stand_at_negative_azimuths():
     ring = cameras.ring(64, 8)
     found = cameras.mirrored(ring)

@@ -1,5 +1,9 @@
 """The command line: its dialect, and how it ends."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from e3d_jax import cli, stages
@@ -63,7 +67,7 @@ def test_a_value_out_of_range_is_named():
 
 
 def test_an_unknown_preset_is_named():
-    assert "no config maxi; give one of mini, envision3d" in refusal("train", "--config=maxi", "--stage=anchor")
+    assert "no config maxi; give one of mini, base, envision3d" in refusal("train", "--config=maxi", "--stage=anchor")
 
 
 def test_an_unknown_variant_is_named():
@@ -110,3 +114,18 @@ def test_a_profile_of_other_than_two_steps_is_refused():
 def test_remote_folders_are_refused_for_training():
     given = ("--config=mini:smoke", "--stage=anchor", "--workdir=gs://bucket/run")
     assert "gs://bucket/run is not a local folder" in refusal("train", *given)
+
+
+def test_a_flag_without_an_equals_sign_is_refused():
+    sentence = refusal("infer", "a.png", "--out=out", "--weights", "folder")
+    assert sentence == "e3d infer: --weights has no value; flags are given as --weights=VALUE"
+
+
+def test_one_dash_is_as_good_as_two():
+    assert "mini has no variant 'smok'" in refusal("train", "-config=mini:smok", "--stage=anchor")
+
+
+def test_the_environment_of_training_is_prepared_before_numpy_is_imported():
+    code = "import os, sys; from e3d_jax import cli; cli.importlib.import_module = lambda name: sys.exit('numpy' in "
+    code += "sys.modules and 'early'); cli.main(['train'])"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0

@@ -145,7 +145,6 @@ def test_latents_have_the_size_of_the_autoencoder_of_their_stage(own):
     ("path", "value"),
     [
         ("layout.radius", 1.3),
-        ("anchor.model.unet.remat", "full"),
         ("anchor.sampling.num_steps", 7),
         ("anchor.loss.cond_dropout", 0.5),
         ("normals.train.steps", 7),
@@ -185,3 +184,31 @@ def test_every_setting_is_explained():
         for part in (stage.model, stage.diffusion, stage.loss_settings, stage.sampling):
             rows += [] if part is None else settings.described(part)
     assert not [name for name, _, _, meaning in rows if not meaning.endswith((".", "…"))]
+
+
+def test_settings_of_networks_that_are_not_chosen_are_not_part_of_the_identity():
+    assert stages.parse_config(changed("normals.model.dpt_hybrid.image_size", 512)).identity() == presets_identity()
+
+
+def test_the_chosen_network_is_part_of_the_identity():
+    other = stages.parse_config(changed("normals.model.architecture", "dpt_hybrid")).identity()
+    assert other["normals.model.architecture"] != presets_identity()["normals.model.architecture"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("mesh.data", 0, "mesh.data is 0; expected a number of devices"),
+        ("anchor.train.lr_multipliers", {"class_embedding": -1.0}, "lr_multipliers is .*; expected at least 0"),
+        ("layout.elevation", 20.0, "normals.model.architecture is 'dpt_hybrid', which takes the input's camera to be"),
+    ],
+)
+def test_settings_of_the_full_size_system_that_cannot_be_are_refused(path, value, said):
+    values = presets.load("envision3d:smoke").to_dict()
+    *parents, last = path.split(".")
+    part = values
+    for name in parents:
+        part = part[name]
+    part[last] = value
+    with pytest.raises(ValueError, match=said):
+        stages.parse_config(values)

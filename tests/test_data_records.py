@@ -127,4 +127,11 @@ def test_an_interrupted_shard_leaves_nothing_in_a_bucket(bucket, ball):
     with pytest.raises(RuntimeError), records.Writer(f"{bucket}/interrupted/a.array_record") as writer:
         writer.write(records.pack(ball))
         raise RuntimeError
-    assert not files.exists(f"{bucket}/interrupted/a.array_record")
+    assert files.glob(f"{bucket}/interrupted", "*") == []
+
+
+def test_a_dataset_of_another_schema_is_not_extended(tmp_path):
+    with records.Writer(tmp_path / "a.array_record") as writer:
+        writer.write(msgpack.packb({"schema": 1}))
+    with pytest.raises(ValueError, match=r"cannot be extended: a record has schema version 1, .* into an empty folder"):
+        records.check_schema(tmp_path)

@@ -40,7 +40,7 @@ def test_shapes_of_images(ball):
 
 def test_coverage_is_the_area_of_the_disc(ball):
     # A ball of radius r at distance d covers a disc of radius f r / sqrt(d^2 - r^2).
-    radius = cameras.FOCAL * SIZE * 0.4 / np.sqrt(1.5**2 - 0.4**2)
+    radius = cameras.RELEASED.focal * SIZE * 0.4 / np.sqrt(1.5**2 - 0.4**2)
     np.testing.assert_allclose(ball[1].rgba[..., 3].sum((2, 3)), np.pi * radius**2, rtol=0.01)
 
 

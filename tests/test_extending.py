@@ -22,7 +22,7 @@ def registry(monkeypatch):
 def test_every_block_of_the_page_runs(registry, tmp_path, ball_folder):
     names = {"folder": str(tmp_path), "records": str(ball_folder), "__name__": "extending"}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert (tmp_path / "weights" / "silhouette-00001-of-00001.safetensors").is_file()

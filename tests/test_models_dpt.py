@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import envision3d
-from e3d_jax import cameras, settings
-from e3d_jax.models import build, dpt, dpt_backbone, layers, normals
+from e3d_jax import cameras, presets, stages
+from e3d_jax.models import dpt, dpt_backbone, layers
 
-TOY = envision3d.get_config("smoke").normals.model.to_dict()
+SPEC = stages.parse_config(presets.load("envision3d:smoke").to_dict())["normals"].model.network
 
 
 @pytest.fixture(scope="module")
 def toy():
-    sizes = {name: value for name, value in TOY.items() if name != "architecture"}
-    return dpt.DPTNormalEstimator(settings.parse(dpt.DPTSpec, sizes), layers.Types(rngs=nnx.Rngs(0)))
+    return dpt.DPTNormalEstimator(SPEC, layers.Types(rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +76,6 @@ def test_standardized_kernels_ignore_scale_and_offset():
     conv.kernel.set_value(3 * conv.kernel[...] + 5)
     assert before.shape == (1, 4, 4, 4)
     np.testing.assert_allclose(conv(x), before, atol=1e-3)
-
-
-def test_the_default_architecture_is_the_small_one():
-    model = {"block_out_channels": (32, 32), "attention_levels": (False, False)}
-    assert type(build.build("normals", model, rngs=nnx.Rngs(0))) is normals.NormalEstimator
-
-
-def test_an_unknown_architecture_is_refused():
-    with pytest.raises(ValueError, match="estimated by 'vgg'; choose one of unet, dpt_hybrid"):
-        build.build("normals", {"architecture": "vgg"}, rngs=nnx.Rngs(0))
 
 
 def test_a_size_that_cannot_be_halved_is_refused():

@@ -30,7 +30,7 @@ def test_turning_normals_leaves_the_background_white():
 def test_a_temporal_decoder_sees_the_frames_of_each_window_together():
     module = build(temporal_decoder=True)
     z = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 4))
-    alone = jax.jit(lambda module, z: latents.picture(module.decode(z, num_frames=3)))(
+    alone = jax.jit(lambda module, z: latents.memory_image(module.decode(z, num_frames=3)))(
         module, z[1] / module.scaling_factor
     )
     np.testing.assert_allclose(jax.jit(latents.decode)(module, z)[1], alone, atol=1e-5)
@@ -47,6 +47,6 @@ def test_images_that_are_encoded_in_turns_do_not_see_each_other():
 @pytest.mark.parametrize("channels", [3, 4])
 def test_images_come_back_from_the_networks_range(channels):
     rgba = jax.random.uniform(jax.random.key(0), (2, 4, 4, 4), minval=0.2)
-    found = latents.picture(latents.network_image(rgba, channels))
+    found = latents.memory_image(latents.network_image(rgba, channels))
     over_white = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
     np.testing.assert_allclose(found, rgba if channels == 4 else over_white, atol=1e-5)

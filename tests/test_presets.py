@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_an_unknown_variant_is_refused(name, known):
 
 
 def test_a_missing_file_is_named_with_the_presets():
-    with pytest.raises(FileNotFoundError, match=r"no config nowhere\.py; give one of mini, envision3d, or a file"):
+    with pytest.raises(FileNotFoundError, match=r"no config nowhere\.py; give one of mini, base, envision3d, or a"):
         presets.load("nowhere.py")
 
 
@@ -66,3 +67,13 @@ def test_views_of_released_weights_have_nearer_cameras():
 def test_the_release_gives_a_noise_level_without_adding_noise():
     sampling = stages.parse_config(presets.load("envision3d").to_dict())["interpolation"].sampling
     assert (sampling.anchor_noise, sampling.given_noise) == (0.0, 0.02)
+
+
+def test_a_config_file_may_import_modules_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "beside_the_config.py").write_text("VARIANT = 'smoke'\n")
+    (tmp_path / "own.py").write_text(
+        "import beside_the_config\nfrom e3d_jax.presets import mini\n\n"
+        "def get_config():\n    return mini.get_config(beside_the_config.VARIANT)\n"
+    )
+    assert presets.load(str(tmp_path / "own.py")).anchor.train.steps == 4

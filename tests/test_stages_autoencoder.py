@@ -51,3 +51,25 @@ def test_the_loss_is_what_images_and_their_differences_are_off_by_and_the_diverg
     chosen = config.ComponentConfig(model=None, loss=autoencoder.Loss(kl_weight=0.1))
     loss, _ = STAGE.loss(model, {}, autoencoder.Batch(images), jax.random.key(1), chosen, cameras.RELEASED)
     np.testing.assert_allclose(loss, expected, atol=1e-6)
+
+
+class WrongAtHalfSize(Copier):
+    """An autoencoder that is right, except that half-size latents become images that are too bright."""
+
+    def decode(self, latent):
+        if latent.shape[1] == 2:
+            return self.images
+        return autoencoder.halve(self.images[::2]) + 0.5
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.0, 0.0), (0.25, 0.25 * 0.5)])
+def test_half_size_latents_are_compared_with_half_size_images(weight, expected):
+    images = jax.random.randint(jax.random.key(0), (1, 2, 8, 8, 4), 0, 256).astype(jnp.uint8)
+    chosen = config.ComponentConfig(model=None, loss=autoencoder.Loss(kl_weight=0.0, scale_weight=weight))
+    loss, _ = STAGE.loss(WrongAtHalfSize(), {}, autoencoder.Batch(images), jax.random.key(1), chosen, cameras.RELEASED)
+    np.testing.assert_allclose(loss, expected, atol=1e-6)
+
+
+def test_halving_takes_means_of_four_pixels():
+    image = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(autoencoder.halve(image)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3d_jax import stages
+from e3d_jax import images, stages
 from e3d_jax.data import latents
 from e3d_jax.stages import common
 from tests import tiny
@@ -29,13 +29,13 @@ def test_noise_levels_spread_evenly_over_a_batch():
 
 
 def test_images_without_alpha_are_shown_unchanged():
-    images = jax.random.uniform(jax.random.key(0), (2, 3, 3, 3))
-    np.testing.assert_array_equal(common.over_white(images), images)
+    opaque = jax.random.uniform(jax.random.key(0), (2, 3, 3, 3))
+    np.testing.assert_array_equal(images.over_white(opaque), opaque)
 
 
 def test_images_with_alpha_are_shown_over_white():
     rgba = jnp.array([[[0.0, 0.5, 1.0, 0.5], [0.0, 0.0, 0.0, 0.0]]])
-    np.testing.assert_allclose(common.over_white(rgba), [[[0.5, 0.75, 1.0], [1.0, 1.0, 1.0]]])
+    np.testing.assert_allclose(images.over_white(rgba), [[[0.5, 0.75, 1.0], [1.0, 1.0, 1.0]]])
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
@@ -51,7 +51,9 @@ def test_images_of_another_size_are_refused_by(stage, ball):
 
 @pytest.mark.parametrize("stage", ["autoencoder", "normals", "anchor"])
 def test_images_without_normal_maps_are_refused_by(stage, ball):
-    with pytest.raises(ValueError, match=f"holds no normal maps of the anchors, from which the {stage} learns"):
+    with pytest.raises(
+        ValueError, match=f"no normal maps of the anchors and inputs, from which the {stage} learns"
+    ):
         check(stage, without_normals(ball))
 
 
@@ -80,3 +82,11 @@ def test_latents_of_another_number_of_anchors_are_refused_by(stage, name):
     record = latents.Latents("ball", stage, arrays | {name: arrays[name][:4]})
     with pytest.raises(ValueError, match="holds 4 anchors per object, but the config's layout has 8"):
         check(stage, record, tiny.system(32), "latents")
+
+
+def test_inputs_without_normal_maps_are_refused(ball):
+    record = dataclasses.replace(ball, inputs=(1,))
+    with pytest.raises(
+        ValueError, match="holds no normal maps of the anchors and inputs, from which the anchor learns"
+    ):
+        check("anchor", record)

@@ -1,6 +1,7 @@
 """Labels, examples and loss of the interpolation stage."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from e3d_jax import cameras, config, stages
-from e3d_jax.diffusion import schedules
+from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.stages import conditions, interpolation
 from tests import tiny
 
@@ -37,12 +38,12 @@ def test_windows_are_consecutive_views(ball):
     starts = [a for a in range(8) if np.array_equal(example.frames[0], ball.image(4 * a))]
     frames = cameras.RELEASED.window(starts[0])
     np.testing.assert_array_equal(example.frames, np.stack([ball.image(view) for view in frames]))
-    np.testing.assert_array_equal(example.frame_cameras.world_from_cam, ball.cameras.world_from_cam[frames])
+    np.testing.assert_array_equal(example.poses, ball.cameras.world_from_cam[frames])
 
 
 def test_windows_start_at_every_anchor(ball):
     rng = np.random.default_rng(0)
-    poses = [IMAGES.example(ball, rng, SIZE_32).frame_cameras.world_from_cam[:1] for _ in range(60)]
+    poses = [IMAGES.example(ball, rng, SIZE_32).poses[:1] for _ in range(60)]
     assert len(np.unique(np.round(cameras.azimuth_of(np.concatenate(poses)), 3))) == 8
 
 
@@ -106,3 +107,27 @@ def test_a_stage_that_trains_its_image_encoder_has_no_cached_latents():
 
 def test_images_serve_any_settings():
     STAGE.check_source("images", config.ComponentConfig(model=None, train=config.TrainSettings(steps=1)))
+
+
+@pytest.mark.parametrize("temporal", [False, True])
+def test_sampled_views_are_in_the_order_of_the_ring(monkeypatch, temporal):
+    layout = cameras.RELEASED
+    numbers = jnp.asarray(layout.windows, jnp.float32)[..., None, None, None]
+
+    class Autoencoder(tiny.Painter):
+        temporal_decoder = temporal
+
+    # The latents of a frame are the number of its view, and so is its image.
+    monkeypatch.setattr(interpolation, "start", lambda *_, **__: types.SimpleNamespace(latents=numbers))
+    monkeypatch.setattr(interpolation, "take_steps", lambda model, condition, *_: samplers.begin(condition.latents))
+    monkeypatch.setattr(interpolation, "_decode", lambda autoencoder, latents: latents)
+    model = interpolation.denoisers.InterpolationDenoiser.__new__(interpolation.denoisers.InterpolationDenoiser)
+    found = interpolation.sample(
+        model,
+        Autoencoder(),
+        jnp.zeros((1, 8, 1, 1, 4)),
+        jax.random.key(0),
+        layout=layout,
+        sampling=interpolation.Sampling(num_steps=1),
+    )
+    np.testing.assert_array_equal(found[0, :, 0, 0, 0], layout.between)

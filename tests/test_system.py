@@ -286,3 +286,9 @@ def test_views_of_released_weights_are_of_nearer_cameras(variant, radius):
     blank = np.zeros((32, 8, 8, 4), np.float32)
     views = model.assemble(blank[:8], blank[:8], blank[8:])
     np.testing.assert_allclose(np.linalg.norm(views.cameras.world_from_cam[:, :3, 3], axis=-1), radius, rtol=1e-6)
+
+
+def test_weights_serve_a_config_that_leaves_a_component_out(weights):
+    values = values_of()
+    del values["interpolation"]
+    assert "interpolation" not in system.load(weights, values).modules

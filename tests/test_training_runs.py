@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from e3d_jax import cameras, settings
 from e3d_jax import config as config_lib
-from e3d_jax import settings
 from e3d_jax.training import runs
 from tests import toy
 
@@ -44,7 +44,7 @@ def test_nothing_is_written_by_checking(check, tmp_path):
 
 def test_a_work_folder_of_another_config_is_refused(check):
     _begin(check(toy.config()))
-    with pytest.raises(ValueError, match=r"another config: train\.learning_rate is 0\.1 there and 1\.0 in the given"):
+    with pytest.raises(ValueError, match=r"another config: toy\.train\.learning_rate is 0\.1 there and 1\.0"):
         check(toy.config(learning_rate=1.0))
 
 
@@ -52,6 +52,29 @@ def test_a_work_folder_of_another_seed_is_refused(check):
     _begin(check(toy.config()))
     with pytest.raises(ValueError, match="another config: seed is 0 there and 9"):
         check(toy.config(system={"seed": 9}))
+
+
+def test_a_work_folder_of_another_layout_is_refused(check):
+    _begin(check(toy.config()))
+    with pytest.raises(ValueError, match=r"another config: layout\.elevation is 0\.0 there and 20\.0"):
+        check(toy.config(system={"layout": cameras.ViewLayout(elevation=20.0)}))
+
+
+def test_a_setting_that_is_newer_than_the_run_has_its_default(check, tmp_path):
+    _begin(check(toy.config()))
+    path = tmp_path / "toy" / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["toy"]["train"]["weight_decay"]
+    path.write_text(json.dumps(stored))
+    check(toy.config())
+
+
+def test_weights_of_other_views_are_refused_before_training(check, tmp_path):
+    other = toy.config(system={"layout": cameras.ViewLayout(elevation=20.0)})
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").write_text(json.dumps(other.to_dict()))
+    with pytest.raises(ValueError, match=r"holds weights of other views: layout\.elevation is 20\.0 there and 0\.0"):
+        check(toy.config())
 
 
 @pytest.mark.parametrize(
@@ -81,8 +104,8 @@ def test_a_run_may_not_become_longer_if_its_learning_rate_depends_on_that(check)
 def test_the_folder_of_a_run_says_what_its_results_depend_on(check, tmp_path):
     _begin(check(toy.config()))
     identity = json.loads((tmp_path / "toy" / "config.json").read_text())
-    assert identity["train"]["batch_size"] == 4 and identity["model"]["linear"]["features"] == 4
-    assert "log_every" not in identity["train"]
+    assert identity["toy"]["train"]["batch_size"] == 4 and identity["toy"]["model"]["linear"]["features"] == 4
+    assert "log_every" not in identity["toy"]["train"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +114,7 @@ def test_the_folder_of_a_run_says_what_its_results_depend_on(check, tmp_path):
         ("grad_accum_steps", 0, "at least 1"),
         ("log_every", 0, "at least 1"),
         ("steps", 0, "at least 1"),
-        ("learning_rate", float("nan"), "at least 0"),
+        ("learning_rate", float("nan"), "finite and at least 0"),
         ("remat", "most", "one of none, full, dots"),
         ("lr_schedule", "slow", "one of cosine, constant"),
         ("optimizer", "sgd", "one of adamw, muon"),
@@ -117,7 +140,7 @@ def test_a_stage_that_the_config_does_not_train_is_refused(check):
 
 @pytest.mark.parametrize("argument", ["workdir", "init", "heldout"])
 def test_only_checkpoints_may_be_in_a_bucket(check, argument):
-    with pytest.raises(ValueError, match=r"gs://bucket/run is not a local folder; mount the bucket"):
+    with pytest.raises(ValueError, match=r"gs://bucket/run is (not a local folder|in a bucket)"):
         check(toy.config(), **{argument: "gs://bucket/run"})
     check(toy.config(), checkpoints="gs://bucket/run")
 

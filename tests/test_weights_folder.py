@@ -124,7 +124,7 @@ def test_a_truncated_file_is_named(saved):
 @pytest.mark.parametrize("text", ["{", '{"magic": 1}'])
 def test_a_damaged_config_is_named(saved, text):
     (saved / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json: .*; restore the weights folder, or make it again"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged or of another version: "):
         folder.read_config(saved)
 
 
@@ -147,5 +147,5 @@ def test_a_missing_component_is_named(saved):
 
 
 def test_a_missing_folder_says_what_is_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train\.py"):
+    with pytest.raises(FileNotFoundError, match="WORKDIR/weights of a training run"):
         folder.resolve(tmp_path / "nowhere")

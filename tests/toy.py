@@ -27,7 +27,6 @@ class LinearSpec(settings.Settings):
 
     features: int = settings.setting("Outputs.", 4)
     scale: float = settings.setting("Factor of the outputs; changes no shape.", 1.0)
-    remat: str = settings.setting("As networks have it.", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,10 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in COMMANDS:
-            from e3d_jax.cli import flags
-
             first, *second = name.split()
             module = importlib.import_module(f"e3d_jax.cli.{first}")
+            from e3d_jax.cli import flags  # After the command, which may prepare the environment of NumPy and JAX.
+
             flags.run(module.SUBCOMMANDS[second[0]] if second else module, name, arguments[words:])
             return
     listed = "\n".join(f"  {name:24s} {what}" for name, what in COMMANDS.items())

@@ -14,7 +14,7 @@ def _common(flags: Flags) -> None:
 
 
 def _rig(flags: Flags, *, normals: bool = True):
-    """The cameras that the flags ask for."""
+    """Return the cameras that the flags ask for."""
     from e3d_jax.data import records
 
     config = flags.parsed_config()
@@ -33,7 +33,11 @@ def define_synthetic(flags: Flags) -> None:
     flags.integer("objects", None, "Number of objects.", at_least=1, required=True)
     flags.integer("seed", 0, "Seed of the sequence of objects.")
     flags.choice("split", "train", ["train", "test"], "The two splits share no object.")
-    flags.integer("views", None, "All views of the layout, or 8: its anchors, enough for all but the interpolation.")
+    flags.integer(
+        "views",
+        None,
+        "All views of the layout, or as many as it has anchors: enough for all stages but the interpolation.",
+    )
     flags.integer("batch", 64, "Objects drawn per call of the device.", at_least=1)
     _common(flags)
 
@@ -75,7 +79,7 @@ def run_assets(flags: Flags, arguments: list[str]) -> None:
     if flags.format == "folder":
         config = flags.parsed_config()
         views = flags.views or config.layout.num_views
-        anchors = 8 if views % 8 == 0 else views
+        anchors = views if views % config.layout.num_anchors else config.layout.num_anchors
         layout = dataclasses.replace(config.layout, num_views=views, num_anchors=anchors)
         rig = records.Rig.of_layout(layout, flags.size or config.size, normals=flags.normals)
     else:
@@ -102,7 +106,7 @@ SUBCOMMANDS = {
         define_assets,
         run_assets,
         "Draw training records, or folders of views, of meshes (GLB, glTF, OBJ, PLY, STL) or of their renders.\n\n"
-        "e3d data assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=256] [--nonormals]\n"
+        "e3d data assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=128] [--nonormals]\n"
         "    [--poses=1] [--shard=I/N]\n\n"
         "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as\n"
         "in its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if\n"

@@ -36,7 +36,7 @@ class Flags:
     """
 
     def __init__(self, argv: list[str]):
-        self._argv = argv
+        self._argv = [re.sub(r"^-(?=\w)", "--", argument) for argument in argv]
         self._values = flags.FlagValues()
         self._has_config = False
 
@@ -47,17 +47,26 @@ class Flags:
         """Define ``--name=TEXT``."""
         flags.DEFINE_string(name, default, doc, flag_values=self._values, required=required)
 
-    def strings(self, name: str, doc: str, *, required: bool = False) -> None:
+    def strings(self, name: str, doc: str) -> None:
         """Define ``--name=TEXT``, which may be repeated."""
-        flags.DEFINE_multi_string(name, None, doc, flag_values=self._values, required=required)
+        flags.DEFINE_multi_string(name, None, doc, flag_values=self._values)
 
-    def integer(self, name: str, default: int | None, doc: str, *, at_least: int = 0, required: bool = False) -> None:
+    def integer(
+        self,
+        name: str,
+        default: int | None,
+        doc: str,
+        *,
+        at_least: int = 0,
+        at_most: int | None = None,
+        required: bool = False,
+    ) -> None:
         """Define ``--name=NUMBER``."""
-        flags.DEFINE_integer(name, default, doc, at_least, flag_values=self._values, required=required)
+        flags.DEFINE_integer(name, default, doc, at_least, at_most, flag_values=self._values, required=required)
 
-    def number(self, name: str, default: float | None, doc: str, *, at_least: float = 0.0) -> None:
-        """Define ``--name=NUMBER``, which need not be whole."""
-        flags.DEFINE_float(name, default, doc, at_least, flag_values=self._values)
+    def number(self, name: str, default: float | None, doc: str) -> None:
+        """Define ``--name=NUMBER``, at least 0, which need not be whole."""
+        flags.DEFINE_float(name, default, doc, 0.0, flag_values=self._values)
 
     def choice(self, name: str, default: str | None, choices: list[str], doc: str, *, required: bool = False) -> None:
         """Define ``--name=CHOICE``."""
@@ -86,12 +95,12 @@ class Flags:
         config_flags.DEFINE_config_dict("config", config, flag_values=self._values, sys_argv=["e3d", *self._argv])
 
     def given(self, name: str) -> str | None:
-        """The value of ``--name=VALUE`` on the command line, before the flags are parsed."""
+        """Return the value of ``--name=VALUE`` on the command line, before the flags are parsed."""
         values = [argument.partition("=")[2] for argument in self._argv if argument.startswith(f"--{name}=")]
         return values[-1] if values else None
 
     def parsed_config(self) -> config_lib.SystemConfig:
-        """The config, checked.
+        """Return the config, checked.
 
         Raises:
           ValueError: see :func:`e3d_jax.stages.parse_config`.
@@ -100,15 +109,19 @@ class Flags:
         return stages.parse_config(values.to_dict())
 
     def parse(self) -> list[str]:
-        """Read the command line; returns the arguments that are not flags.
+        """Read the command line; return the arguments that are not flags.
 
         Raises:
           flags.Error: a flag does not exist, is missing, or has a bad value.
         """
+        for argument in self._argv:
+            name = argument.removeprefix("--")
+            if argument.startswith("--") and name in self._values and not self._values[name].boolean:
+                raise ValueError(f"{argument} has no value; flags are given as {argument}=VALUE")
         return self._values(["e3d", *self._argv])[1:]
 
     def help(self) -> str:
-        """All flags, and the settings if there is a config, with their meaning."""
+        """Return all flags, and the settings if there is a config, with their meaning."""
         lines = []
         for name in sorted(self._values):
             flag = self._values[name]
@@ -122,7 +135,7 @@ class Flags:
 
 
 def _described(config: config_lib.SystemConfig):
-    """Names and meanings of all settings of a config."""
+    """Yield names and meanings of all settings of a config."""
     groups: list[tuple[str, type[settings.Settings]]] = [("", config_lib.SystemSettings)]
     for name, component in config.components.items():
         for section in ("model", "diffusion", "loss", "sampling", "train"):
@@ -173,11 +186,16 @@ def run(module: ModuleType | Command, command: str, argv: list[str]) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """An error's message in one line; the last line of several says why."""
+    """Return an error's message in one line; the last line of several says why."""
     if match := re.search(r"[Ff]lag (--\w+) must have a value other than None", str(error)):
         return f"{match[1]} is missing; give {match[1]}=VALUE"
+    if match := re.search(r"flag (--[\w.]+)=(.*): invalid literal for int", str(error)):
+        return f"{match[1]} is {match[2]!r}; expected an integer"
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
+    sentence = (lines[-1] if isinstance(error, flags.Error) else " ".join(lines)) if lines else type(error).__name__
+    if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in sentence:
+        sentence += "; settings are given as --config.SETTING=VALUE"
+    return sentence
 
 
 def no_arguments(arguments: list[str]) -> None:

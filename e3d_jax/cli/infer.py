@@ -15,18 +15,17 @@ from absl import logging
 from e3d_jax.cli.flags import Flags
 
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "e3d_jax"
-MAX_SEED = 2**32 - 1
 
 
 def define(flags: Flags) -> None:
     """Define the flags."""
-    from e3d_jax import presets
+    from e3d_jax import presets, system
     from e3d_jax.weights import folder
 
     flags.string("out", None, "Where the results go, one folder per image.", required=True)
     flags.string("weights", "mini", "Bundled weights, or a folder such as WORKDIR/weights of training.")
     flags.string("normal", None, "Normal map of the (single) image; estimated when not given.")
-    flags.integer("seed", 0, f"Seed of all randomness, at most {MAX_SEED}.")
+    flags.integer("seed", 0, "Seed of all randomness.", at_most=system.MAX_SEED)
     if flags.given("config"):
         flags.config("mini")
     else:

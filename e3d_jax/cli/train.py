@@ -56,7 +56,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
 
 
 def _steps(profile: str | None) -> tuple[int, int] | None:
-    """The steps of --profile."""
+    """Return the steps of --profile."""
     if profile is None:
         return None
     try:

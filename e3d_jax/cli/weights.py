@@ -72,7 +72,7 @@ def define_init(flags: Flags) -> None:
     from e3d_jax.weights import pretrained
 
     flags.choice("from", None, sorted(pretrained.SOURCES), "Pretrained model.", required=True)
-    flags.string("pipeline", None, f"Of that model: {PIPELINE}.", required=True)
+    flags.string("pipeline", None, f"Pipeline of that model: {PIPELINE}.", required=True)
     flags.string("normals", None, f"Normal estimator for training of the anchor stage: {NORMALS}.")
     flags.integer("seed", 0, "Seed of the new layers.")
     flags.string("out", None, "Weights folder to make.", required=True)

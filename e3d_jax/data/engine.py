@@ -139,9 +139,7 @@ def _pass_by(device: Callable[[Iterator[Any]], Iterator[Any]], values: Iterator[
     yield from (skipped for skipped in order if skipped is not None)
 
 
-def write_shards(
-    out: str | os.PathLike, shards: Sequence[Shard], work: Work, *, workers: int | None = None, unit: str = "object"
-) -> Counts:
+def write_shards(out: str | os.PathLike, shards: Sequence[Shard], work: Work, *, workers: int | None = None) -> Counts:
     """Write the shards of a job that do not exist yet, with a progress bar.
 
     Args:
@@ -149,7 +147,6 @@ def write_shards(
       shards: all shards of the job, or of this machine's part of it.
       work: makes records (bytes) of items.
       workers: processes; one per core by default, 0 for none but this one.
-      unit: what the progress bar counts.
 
     Returns:
       Numbers of items; a shard of which every item is skipped is not written.
@@ -160,7 +157,7 @@ def write_shards(
     there = {pathlib.PurePath(path).name for path in files.glob(out, f"*{records.SUFFIX}")}
     missing = [shard for shard in shards if shard.name + records.SUFFIX not in there]
     total, rest = (sum(len(shard.items) for shard in some) for some in (shards, missing))
-    with _processes(workers, rest) as pool, _Progress(total, total - rest, unit) as progress:
+    with _processes(workers, rest) as pool, _Progress(total, total - rest) as progress:
         results = work.results(itertools.chain.from_iterable(shard.items for shard in missing), pool)
         for shard in missing:
             made = progress.follow(itertools.islice(results, len(shard.items)))
@@ -172,9 +169,7 @@ def write_shards(
     return progress.counts
 
 
-def run(
-    items: Sequence[Any], work: Work, *, already: int = 0, workers: int | None = None, unit: str = "object"
-) -> Counts:
+def run(items: Sequence[Any], work: Work, *, already: int = 0, workers: int | None = None) -> Counts:
     """Make items whose results are files that the work itself writes; arguments as of :func:`write_shards`.
 
     Args:
@@ -182,14 +177,13 @@ def run(
       work: writes the result of each.
       already: number of items that were there before.
       workers: processes.
-      unit: what the progress bar counts.
 
     Raises:
       OSError: a result cannot be written, or a worker process was killed.
     """
     with (
         _processes(workers, len(items)) as pool,
-        _Progress(already + len(items), already, unit) as progress,
+        _Progress(already + len(items), already) as progress,
     ):
         collections.deque(progress.follow(work.results(items, pool)), maxlen=0)
     return progress.counts
@@ -204,9 +198,9 @@ def _processes(workers: int | None, items: int) -> contextlib.AbstractContextMan
 class _Progress:
     """A progress bar that counts results and prints a line for each one skipped."""
 
-    def __init__(self, total: int, already: int, unit: str):
+    def __init__(self, total: int, already: int):
         self.counts = Counts(0, already, 0)
-        self._bar = tqdm.tqdm(total=total, initial=already, unit=unit, mininterval=2)
+        self._bar = tqdm.tqdm(total=total, initial=already, unit="object", mininterval=2)
 
     def __enter__(self) -> "_Progress":
         return self

@@ -8,21 +8,12 @@ the number of workers or processes.
 import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import grain
 import numpy as np
 
 from e3d_jax.data import parallel, records
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Makes examples of records; see :class:`e3d_jax.stages.base.Source`."""
-
-    def unpack(self, data: bytes) -> Any: ...  # noqa: D102
-    def check(self, record: Any, config: Any) -> None: ...  # noqa: D102
-    def example(self, record: Any, rng: np.random.Generator, config: Any) -> Any: ...  # noqa: D102
 
 
 class Rows(grain.MapDataset):
@@ -47,7 +38,7 @@ class Rows(grain.MapDataset):
 
 def make_loader(
     datasets: Mapping[str, float],
-    source: Source,
+    source: Any,
     config: Any,
     *,
     batch_size: int,
@@ -62,7 +53,7 @@ def make_loader(
 
     Args:
       datasets: folders of record shards, each with its weight in the mixture; all of the kind that ``source`` reads.
-      source: makes the examples.
+      source: makes the examples (:class:`e3d_jax.stages.base.Source`).
       config: of the system.
       batch_size: examples of a whole batch.
       seed: of the shuffle and of every random choice.
@@ -104,7 +95,7 @@ def make_loader(
     return iter(ready)
 
 
-def _example(source: Source, config: Any, data: bytes, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
+def _example(source: Any, config: Any, data: bytes, rng: np.random.Generator) -> tuple[np.ndarray, Any]:
     record = source.unpack(data)
     return np.array(record.id), source.example(record, rng, config)
 

@@ -56,7 +56,7 @@ class Record:
         return self.cameras.width
 
     def views_with(self, name: str) -> list[int]:
-        """Views that have a map."""
+        """Return the views that have a map."""
         return list(self.maps.get(name, ()))
 
     def image(self, view: int | np.integer, name: str = "color") -> UInt8[np.ndarray, "h w 4"]:
@@ -243,9 +243,9 @@ def find_shards(folder: str | os.PathLike) -> list[str]:
 
     Raises:
       FileNotFoundError: the folder has none.
-      ValueError: a shard is empty or truncated; names each.
+      ValueError: a shard is empty or truncated, or in a bucket; names each.
     """
-    shards = files.glob(folder, f"*{SUFFIX}")
+    shards = files.glob(files.readable(folder), f"*{SUFFIX}")
     if not shards:
         raise FileNotFoundError(
             f"no record shards (*{SUFFIX}) in {str(folder)!r}; make some with "
@@ -263,6 +263,23 @@ def check_shards(paths: list[str]) -> None:
     """
     if broken := [path for path in paths if not _readable(path)]:
         raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
+
+
+def check_schema(folder: str | os.PathLike) -> None:
+    """Refuse to extend a dataset of another schema version; its first record is looked at.
+
+    Raises:
+      ValueError: says to choose another folder.
+    """
+    for path in files.glob(folder, f"*{SUFFIX}")[:1]:
+        with files.local_copy(path) as local:
+            reader = array_record_module.ArrayRecordReader(local)
+            first = reader.read([0])[0]
+            reader.close()
+        try:
+            fields_of(first)
+        except ValueError as error:
+            raise ValueError(f"{folder} cannot be extended: {error}, into an empty folder") from error
 
 
 def _readable(path: str) -> bool:

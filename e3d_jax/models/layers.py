@@ -38,17 +38,20 @@ Rngs = nnx.Rngs | ParamKeys
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Types:
-    """What all layers of a network share: their number types and where their initial values come from.
+    """What all layers of a network share: number types, source of initial values, and what is recomputed.
 
     Attributes:
       dtype: of the computation.
       param_dtype: of the parameters.
       rngs: source of randomness of the initial values.
+      remat: what the backward pass recomputes instead of keeping, see :func:`e3d_jax.models.blocks.apply`; networks
+        without blocks keep everything.
     """
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     rngs: Rngs
+    remat: str = "none"
 
     def of_network(self) -> "Types":
         """Return the types of one network, whose layers draw from a source of their own (:class:`ParamKeys`)."""

@@ -34,13 +34,6 @@ class UNetSpec(settings.Settings):
         "Attention heads: one number for all levels, or one per level.", 8, at_least=1
     )
     norm_groups: int = settings.setting("Groups of the norms; must divide every width.", 32, at_least=1)
-    remat: str = settings.setting(
-        "What the backward pass recomputes instead of keeping: nothing (none), everything inside a layer (full), or "
-        "everything except matrix products (dots). Not part of the architecture: it changes memory and time only.",
-        "none",
-        choices=blocks.REMAT,
-        resumable=True,
-    )
 
     @property
     def factor(self) -> int:
@@ -193,10 +186,10 @@ class UNet(nnx.Module):
             resnets = [resnet(source, width, epsilon=epsilon) for source in sources]
             down = [blocks.Downsample(width, types)] if i < levels - 1 else []
             skips += [width] * (spec.layers_per_block + len(down))
-            level = blocks.Level(resnets, attentions(i, spec.layers_per_block), downsamplers=down, remat=spec.remat)
+            level = blocks.Level(resnets, attentions(i, spec.layers_per_block), downsamplers=down, remat=types.remat)
             self.down_blocks.append(level)
         middle = [resnet(widths[-1], widths[-1], epsilon=1e-5) for _ in range(2)]
-        self.mid_block = blocks.MidLevel(middle, [transformer(widths[-1], heads[-1])], remat=spec.remat)
+        self.mid_block = blocks.MidLevel(middle, [transformer(widths[-1], heads[-1])], remat=types.remat)
         self.up_blocks: nnx.List[blocks.Level] = nnx.List([])
         last = widths[-1]
         for i, width in reversed(list(enumerate(widths))):
@@ -205,7 +198,7 @@ class UNet(nnx.Module):
                 resnets.append(resnet(last + skips.pop(), width, epsilon=up_epsilon))
                 last = width
             up = [blocks.Upsample(width, types)] if i > 0 else []
-            level = blocks.Level(resnets, attentions(i, spec.layers_per_block + 1), upsamplers=up, remat=spec.remat)
+            level = blocks.Level(resnets, attentions(i, spec.layers_per_block + 1), upsamplers=up, remat=types.remat)
             self.up_blocks.append(level)
         self.conv_norm_out = layers.GroupNorm(widths[0], types, groups=spec.norm_groups)
 

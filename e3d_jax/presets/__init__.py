@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import config_dict
 
 from e3d_jax import stages
 
-NAMES = ("mini", "envision3d")
+NAMES = ("mini", "base", "envision3d")
 
 
 def config_of(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -24,7 +25,7 @@ def config_of(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def _flexible(value: Any) -> Any:
-    """Values that the command line can change: tuples instead of lists, and placeholders for those that are None."""
+    """Return values that the command line can change: tuples instead of lists, placeholders instead of None."""
     if isinstance(value, Mapping):
         return {name: _flexible(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -37,7 +38,7 @@ def load(name: str) -> ml_collections.ConfigDict:
 
     Raises:
       OSError: there is no such preset or file.
-      ValueError: the file is not a config, or has no such variant.
+      ValueError: the file is not a config, has no such variant, or a setting of it cannot be used.
     """
     source, _, variant = name.partition(":")
     if source in NAMES:
@@ -49,9 +50,13 @@ def load(name: str) -> ml_collections.ConfigDict:
             f"no config {source}; give one of {', '.join(NAMES)}, or a file such as configs/mini.py"
         )
     module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)  # A config may import stages and networks that lie beside it; so do loader processes.
     try:
         spec.loader.exec_module(module)
         return module.get_config(*[variant] if variant else [])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # A config is a program: it may fail in any way.
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is not a config ({type(error).__name__}: {reason})") from error

@@ -82,13 +82,13 @@ def _interpolation() -> dict[str, Any]:
 
 
 def _train(**changes: Any) -> dict[str, Any]:
-    """Both image encoders stay as released."""
+    """Return settings of training; both image encoders stay as released."""
     shared = {"steps": 30_000, "lr_schedule": "constant", "freeze": ("image_encoder",), "ema_decay": 0.9999}
     return shared | {"remat": "full", "loader_workers": 16, "keep_every": 10_000} | changes
 
 
 def _shrink(values: dict[str, Any]) -> None:
-    """Toy width, few steps; every module and every layer of a U-Net or autoencoder stays."""
+    """Set toy width and few steps; every module and every layer of a U-Net or autoencoder stays."""
     values["size"] = 64
     for component in (values["autoencoder"], values["interpolation_autoencoder"]):
         component["model"]["kl"]["block_out_channels"] = (32, 32, 32, 32)

@@ -105,7 +105,7 @@ def _interpolation() -> dict[str, Any]:
 
 
 def _shrink(values: dict[str, Any]) -> None:
-    """Toy width, a few steps."""
+    """Set toy width and a few steps."""
     values["autoencoder"]["model"]["kl"]["block_out_channels"] = (32, 32, 32, 32)
     values["normals"]["model"]["unet"]["block_out_channels"] = (32, 32, 32, 32)
     for stage in (values["anchor"], values["interpolation"]):

@@ -1,6 +1,7 @@
 """The settings of a reconstruction, and presets that trade speed for detail."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -14,8 +15,7 @@ VIEW_SCHEDULES: dict[str, tuple[float, ...]] = {
 }
 
 
-def _amount(doc: str, default: Any) -> Any:
-    return setting(doc, default, at_least=0, below=math.inf)
+_amount = functools.partial(setting, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,6 @@ class FitSettings(Settings):
         "from the anchors. The default is the release's intervals; () uses anchors only, (0.0,) always all views.",
         VIEW_SCHEDULES["coarse_to_fine"],
         at_least=0,
-        below=math.inf,
     )
     half_extent: float = _amount("The object lies in the cube from -half_extent to half_extent.", 0.55)
     hull_cells: int = setting(

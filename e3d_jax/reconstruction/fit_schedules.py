@@ -34,7 +34,7 @@ def learning_rate(progress: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def cosine_annealing(progress: Float[Array, ""], *, until: float) -> Float[Array, ""]:
-    """Return the ratio in [0, 1] that :func:`volume.annealed_slope` takes."""
+    """Return the ratio in [0, 1] that :func:`e3d_jax.reconstruction.volume.annealed_slope` takes."""
     return jnp.clip(progress / until, 0, 1)
 
 

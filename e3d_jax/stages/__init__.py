@@ -4,7 +4,6 @@ To add a stage, write a :class:`base.Stage` in a file of its own and add it to :
 package, :func:`register` it (``docs/extending.md``).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,11 +39,14 @@ def get(component: str) -> Stage:
         return STAGES[component]
     if user in STAGES and role in STAGES[user].needs:
         return STAGES[role]
-    raise ValueError(f"unknown setting or component {component}; known components: {', '.join(STAGES)}")
+    raise ValueError(
+        f"unknown setting or component {component}; known components: {', '.join(STAGES)}; a stage of your own must be "
+        "registered: import its module in the config"
+    )
 
 
 def parse_config(values: Mapping[str, Any]) -> config_lib.SystemConfig:
-    """Return the config of a system from a plain mapping (:meth:`SystemConfig.to_dict`).
+    """Return the config of a system from a plain mapping (:meth:`e3d_jax.config.SystemConfig.to_dict`).
 
     Raises:
       ValueError: a setting is unknown, missing, out of range, or does not fit another; one sentence names it.
@@ -55,16 +57,21 @@ def parse_config(values: Mapping[str, Any]) -> config_lib.SystemConfig:
     system = {name: value for name, value in values.items() if name in system_names}
     parsed = config_lib.SystemConfig(
         settings.parse(config_lib.SystemSettings, system),
-        {name: _parse_component(stage, name, values[name]) for name, stage in components.items()},
+        {name: parse_component(stage, name, values[name]) for name, stage in components.items()},
     )
     for name, stage in components.items():
         if missing := [role for role in stage.needs if parsed.provider(name, role) not in parsed]:
-            raise ValueError(f"the config has no section {missing[0]!r}, which the {name} needs")
+            raise ValueError(f"the config has no section {missing[0]!r}, which the {name} needs; add it")
         stage.check(parsed, name)
     return parsed
 
 
-def _parse_component(stage: Stage, name: str, values: Any) -> config_lib.ComponentConfig:
+def parse_component(stage: Stage, name: str, values: Any) -> config_lib.ComponentConfig:
+    """Return the settings of a component from a plain mapping.
+
+    Raises:
+      ValueError: see :func:`parse_config`.
+    """
     classes = {
         "model": stage.model,
         "diffusion": stage.diffusion,
@@ -86,23 +93,10 @@ def _parse_component(stage: Stage, name: str, values: Any) -> config_lib.Compone
     return config_lib.ComponentConfig(**parts)
 
 
-def build(config: config_lib.SystemConfig, component: str, types: layers.Types, *, remat: str = "none") -> nnx.Module:
+def build(config: config_lib.SystemConfig, component: str, types: layers.Types) -> nnx.Module:
     """Make a component of a config with fresh parameters.
 
-    Args:
-      config: of the system.
-      component: which one.
-      types: of its parameters and computation.
-      remat: what the backward pass recomputes (:class:`e3d_jax.config.TrainSettings`).
-
     Raises:
-      ValueError: the config lacks the component, or its network cannot recompute anything.
+      ValueError: the config lacks the component.
     """
-    model = config[component].model
-    if remat != "none":
-        if not hasattr(model.network, "remat"):
-            raise ValueError(
-                f"{component}.train.remat is {remat!r}, but {model.architecture} recomputes nothing; set it to 'none'"
-            )
-        model = dataclasses.replace(model, **{model.architecture: dataclasses.replace(model.network, remat=remat)})
-    return get(component).build(model, types)
+    return get(component).build(config[component].model, types)

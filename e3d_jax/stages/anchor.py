@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from e3d_jax import cameras, settings, structs
+from e3d_jax import cameras, images, settings, structs
 from e3d_jax.data import latents as latent_records
 from e3d_jax.data import records
 from e3d_jax.diffusion import denoiser, samplers, schedules
@@ -110,19 +110,19 @@ class Batch:
     cameras: structs.Cameras
 
     def azimuth(self) -> Float[Array, " b"]:
-        """Azimuth of the first input, which is 0 in the frame that the stage works in."""
+        """Return the azimuth of the first input, which is 0 in the frame that the stage works in."""
         return cameras.azimuth_of(self.input_cameras.world_from_cam)[:, 0]
 
     def true_pair(self) -> Float[Array, "b d h w 4"]:
-        """The first input and its normal map in the stage's frame, in [0, 1]."""
+        """Return the first input and its normal map in the stage's frame, in [0, 1]."""
         return _turn(common.unit(self.inputs[:, 0]), self.azimuth())
 
     def true_views(self) -> Float[Array, "b d v h w 4"]:
-        """The anchors in the stage's frame, in [0, 1]."""
+        """Return the anchors in the stage's frame, in [0, 1]."""
         return _turn(common.unit(self.targets), self.azimuth())
 
     def labels(self) -> Float[Array, "b d views 12"]:
-        """See :func:`conditions.view_labels`."""
+        """Return the labels of :func:`conditions.view_labels`."""
         return conditions.view_labels(self.cameras.world_from_cam, self.input_cameras.world_from_cam)
 
     def prepare(
@@ -175,7 +175,7 @@ class LatentBatch:
     def prepare(
         self, model: Any, frozen: base.Modules, estimated: Bool[Array, " b"], dropped: Bool[Array, " b"]
     ) -> tuple[Float[Array, "b d v hl wl c"], denoisers.AnchorCondition]:
-        """As :meth:`Batch.prepare`; needs neither the module nor frozen components."""
+        """Do what :meth:`Batch.prepare` does; needs neither the module nor frozen components."""
         del model, frozen
 
         def choose(options, blank):
@@ -189,9 +189,9 @@ class LatentBatch:
         return self.targets.astype(jnp.float32), condition
 
 
-def choose_input(record: records.Record, rng: np.random.Generator) -> int:
-    """Choose which of the inputs plays the input: half of the time the first, else any."""
-    return 0 if rng.random() < 0.5 else int(rng.integers(len(record.inputs)))
+def choose_input(count: int, rng: np.random.Generator) -> int:
+    """Choose which of an object's inputs plays the input: half of the time the first, else any."""
+    return 0 if rng.random() < 0.5 else int(rng.integers(count))
 
 
 def example_from(record: records.Record, first: int) -> Batch:
@@ -214,12 +214,8 @@ def mirrored(example: Batch) -> Batch:
     return Batch(inputs, cameras.mirrored(example.input_cameras), targets, cameras.mirrored(example.cameras)[order])
 
 
-class Images(base.Source):
+class Images(base.ImageSource):
     """The input pair and the anchors in both domains; half of the examples are mirror images."""
-
-    def unpack(self, data: bytes) -> records.Record:
-        """Read a record of images."""
-        return records.unpack(data)
 
     def check(self, record: records.Record, config: Any) -> None:
         """Refuse records of another size, without normal maps, or with another number of anchors."""
@@ -229,7 +225,7 @@ class Images(base.Source):
     def example(self, record: records.Record, rng: np.random.Generator, config: Any) -> Batch:
         """Choose an input and make its example."""
         del config
-        example = example_from(record, choose_input(record, rng))
+        example = example_from(record, choose_input(len(record.inputs), rng))
         return mirrored(example) if rng.random() < 0.5 else example
 
     def spec(self, config: Any) -> Batch:
@@ -264,8 +260,7 @@ class Latents(caching.CachedSource):
         """Choose an input as :class:`Images` does, and make its example."""
         del config
         arrays = record.arrays
-        count = len(arrays["inputs"])
-        first = 0 if rng.random() < 0.5 else int(rng.integers(count))
+        first = choose_input(len(arrays["inputs"]), rng)
         order = arrays["order"][first]
         return LatentBatch(
             inputs=arrays["inputs"][first],
@@ -370,7 +365,7 @@ class Anchor(base.Stage):
     def loss(
         self, model: Any, frozen: base.Modules, batch: Any, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """Squared error of the network's output on the noisy views, see :func:`denoiser.loss_weight`.
+        """Return the squared error of the network's output on the noisy views, see :func:`denoiser.loss_weight`.
 
         All views of an object have one noise level.
         """
@@ -405,7 +400,7 @@ class Anchor(base.Stage):
     def show(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]:
-        """The anchors in both domains, true and sampled from the true condition."""
+        """Return the anchors in both domains, true and sampled from the true condition."""
         del layout
         sampled = sample(
             model,
@@ -418,7 +413,7 @@ class Anchor(base.Stage):
         )
 
         def row(views):
-            views = common.over_white(views)
+            views = images.over_white(views)
             return views.reshape(views.shape[0], -1, *views.shape[3:])
 
         return row(batch.true_views()), row(sampled)

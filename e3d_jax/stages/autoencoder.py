@@ -14,6 +14,7 @@ from e3d_jax.data import records
 from e3d_jax.models import autoencoder, latents, layers
 from e3d_jax.stages import base, common
 
+NETWORKS = {"kl": autoencoder.Autoencoder}
 IMAGES_PER_MAP = 4
 
 
@@ -21,7 +22,7 @@ IMAGES_PER_MAP = 4
 class Model(base.ModelSettings):
     """The network of the autoencoder."""
 
-    architecture: str = settings.setting("Which network.", "kl", choices=("kl",))
+    architecture: str = settings.setting("Which network.", "kl", choices=tuple(NETWORKS))
     kl: autoencoder.AutoencoderSpec = settings.setting("Stable Diffusion's autoencoder.", autoencoder.AutoencoderSpec())
 
 
@@ -30,6 +31,12 @@ class Loss(settings.Settings):
     """The loss of the autoencoder."""
 
     kl_weight: float = settings.setting("Weight of the KL divergence to the unit Gaussian.", 3e-4, at_least=0)
+    scale_weight: float = settings.setting(
+        "Weight of the error of half-size latents, which must decode to half-size images. What latents hold beyond "
+        "that is fine detail, as in images, which a diffusion model finds easier (arXiv 2502.09509, 2502.14831).",
+        0.0,
+        at_least=0,
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -40,12 +47,8 @@ class Batch:
     images: UInt8[Any, "*b n h w 4"]
 
 
-class Images(base.Source):
+class Images(base.ImageSource):
     """Color views and normal maps, as many of each, chosen at random."""
-
-    def unpack(self, data: bytes) -> records.Record:
-        """Read a record of images."""
-        return records.unpack(data)
 
     def check(self, record: records.Record, config: Any) -> None:
         """Refuse records of another size or without enough normal maps."""
@@ -75,20 +78,41 @@ class Autoencoder(base.Stage):
 
     def build(self, model: Model, types: layers.Types) -> nnx.Module:
         """Make the autoencoder."""
-        return autoencoder.Autoencoder(model.kl, types)
+        return NETWORKS[model.architecture](model.network, types)
 
     def loss(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """L1 of pixels and their differences, and KL to the unit Gaussian (arXiv 2112.10752, App. G, without GAN)."""
+        """Return L1 of pixels and of their differences plus KL (arXiv 2112.10752, App. G, without the GAN).
+
+        With ``scale_weight``, every second image is also compared at half its size.
+        """
         del frozen, layout
         rgba = common.unit(batch.images)
         target = latents.network_image(rgba.reshape(-1, *rgba.shape[2:]), model.in_channels)
         mean, logvar = model.encode(target)
         latent = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape, mean.dtype)
         difference = model.decode(latent) - target
-        edges = sum(jnp.abs(jnp.diff(difference, axis=axis)).mean() for axis in (1, 2))
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
-        loss = jnp.abs(difference).mean() + edges + settings.loss.kl_weight * kl
-        metrics = {"psnr": -10 * jnp.log10((difference**2).mean() / 4), "kl": kl, "latent_std": mean.std()}
+        loss = image_error(difference) + settings.loss.kl_weight * kl
+        metrics = {"psnr": psnr(difference), "kl": kl, "latent_std": mean.std()}
+        if settings.loss.scale_weight:
+            halved = model.decode(halve(latent[::2])) - halve(target[::2])
+            loss = loss + settings.loss.scale_weight * image_error(halved)
+            metrics["psnr_half_size"] = psnr(halved)
         return loss, metrics
+
+
+def image_error(difference: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Return the L1 norm of the differences of pixels, and of their differences to the next pixel."""
+    return jnp.abs(difference).mean() + sum(jnp.abs(jnp.diff(difference, axis=axis)).mean() for axis in (1, 2))
+
+
+def psnr(difference: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Return the PSNR in dB of images in [-1, 1]."""
+    return -10 * jnp.log10((difference**2).mean() / 4)
+
+
+def halve(image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Return the means of two by two pixels."""
+    return image.reshape(len(image), image.shape[1] // 2, 2, image.shape[2] // 2, 2, -1).mean((2, 4))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from e3d_jax import cameras, settings
 from e3d_jax import config as config_lib
+from e3d_jax.data import records
 from e3d_jax.models import layers
 
 Metrics = dict[str, jax.Array]
@@ -23,6 +24,11 @@ class ModelSettings(settings.Settings):
     """A choice of network: ``architecture`` names it, and the settings of the same name describe it."""
 
     architecture: str = settings.setting("Which network.")
+
+    @classmethod
+    def architectures(cls) -> tuple[str, ...]:
+        """Names of the networks to choose from."""
+        return cls.__dataclass_fields__["architecture"].metadata["choices"]
 
     @property
     def network(self) -> Any:
@@ -58,7 +64,15 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def spec(self, config: config_lib.SystemConfig) -> Any:
-        """Shapes and types of a row, as ``jax.ShapeDtypeStruct``."""
+        """Return shapes and types of a row, as ``jax.ShapeDtypeStruct``."""
+
+
+class ImageSource(Source):
+    """Records of images (:mod:`e3d_jax.data.records`)."""
+
+    def unpack(self, data: bytes) -> records.Record:
+        """Read a record of images."""
+        return records.unpack(data)
 
 
 class Stage(abc.ABC):
@@ -120,6 +134,6 @@ class Stage(abc.ABC):
           layout: of the system's views.
         """
 
-    #: Makes ``(true, generated)`` images ``[b v h w 3]`` of a batch of images, to be looked at during training, from
+    #: Makes ``(ground truth, generated)`` images ``[b v h w 3]`` of a batch of images, to look at during training, from
     #: (model, frozen, batch, key, settings, layout); None if there is nothing to see.
     show: Callable[..., tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]] | None = None

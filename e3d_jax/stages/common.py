@@ -18,13 +18,6 @@ def unit(image: Any) -> Float[Array, "..."]:
     return jnp.asarray(image).astype(jnp.float32) / 255
 
 
-def over_white(images: Float[Array, "*b h w c"]) -> Float[Array, "*b h w 3"]:
-    """Show images with or without alpha on a white background."""
-    if images.shape[-1] == 3:
-        return images
-    return images[..., :3] * images[..., 3:] + (1 - images[..., 3:])
-
-
 def check_size(record: records.Record, config: Any) -> None:
     """Refuse records of another size.
 
@@ -36,15 +29,16 @@ def check_size(record: records.Record, config: Any) -> None:
 
 
 def check_images(record: records.Record, config: Any, stage: str) -> None:
-    """Refuse records of another size, or without normal maps of the anchors.
+    """Refuse records of another size, or without normal maps of the anchors and inputs.
 
     Raises:
       ValueError: says which, and how to draw better ones.
     """
     check_size(record, config)
-    if not set(record.anchors) <= set(record.views_with("normal")):
+    if not {*record.anchors, *record.inputs} <= set(record.views_with("normal")):
         raise ValueError(
-            f"holds no normal maps of the anchors, from which the {stage} learns; draw them without --nonormals"
+            f"holds no normal maps of the anchors and inputs, from which the {stage} learns; draw them without "
+            "--nonormals"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from e3d_jax import cameras, settings, structs
+from e3d_jax import cameras, images, settings
 from e3d_jax.data import latents as latent_records
 from e3d_jax.data import records
 from e3d_jax.diffusion import denoiser, samplers, schedules
@@ -72,10 +72,10 @@ class Sampling(settings.Settings):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Images of windows, one of each of several objects, and their cameras."""
+    """Images of windows, one of each of several objects, and ``world_from_cam`` of their cameras."""
 
     frames: UInt8[Any, "*b t h w 4"]
-    frame_cameras: structs.Cameras
+    poses: Float[Any, "*b t 4 4"]
 
     def prepare(
         self, model: Any, frozen: base.Modules, key: jax.Array, log_noise: Any, layout: cameras.ViewLayout
@@ -97,7 +97,7 @@ class Batch:
         noisy = anchors + denoiser.expand(strength, anchors) * jax.random.normal(key_augment, anchors.shape)
         clean = latents.encode(autoencoder, frames) * autoencoder.scaling_factor
         encoded = latents.encode(autoencoder, noisy)
-        labels = conditions.frame_labels(self.frame_cameras.world_from_cam)
+        labels = conditions.frame_labels(self.poses)
         return clean, conditions.window_condition(model, anchors[:, 0, ..., :3], encoded, strength, labels, layout)
 
 
@@ -115,7 +115,7 @@ class LatentBatch:
     def prepare(
         self, model: Any, frozen: base.Modules, key: jax.Array, log_noise: Any, layout: cameras.ViewLayout
     ) -> tuple[Float[Array, "b t hl wl c"], denoisers.WindowCondition]:
-        """As :meth:`Batch.prepare`; the noise was drawn when the latents were cached."""
+        """Do what :meth:`Batch.prepare` does; the noise was drawn when the latents were cached."""
         del model, frozen, key, log_noise
         frames, anchors, token = (x.astype(jnp.float32) for x in (self.frames, self.anchors, self.token))
         condition = denoisers.WindowCondition(
@@ -124,12 +124,8 @@ class LatentBatch:
         return frames, condition
 
 
-class Images(base.Source):
+class Images(base.ImageSource):
     """Windows that start at a random anchor."""
-
-    def unpack(self, data: bytes) -> records.Record:
-        """Read a record of images."""
-        return records.unpack(data)
 
     def check(self, record: records.Record, config: Any) -> None:
         """Refuse records of another size, or without the views between the anchors."""
@@ -143,13 +139,14 @@ class Images(base.Source):
     def example(self, record: records.Record, rng: np.random.Generator, config: Any) -> Batch:
         """Choose a window."""
         frames = np.asarray(record.ring)[config.layout.window(int(rng.integers(config.layout.num_anchors)))]
-        return Batch(np.stack([record.image(view) for view in frames]), record.cameras[frames])
+        poses = np.asarray(record.cameras.world_from_cam)[frames]
+        return Batch(np.stack([record.image(view) for view in frames]), poses)
 
     def spec(self, config: Any) -> Batch:
         """Return the shapes of a window."""
         frames = config.layout.window_frames
-        images = jax.ShapeDtypeStruct((frames, config.size, config.size, 4), jnp.uint8)
-        return Batch(images, common.camera_spec(frames, config.size))
+        pixels = jax.ShapeDtypeStruct((frames, config.size, config.size, 4), jnp.uint8)
+        return Batch(pixels, jax.ShapeDtypeStruct((frames, 4, 4), jnp.float32))
 
 
 class Latents(caching.CachedSource):
@@ -199,13 +196,7 @@ class Latents(caching.CachedSource):
 
         def from_anchor(inputs):
             frames, key = inputs
-            poses = structs.Cameras(
-                arrays["poses"][frames][None],
-                *(jnp.zeros((1, layout.window_frames, 2)) for _ in range(2)),
-                width=config.size,
-                height=config.size,
-            )
-            batch = Batch(arrays["views"][frames][None], poses)
+            batch = Batch(arrays["views"][frames][None], arrays["poses"][frames][None])
             _, known = batch.prepare(model, frozen, key, log_noise, layout)
             return known.latents[0, layout.window_anchors], known.token[0, 0], known.noise[0]
 
@@ -248,7 +239,7 @@ class Interpolation(base.Stage):
     def loss(
         self, model: Any, frozen: base.Modules, batch: Any, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """Stable Video Diffusion's objective (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
+        """Return Stable Video Diffusion's loss (arXiv 2311.15127, App. D): EDM noise, v prediction, noisy anchors.
 
         The latents of the anchors that condition a window are of images with Gaussian noise of a log-normal standard
         deviation, which the network is given: generated anchors are not clean either. The image token is of the clean
@@ -268,7 +259,7 @@ class Interpolation(base.Stage):
     def show(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]:
-        """The frames of a window, true and sampled from its true anchors."""
+        """Return the frames of a window, true and sampled from its true anchors."""
         sampling: Sampling = settings.sampling
         autoencoder = frozen["autoencoder"]
         log_noise = jnp.log(jnp.maximum(sampling.given_noise, 1e-6))
@@ -276,7 +267,7 @@ class Interpolation(base.Stage):
         plan = _plan(sampling)
         state = take_steps(model, condition, samplers.begin(jax.random.normal(key, clean.shape)), plan)
         decoded = latents.decode(autoencoder, state.sample)
-        return common.over_white(common.unit(batch.frames)), common.over_white(decoded)
+        return images.over_white(common.unit(batch.frames)), images.over_white(decoded)
 
 
 # ----------------------------------------------------------------------------------------------------------- sampling
@@ -323,7 +314,7 @@ def sample(
 
 
 def _plan(sampling: Sampling) -> samplers.Plan:
-    """The steps of sampling."""
+    """Return the steps of sampling."""
     grid = schedules.karras_grid(sampling.num_steps, noise_max=sampling.noise_max)
     return samplers.plan(grid, samplers.ORDERS[sampling.sampler])
 

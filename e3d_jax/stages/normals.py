@@ -40,7 +40,7 @@ class Loss(settings.Settings):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Input images, their normal maps in the frame of the record, and the cameras that tell the frame of the input."""
+    """Input images, their normal maps in the frame of the record, and their cameras, which define the inputs' frame."""
 
     image: UInt8[Any, "*b h w 4"]
     normal: UInt8[Any, "*b h w 4"]
@@ -48,7 +48,7 @@ class Batch:
 
 
 def input_pair(record: records.Record, view: int) -> tuple[np.ndarray, np.ndarray, structs.Cameras]:
-    """A view and its normal map, uint8 ``[h, w, 4]``, framed as a user's image is, and the camera of the crop, ``[1]``.
+    """Return a view and its normal map, uint8 ``[h, w, 4]``, framed as a user's image, and the crop's camera ``[1]``.
 
     The normals stay in the world frame of the record.
     """
@@ -61,12 +61,8 @@ def input_pair(record: records.Record, view: int) -> tuple[np.ndarray, np.ndarra
     return crop(image), crop(normal), camera
 
 
-class Images(base.Source):
+class Images(base.ImageSource):
     """Input images, each with its normal map; any input of the record may be chosen."""
-
-    def unpack(self, data: bytes) -> records.Record:
-        """Read a record of images."""
-        return records.unpack(data)
 
     def check(self, record: records.Record, config: Any) -> None:
         """Refuse records of another size or without normal maps."""
@@ -95,10 +91,18 @@ class Normals(base.Stage):
         """Make the estimator."""
         return NETWORKS[model.architecture](model.network, types)
 
+    def check(self, config: Any, component: str) -> None:
+        """Refuse an estimator that knows level cameras only, where the input's camera is not level."""
+        if config[component].model.architecture == "dpt_hybrid" and config.layout.elevation:
+            raise ValueError(
+                f"{component}.model.architecture is 'dpt_hybrid', which takes the input's camera to be level, but "
+                f"layout.elevation is {config.layout.elevation}; expected 0, or another architecture"
+            )
+
     def loss(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, ""], base.Metrics]:
-        """One minus the cosine inside the silhouette, on images with jittered colors."""
+        """Return one minus the cosine inside the silhouette, on images with jittered colors."""
         del frozen, layout
         rgba = jitter_colors(common.unit(batch.image), key, settings.loss.color_jitter)
         azimuth = cameras.azimuth_of(batch.cameras.world_from_cam)[:, 0]

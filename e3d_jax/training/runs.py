@@ -73,13 +73,14 @@ def check_run(
         missing.
     """
     train = config.training(stage)
-    for path in filter(None, (workdir, init, heldout, *datasets)):
-        if "://" in path:
+    for path in filter(None, (workdir, init)):
+        if files.is_remote(path):
             raise ValueError(f"{path} is not a local folder; mount the bucket: only --checkpoints may be remote")
     if profile and not 1 <= profile[0] <= profile[1] <= train.steps:
         raise ValueError(f"the steps to trace are {profile[0]} to {profile[1]}; expected some of 1 to {train.steps}")
     weights, run = pathlib.Path(workdir).resolve() / "weights", pathlib.Path(workdir).resolve() / stage
     identity = _check_same_run(run, config, stage)
+    folder.check_same_views(weights, config)
     if train.freeze and not init:
         raise ValueError(f"{stage} does not train its {', '.join(train.freeze)}; give weights that have it with --init")
     kind = check_records(datasets, config, stage)
@@ -126,13 +127,19 @@ def _check_same_run(run: pathlib.Path, config: config_lib.SystemConfig, stage: s
         # The learning rate does not depend on the length of the run, which may hence be made longer.
         free.add("steps")
 
-    def without_free(section: dict[str, Any]) -> dict[str, Any]:
+    def identity_of(component: config_lib.ComponentConfig) -> dict[str, Any]:
+        section = component.to_dict()
         return section | {"train": {name: value for name, value in section["train"].items() if name not in free}}
 
-    identity = without_free({"seed": config.system.seed, "size": config.size, **config[stage].to_dict()})
+    views = {"seed": config.system.seed, "size": config.size, "layout": settings.to_dict(config.layout)}
+    identity = views | {stage: identity_of(config[stage])}
     path = _identity_path(run)
     if path.exists():
-        stored = without_free(json.loads(path.read_text()))
+        stored = json.loads(path.read_text())
+        # Settings that are new since then have their defaults.
+        train = {"steps": config.training(stage).steps} | stored[stage]["train"]
+        parsed = stages.parse_component(stages.get(stage), stage, stored[stage] | {"train": train})
+        stored[stage] = identity_of(parsed)
         if different := settings.differences(stored, identity):
             raise ValueError(
                 f"{run} holds a run of another config: {different[0]}; give that config, choose another --workdir, or "

@@ -87,8 +87,9 @@ def build_module(config: config_lib.SystemConfig, component: str, *, dtype: Any,
     """
     train = config[component].train
     with on_host():
-        types = layers.Types(dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(seed))
-        return stages.build(config, component, types, remat=train.remat if train else "none")
+        remat = train.remat if train else "none"
+        types = layers.Types(dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(seed), remat=remat)
+        return stages.build(config, component, types)
 
 
 def load(source: pathlib.Path, component: str, config: config_lib.SystemConfig, module: nnx.Module) -> None:

@@ -94,7 +94,10 @@ def assemble(
         frozen = sharding.gathered(frozen, dtype, frozen_stored)
         model = nnx.merge(graph, sharding.gathered(params, dtype, stored.params), frozen["rest"])
         modules = {role: nnx.merge(graph, frozen[role]) for role, graph in frozen_graphs.items()}
-        value, metrics = loss(model, modules, batch, key, component, config.layout)
+        result = loss(model, modules, batch, key, component, config.layout)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"the loss of the {stage} stage returned {type(result).__name__}; expected (loss, metrics)")
+        value, metrics = result
         return value, {"loss": value, **metrics}
 
     train_step = make_train_step(

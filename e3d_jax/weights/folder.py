@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from e3d_jax import config as config_lib
-from e3d_jax import files, stages
+from e3d_jax import files, settings, stages
 from e3d_jax.models import layers
 from e3d_jax.weights import tensors
 
@@ -39,7 +39,7 @@ def resolve(name_or_folder: str | os.PathLike) -> pathlib.Path:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(
             f"no weights at {str(name_or_folder)!r}: expected 'mini' or a folder with {CONFIG} and safetensors, "
-            "such as WORKDIR/weights of train.py"
+            "such as WORKDIR/weights of a training run"
         )
     return folder
 
@@ -53,7 +53,7 @@ def read_config(folder: pathlib.Path) -> config_lib.SystemConfig:
     try:
         return stages.parse_config(json.loads((folder / CONFIG).read_text()))
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}; restore the weights folder, or make it again") from error
+        raise ValueError(f"{folder / CONFIG} is damaged or of another version: {error}") from error
 
 
 def save(folder: str | os.PathLike, component: str, module: nnx.Module, config: config_lib.SystemConfig) -> None:
@@ -77,7 +77,7 @@ def write(
 
     Raises:
       OSError: the folder cannot be written.
-      ValueError: a tensor is not finite.
+      ValueError: a tensor is not finite, or the folder holds weights of other views.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,12 +88,29 @@ def write(
     for stale in _shards(folder, component):
         if stale.name not in names:
             stale.unlink()
+    check_same_views(folder, config)
     merged = config.to_dict()
     if (folder / CONFIG).is_file():
         stored = read_config(folder).to_dict()
         merged |= {name: stored[name] for name in stored if _shards(folder, name)}
     merged[component] = config[component].to_dict()
     files.write_atomically(folder / CONFIG, json.dumps(merged, indent=2).encode())
+
+
+def check_same_views(folder: pathlib.Path, config: config_lib.SystemConfig) -> None:
+    """Refuse a weights folder of a system with other views; one that does not exist yet will do.
+
+    Raises:
+      ValueError: the size or the layout of its views differs.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    stored, given = (
+        {name: value for name, value in each.identity().items() if name == "size" or name.startswith("layout.")}
+        for each in (read_config(folder), config)
+    )
+    if different := settings.differences(stored, given):
+        raise ValueError(f"{folder} holds weights of other views: {different[0]}; choose another folder")
 
 
 def has(folder: str | os.PathLike, component: str) -> bool:

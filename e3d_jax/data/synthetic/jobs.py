@@ -87,8 +87,11 @@ def write_records(
 
     Raises:
       OSError: the folder cannot be written to.
+      ValueError: it holds records of another schema version.
     """
     shards, already = plan(out, count, split, seed, shard)
+    if already:
+        records.check_schema(out)
     normal_views = np.array(rig.normal_views, int)
     draw = functools.partial(
         examples.generate, split, seed, cameras=rig.cameras, normal_views=normal_views, batch=batch
