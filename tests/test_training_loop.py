@@ -142,7 +142,7 @@ def test_what_tracing_left_is_not_searched_for_garbage_while_a_run_lasts(train, 
 
 
 def test_a_start_that_fails_leaves_the_work_folder_to_others(finished, train, tmp_path):
-    for name in ("iner", "oter"):
+    for name in ("innr", "outr"):
         with pytest.raises(ValueError, match=f"freeze names {name}, which"):
             train(toy.config(freeze=[name]), tmp_path, finished[0] / "weights")
 
