@@ -1,6 +1,6 @@
 """Score a system on held-out synthetic objects, and optionally on real meshes, each from one image.
 
-e3d benchmark --out=DIR [--weights=mini] [--objects=40] [--nomeshes] [--real=DIR2]
+    e3d benchmark --out=DIR [--weights=mini] [--objects=40] [--nomeshes] [--real=DIR2]
 
 Every object has one JSON file in --out and is skipped if it exists, so several processes can divide the objects by
 ranges (--start), and the last call prints a table of all. --real is a folder with meshes/NAME.glb and front images

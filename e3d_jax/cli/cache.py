@@ -1,6 +1,6 @@
 """Cache the latents of training records, so that a denoiser trains without its encoders.
 
-e3d cache --config=envision3d --stage=anchor --weights=DIR --data=DIR2 --out=DIR3 [--shard=I/N]
+    e3d cache --config=envision3d --stage=anchor --weights=DIR --data=DIR2 --out=DIR3 [--shard=I/N]
 
 Needs the stage's image encoder, its autoencoder and, for the anchor stage, the normal estimator in --weights; the image
 encoder must be one that training leaves alone (train.freeze). Shards keep their names and those that exist are kept, so

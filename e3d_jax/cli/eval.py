@@ -1,6 +1,7 @@
 """Score views or meshes, with or without the truth.
 
-e3d eval --pred=PREDICTION [--gt=GROUND_TRUTH] [--json=FILE] [--markdown=FILE] [--align=front] [--against=OTHER.json]
+    e3d eval --pred=PREDICTION [--gt=GROUND_TRUTH] [--json=FILE] [--markdown=FILE] [--align=front]
+             [--against=OTHER.json]
 
 Both are a folder of views, a mesh file (.glb, .ply, .obj), or a folder of such by object name. Prints a table of means
 with bootstrap 95 % intervals over the objects. See docs/evaluation.md for every figure.

@@ -1,6 +1,6 @@
 """Reconstruct a mesh from a folder of views.
 
-e3d fit --views=DIR --out=DIR2 [--quality=fast|standard|best] [--faces=N] [--obj]
+    e3d fit --views=DIR --out=DIR2 [--quality=fast|standard|best] [--faces=N] [--obj]
 
 Writes mesh.glb with a texture, turntable.gif (color and normals) and report.json; with --obj also mesh.obj, and with
 --preview=SECONDS a preview.png of the current fit at that interval.

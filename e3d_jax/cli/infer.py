@@ -1,6 +1,6 @@
 """Turn images into 32 views and a mesh each.
 
-e3d infer IMAGE [IMAGE ...] --out=DIR [--weights=mini] [--normal=NORMAL.png] [--seed=0] [--config.SETTING=VALUE ...]
+    e3d infer IMAGE [IMAGE ...] --out=DIR [--weights=mini] [--normal=NORMAL.png] [--seed=0] [--config.SETTING=VALUE ...]
 
 Settings are those that the weights came with, unless --config names others.
 """

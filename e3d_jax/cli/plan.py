@@ -1,6 +1,6 @@
 """Plan a run without its hardware: compile the real train step for a TPU topology, or for devices at hand.
 
-e3d plan --config=envision3d --stage=anchor --topology=v5e:16x16 [--inputs=latents|images] [--json=FILE]
+    e3d plan --config=envision3d --stage=anchor --topology=v5e:16x16 [--inputs=latents|images] [--json=FILE]
 
 Prints the memory per device by kind, FLOPs per step, collectives with their bytes, a lower bound of the step's time,
 and whether it fits; if it does not, tries settings that need less memory. TPU topologies need libtpu (extra

@@ -1,6 +1,6 @@
 """Train one stage of a system.
 
-e3d train --config=mini --stage=anchor --workdir=runs/mini --data=runs/records
+    e3d train --config=mini --stage=anchor --workdir=runs/mini --data=runs/records
 
 Stages, in order: autoencoder and normals (either first), then anchor and interpolation. With --init=WEIGHTS a stage,
 and the components that it needs, start from another weights folder.
