@@ -9,6 +9,8 @@ import struct
 import numpy as np
 from PIL import Image
 
+from e3d_jax.data.assets import reading
+
 _COMPONENTS = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}
 _WIDTHS = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4", 16: "MAT4"}
 
@@ -117,3 +119,9 @@ class File:
         chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
         path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
         return path
+
+
+def extents(path):
+    """Sizes along glTF's x (right), y (up) and z."""
+    sizes = np.ptp(reading.read_asset(path).vertices, axis=0)[[1, 2, 0]]
+    return sizes / sizes.max()
