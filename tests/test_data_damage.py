@@ -5,7 +5,6 @@ import types
 
 import msgpack
 import pytest
-from absl import flags
 
 from e3d_jax.data import loader, records
 from tests import toy
@@ -58,7 +57,6 @@ def test_other_bytes_than_a_record_are_named(tmp_path):
 
 
 def test_a_damaged_record_is_named_by_workers(tmp_path):
-    flags.FLAGS.mark_as_parsed()
     batches = load(write(tmp_path, [0, 1, 2, 3]), workers=1)
     with pytest.raises(ValueError, match="toy-3"):
         next(batches)

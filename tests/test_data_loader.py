@@ -6,7 +6,6 @@ import jax
 import msgpack
 import numpy as np
 import pytest
-from absl import flags
 
 from e3d_jax import stages
 from e3d_jax.data import latents, loader, records
@@ -74,7 +73,6 @@ def test_processes_read_the_rows_of_one_batch(dataset):
 
 
 def test_workers_change_nothing(dataset):
-    flags.FLAGS.mark_as_parsed()  # Grain reads some of its own.
     for alone, helped in zip(itertools.islice(load(dataset), 4), load(dataset, workers=2), strict=False):
         assert_equal(alone, helped)
 

@@ -109,7 +109,7 @@ def test_axes_of_one_device_split_nothing():
     ],
 )
 def test_a_mesh_must_fit_the_devices(sizes):
-    with pytest.raises(ValueError, match="mesh|number of devices"):
+    with pytest.raises(ValueError, match=r"mesh|number of devices"):
         _mesh(sizes)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
+from absl import flags
 
 from e3d_jax.data import damage, parallel, records
 
@@ -93,6 +94,8 @@ def make_loader(
     if workers:
         parallel.one_core_each()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        # Grain's processes read its own absl flags, which nothing here parses.
+        flags.FLAGS.mark_as_parsed()
         ready = ready.mp_prefetch(options, worker_init_fn=parallel.live_with_parent)
     return damage.Batches(iter(ready), max_bad_records)
 
