@@ -8,7 +8,7 @@ import pytest
 import trimesh
 
 from e3d_jax import cameras, cli, images, structs, views_io
-from e3d_jax.evaluation import consistency, evaluate, metrics, missing, perceptual
+from e3d_jax.evaluation import consistency, evaluate, metrics, missing, perceptual, protocol
 from e3d_jax.mesh import export
 
 
@@ -166,16 +166,51 @@ def test_the_truth_is_scaled_until_the_fronts_agree(meshes):
     assert scores["chamfer"] < 0.01
 
 
+def ball_views(cams, radius=0.4):
+    """Return gray images and encoded normal maps of a ball."""
+    rays = cameras.image_rays(cams)
+    origins, directions = np.asarray(rays.origins), np.asarray(rays.directions)
+    along = -(origins * directions).sum(-1)
+    nearest = origins + along[..., None] * directions
+    inside = radius**2 - (nearest**2).sum(-1)
+    alpha = (inside > 0).astype(np.float32)
+    surface = nearest - np.sqrt(inside.clip(0))[..., None] * directions
+    rgba = np.concatenate([np.full((*alpha.shape, 3), 0.5), alpha[..., None]], -1).astype(np.float32)
+    return rgba, images.encode_normal(surface / radius, alpha)
+
+
 def test_true_meshes_are_drawn_from_the_cameras_of_the_predicted_views(meshes, tmp_path):
     gt, cams = meshes("gt", x=0.5), cameras.ring(64, 4)
-    rays = cameras.image_rays(cams)
-    nearest = np.linalg.norm(np.cross(np.asarray(rays.origins), np.asarray(rays.directions)), axis=-1)
-    rgba = np.concatenate([np.full((4, 64, 64, 3), 0.5), (nearest < 0.4)[..., None]], -1).astype(np.float32)
     none = np.zeros((0, 64, 64, 3), np.float32)
-    views_io.write_views(tmp_path / "x", structs.ViewSet(rgba, cams, np.zeros(0, int), none, np.arange(4)))
+    views = structs.ViewSet(ball_views(cams)[0], cams, np.zeros(0, int), none, np.arange(4))
+    views_io.write_views(tmp_path / "x", views)
     plain, scaled = (scores_of(tmp_path / "x", gt / "x.glb", align=align) for align in ("none", "front"))
     assert scaled["front_scale"] == pytest.approx(0.8, abs=0.02)
     assert plain["mask_iou"] < 0.75 < 0.95 < scaled["mask_iou"]
+
+
+@pytest.fixture
+def without_poses(tmp_path):
+    """Views and normal maps of a ball from the poses of a protocol, in files that do not say so."""
+    fixed = protocol.load("scans20")
+    folder = tmp_path / "pred" / "baseball"
+    folder.mkdir(parents=True)
+    for number, rgba, normal in zip(fixed.views, *ball_views(fixed.cameras(48), 0.49), strict=True):
+        images.write_png(folder / f"rgba_{number:02}.png", rgba)
+        images.write_png(folder / f"normal_{number:02}.png", normal)
+    return folder
+
+
+def test_true_meshes_are_drawn_from_the_poses_of_a_protocol(without_poses, meshes):
+    scores = scores_of(without_poses.parent, meshes("gt", baseball=0.49), protocol="scans20", align="front")
+    assert scores["views"] == 7 and scores["mask_iou"] > 0.95
+    assert scores["normal_maps"] == 8 and scores["normal_angle_deg"] < 5
+
+
+def test_the_truth_cannot_be_scaled_to_a_missing_front_view(without_poses, meshes):
+    (without_poses / "rgba_00.png").unlink()
+    with pytest.raises(ValueError, match="view 0 is missing, to which --align=front"):
+        scores_of(without_poses.parent, meshes("gt", baseball=0.49), protocol="scans20", align="front")
 
 
 def test_scans_are_centered_and_scaled(meshes, tmp_path):

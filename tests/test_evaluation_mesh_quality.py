@@ -36,6 +36,7 @@ def test_a_ball_has_no_defect():
         "nonmanifold_vertices": 0,
         "components": 1,
         "degenerate_faces": 0,
+        "self_intersecting_faces": 0,
         "faces": 320,
     }
 
@@ -50,6 +51,31 @@ def test_a_face_that_is_turned_over_is_not_manifold():
     shape.faces[0] = shape.faces[0, ::-1]
     quality = mesh_quality.quality(shape)
     assert quality["watertight"] == 0 and quality["nonmanifold_edges"] == 3
+
+
+def crossing_triangles():
+    """Two triangles; an edge of the second goes through the first."""
+    return mesh_of([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0.2, 0.2, -1], [0.2, 0.2, 1], [5, 5, 0]], [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_both_faces_that_cross_are_counted(order):
+    mesh = crossing_triangles()
+    assert mesh_quality.quality(mesh_of(mesh.vertices, mesh.faces[order]))["self_intersecting_faces"] == 2
+
+
+def test_both_faces_of_an_edge_that_crosses_are_counted():
+    mesh = crossing_triangles()
+    fan = mesh_of(np.vstack([mesh.vertices, [[-1, -1, 0.5]]]), [[0, 1, 2], [3, 4, 5], [4, 3, 6]])
+    assert mesh_quality.quality(fan)["self_intersecting_faces"] == 3
+
+
+def test_balls_cross_only_if_they_overlap():
+    apart = joined(ball(), ball(0.2))
+    moved = ball()
+    moved.vertices[:, 0] += 0.3
+    assert mesh_quality.quality(apart)["self_intersecting_faces"] == 0
+    assert 20 < mesh_quality.quality(joined(ball(), moved))["self_intersecting_faces"] < 200
 
 
 def test_vertices_at_one_place_are_one():

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from e3d_jax import structs, views_io
+from e3d_jax import images, structs, views_io
 from e3d_jax.data import assets
 from e3d_jax.data.assets import reading
 from e3d_jax.evaluation import (
@@ -50,8 +50,8 @@ BEST = {
     "consistency_normal_deg": 0.0,
     "hull_iou": math.inf,
     "watertight": math.inf,
-    **dict.fromkeys(("boundary_edges", "nonmanifold_edges", "nonmanifold_vertices", "degenerate_faces"), 0.0),
-    **dict.fromkeys(("uv_overlap", "texels_wasted"), 0.0),
+    **dict.fromkeys(("boundary_edges", "nonmanifold_edges", "nonmanifold_vertices"), 0.0),
+    **dict.fromkeys(("degenerate_faces", "self_intersecting_faces", "uv_overlap", "texels_wasted"), 0.0),
 }
 
 
@@ -129,15 +129,30 @@ class _Scorer:
         return scores
 
     def _views(self, folder: pathlib.Path, gt: inputs.Item) -> dict[str, float]:
-        pred, scores = report.read_numbered(folder), {}
+        pred, pred_normals = report.read_numbered(folder), report.read_numbered(folder, "normal")
+        scores: dict[str, float] = {}
         if gt.views is not None:
             if self.options.align == "front":
                 raise ValueError("--align=front draws the truth again, so it needs a true mesh, not true views")
             true, normals = report.read_numbered(gt.views), report.read_numbered(gt.views, "normal")
         else:
-            drawn, scale = self._draw(folder, gt.mesh)
-            true, scores = dict(enumerate(drawn.rgba)), {} if scale is None else {"front_scale": scale}
-            normals = {}
+            if self.protocol is None:
+                seen = views_io.read_views(folder).cameras
+                numbers = list(range(len(seen)))
+            else:
+                numbers = self.protocol.views
+                seen = self.protocol.cameras(len(next(iter(pred.values()))))
+            asset = reading.read_asset(gt.mesh)
+            if self.options.align == "front":
+                if numbers[0] not in pred:
+                    raise ValueError(f"view {numbers[0]} is missing, to which --align=front scales the truth; add it")
+                asset, scores["front_scale"] = _scaled(asset, pred[numbers[0]], seen[[0]])
+            with_normals = np.array([at for at, number in enumerate(numbers) if number in pred_normals], int)
+            drawn = assets.render(asset, seen, with_normals).views
+            true = dict(zip(numbers, drawn.rgba, strict=True))
+            known = drawn.normals.any(-1).astype(np.float32)
+            encoded = images.encode_normal(drawn.normals, known)
+            normals = {numbers[at]: rgba for at, rgba in zip(with_normals, encoded, strict=True)}
         if self.protocol is not None:
             pred = self.protocol.scored(pred)
         means, pairs = report.score_views(pred, true, table=self.table, notes=self.notes)
@@ -146,21 +161,7 @@ class _Scorer:
                 compared = pair.learned(self.first)
                 self.features[0].append(compared.pred)
                 self.features[1].append(compared.gt)
-        return (
-            scores | means | (report.score_normals(report.read_numbered(folder, "normal"), normals) if normals else {})
-        )
-
-    def _draw(self, folder: pathlib.Path, mesh: Any) -> tuple[structs.ViewSet, float | None]:
-        """Draw a true mesh from the cameras of predicted views; return the views and the scale, if it was fitted."""
-        posed = views_io.read_views(folder)
-        asset, scale = reading.read_asset(mesh), None
-        if self.options.align == "front":
-            truth = structs.Mesh(
-                np.asarray(asset.vertices, np.float32), asset.faces.astype(np.int32), np.zeros_like(asset.vertices)
-            )
-            scale = front.front_scale(posed.rgba[0, ..., 3], posed.cameras[[0]], truth)
-            asset = dataclasses.replace(asset, vertices=asset.vertices * scale)
-        return assets.render(asset, posed.cameras, np.zeros(0, int)).views, scale
+        return scores | means | report.score_normals(pred_normals, normals)
 
     def _mesh(self, path: pathlib.Path, gt: inputs.Item | None) -> dict[str, float]:
         pred, scores = export.read_mesh(path), {}
@@ -188,6 +189,14 @@ class _Scorer:
         except missing.NotScored as error:
             self.notes[name] = str(error)
             return {}
+
+
+def _scaled(asset: reading.Asset, front_view: np.ndarray, camera: structs.Cameras) -> tuple[reading.Asset, float]:
+    """Return an asset at the scale at which its silhouette agrees with a predicted front view, and the scale."""
+    vertices = np.asarray(asset.vertices, np.float32)
+    truth = structs.Mesh(vertices, asset.faces.astype(np.int32), np.zeros_like(vertices))
+    scale = front.front_scale(front_view[..., 3], camera, truth)
+    return dataclasses.replace(asset, vertices=asset.vertices * scale), scale
 
 
 def normalized(vertices: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ import pathlib
 import numpy as np
 from jaxtyping import Float
 
+from e3d_jax import cameras, structs
+
 FOLDER = pathlib.Path(__file__).parent / "protocols"
 
 
@@ -34,6 +36,17 @@ class Protocol:
     views: list[int]
     poses: Float[np.ndarray, "v 4 4"]
     focal: float
+
+    def cameras(self, size: int) -> structs.Cameras:
+        """Return the cameras of the views for square images of that size in pixels."""
+        count = len(self.views)
+        return structs.Cameras(
+            world_from_cam=cameras.opengl_from_opencv(self.poses),  # its own inverse
+            focal=np.full((count, 2), self.focal * size, np.float32),
+            center=np.full((count, 2), size / 2, np.float32),
+            width=size,
+            height=size,
+        )
 
     def scored(self, images: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Return the images of the views that are scored, by number.
