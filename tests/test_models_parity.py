@@ -63,6 +63,7 @@ def test_autoencoders(load, component, latents, mode, decoded, frames):
     assert relative_error(image, channels_last(decoded)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_anchor_unet(load):
     views = [
         x.reshape(1, 2, 9, *x.shape[1:])
@@ -79,9 +80,8 @@ def test_anchor_unet(load):
 
 # At toy width, norms over two values amplify rounding: float32 runs differ by 1e-4 between compilers; in float64 only
 # the rounding of the reference itself (1.3e-5) is left.
-@pytest.mark.parametrize(
-    "dtype, tolerance", [("float32", 2 * TOLERANCE), pytest.param("float64", TOLERANCE / 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2 * TOLERANCE), ("float64", TOLERANCE / 2)])
 def test_interpolation_unet(load, dtype, tolerance):
     inputs = [
         channels_last("interp_unet_sample"),

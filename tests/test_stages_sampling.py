@@ -11,6 +11,9 @@ from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import denoisers, latents
 from e3d_jax.stages import anchor, conditions, interpolation
 
+# Whole samplers of four networks, compiled in all: what they consist of has quick tests of its own.
+pytestmark = pytest.mark.slow
+
 ARRAYS = np.load(released.FIXTURE / "samplers.npz")
 TOLERANCE = 1e-3  # of the largest magnitude
 LAYOUT = cameras.RELEASED

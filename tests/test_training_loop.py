@@ -274,10 +274,12 @@ def estimator(tmp_path_factory, ball_folder):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_normal_estimator_is_trained(estimator):
     assert folder.has(estimator / "weights", "normals")
 
 
+@pytest.mark.slow
 def test_the_normal_estimator_is_evaluated(estimator):
     scores = [row["heldout/angle_deg"] for row in _rows(estimator, "normals") if "heldout/angle_deg" in row]
     assert len(scores) == 2 and all(0 < score < 180 for score in scores)
