@@ -68,6 +68,7 @@ def result(folder, tmp_path_factory):
     return types.SimpleNamespace(out=out, mesh=mesh, chunks=chunks, field=last[0], progress=progress.getvalue())
 
 
+@pytest.mark.slow
 def test_the_mesh_has_the_volume_of_the_sphere(result):
     points = np.random.default_rng(0).uniform(-0.4, 0.4, (4000, 3))
     gt = np.linalg.norm(points, axis=1) < sphere.RADIUS
@@ -75,40 +76,48 @@ def test_the_mesh_has_the_volume_of_the_sphere(result):
     assert (gt & pred).sum() / (gt | pred).sum() > 0.9
 
 
+@pytest.mark.slow
 def test_the_texture_has_the_color_of_the_sphere(result):
     np.testing.assert_allclose(np.median(result.mesh.texture.image, (0, 1)), sphere.COLOR, atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_field_has_the_color_of_the_sphere(result):
     _, color_fn = pipeline.surface_functions(result.field)
     colors = extract.in_chunks(color_fn, np.float32(sphere.RADIUS * np.eye(2, 3)))
     np.testing.assert_allclose(colors, [sphere.COLOR] * 2, atol=0.1)
 
 
+@pytest.mark.slow
 def test_every_chunk_is_reported(result):
     assert [done for done, _ in result.chunks] == [30, 60]
     assert result.chunks[1][1]["color"] < result.chunks[0][1]["color"]
 
 
+@pytest.mark.slow
 def test_images_that_are_out_of_place_are_found(result):
     shifts = np.asarray(result.field.view_shifts)
     assert shifts[MOVED, 0] < -0.3 and np.abs(np.delete(shifts, MOVED, 0)).max() < 0.3
 
 
+@pytest.mark.slow
 def test_the_mesh_is_textured_and_within_its_budget(result):
     assert len(result.mesh.faces) <= 500 and result.mesh.texture.image.shape == (32, 32, 3)
 
 
+@pytest.mark.slow
 def test_obj_and_glb_are_the_same_mesh(result):
     other = export.read_mesh(result.out / "mesh.obj")
     np.testing.assert_allclose(other.vertices.max(0), result.mesh.vertices.max(0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_of_the_result_and_of_the_fit_are_written(result):
     assert Image.open(result.out / "turntable.gif").n_frames == 2
     assert Image.open(result.out / "preview.png").size == (32, 16)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_made_the_mesh_and_what_it_took(result):
     report = json.loads((result.out / "report.json").read_text())
     stored = settings.parse(config.ReconstructionSettings, report["settings"]["reconstruction"])
@@ -118,6 +127,7 @@ def test_the_report_says_what_made_the_mesh_and_what_it_took(result):
     assert report["seconds"]["reconstruction"] > 0 and report["peak_memory_gb"]["reconstruction"] > 0
 
 
+@pytest.mark.slow
 def test_the_rendered_field_is_the_sphere(result):
     sharp = dataclasses.replace(result.field, log_sharpness=jnp.float32(np.log(1000.0)))
     rgba, normals = field_preview.render_field(sharp, cameras.ring(33)[:1])
@@ -178,5 +188,6 @@ def test_a_folder_without_views_is_refused_in_one_sentence(tiny, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_progress_bar_shows_the_psnr(result):
     assert "psnr=" in result.progress and "dB" in result.progress

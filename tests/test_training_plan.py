@@ -29,6 +29,7 @@ def planned():
     return plan.make_plan(stages.parse_config(values), "normals", jax.devices(), "images")
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_a_device_stores(planned):
     assert 1.9 < planned.memory["optimizer"] / planned.memory["parameters"] < 2.1
     assert planned.memory["EMA"] == planned.memory["parameters"]
@@ -36,11 +37,13 @@ def test_a_plan_counts_what_a_device_stores(planned):
     assert planned.memory["batch"] == 2 * 32 * 32 * 4 + 4 * (16 + 2 + 2)
 
 
+@pytest.mark.slow
 def test_a_plan_finds_the_exchange_of_parameters(planned):
     assert planned.collectives["all-gather"][0] > 0
     assert planned.flops > 0 and planned.fits is None
 
 
+@pytest.mark.slow
 def test_a_plan_as_text_names_every_kind_of_memory(planned):
     text = plan.report(planned)
     assert all(kind in text for kind in planned.memory)

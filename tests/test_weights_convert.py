@@ -99,6 +99,7 @@ def test_import_keeps_every_bit(imported, pipelines):
     np.testing.assert_array_equal(ours[0, 0], theirs[:, :, 0, 0].T)
 
 
+@pytest.mark.slow
 def test_import_of_an_export_is_the_identity(imported, exported, normals, tmp_path):
     convert.import_pipelines(exported, tmp_path / "again", CONFIG, normals)
     names = sorted(file.name for file in imported.iterdir())
@@ -131,6 +132,7 @@ def test_an_export_has_the_released_names_configs_and_values(exported, pipelines
         np.testing.assert_array_equal(tensor.read(), ours[name].read())
 
 
+@pytest.mark.slow
 def test_export_casts(imported, tmp_path):
     assert run("export", f"--weights={imported}", "--dtype=bfloat16", f"--out={tmp_path / 'out'}") is None
     found = tensors.read_files(variants.find_files(tmp_path / "out" / "anchor" / "unet"))
@@ -151,6 +153,7 @@ def changed(imported, tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_export_fills_in_defaults(changed, exported, tmp_path):
     weights = changed(lambda config: config["anchor"]["model"]["unet"].pop("class_embed_dim"))
     convert.export_pipelines(weights, tmp_path / "out")
@@ -160,6 +163,7 @@ def test_export_fills_in_defaults(changed, exported, tmp_path):
     assert with_defaults == full
 
 
+@pytest.mark.slow
 def test_a_system_that_shares_its_autoencoder_is_not_exported(changed, tmp_path):
     weights = changed(lambda config: config.pop("interpolation_autoencoder"))
     end = run("export", f"--weights={weights}", f"--out={tmp_path / 'out'}")

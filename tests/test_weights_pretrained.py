@@ -71,6 +71,7 @@ def test_the_weights_folder_has_the_stage_and_its_autoencoder(anchor):
     assert folder.read_config(out)["anchor"].model.unet.in_channels == 8
 
 
+@pytest.mark.slow
 def test_the_interpolation_stage_gets_only_new_labels(tmp_path):
     pipeline = released.write_pipelines(tmp_path)["interpolation"]
     old = shrink(pipeline / "unet", 8, projection_class_embeddings_input_dim_=None)
