@@ -49,6 +49,20 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_first_level():
     assert table[0] == pytest.approx(schedules.alphas_cumprod()[0])
 
 
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_a_shift_multiplies_the_ratio_of_noise_to_signal(zero_terminal_snr):
+    steps = jnp.array([0, 400, 900])
+    ratio, shifted = (
+        level.sigma / level.alpha
+        for level in (schedules.discrete_levels(steps, zero_terminal_snr, shift) for shift in (1.0, 3.0))
+    )
+    np.testing.assert_allclose(shifted, 3 * ratio, rtol=1e-4)
+
+
+def test_pure_noise_stays_pure_with_a_shift():
+    assert float(schedules.ddim_grid(4, zero_terminal_snr=True, shift=2.0).alpha[0]) == 0
+
+
 def test_steps_with_zero_terminal_snr_are_trailing():
     np.testing.assert_array_equal(schedules.ddim_grid(4, zero_terminal_snr=True).time, [999, 749, 499, 249, 0])
 

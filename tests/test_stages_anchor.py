@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from e3d_jax import cameras, config, stages
-from e3d_jax.diffusion import schedules
+from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import denoisers, latents
 from e3d_jax.stages import anchor, common, conditions
 from tests import tiny
@@ -172,6 +172,9 @@ def test_the_last_step_gets_its_fraction():
     np.testing.assert_array_equal(jnp.floor(steps[:30] * 30 / 1000), jnp.arange(30))
 
 
+DIFFUSION = anchor.Diffusion(prediction="v", zero_terminal_snr=True, shift=3.0)
+
+
 class Oracle(denoisers.AnchorDenoiser):
     """Knows the clean latents that it is asked about."""
 
@@ -182,7 +185,7 @@ class Oracle(denoisers.AnchorDenoiser):
         return images[:, :, :1, 0]
 
     def __call__(self, noisy, time, condition):
-        level = schedules.discrete_levels(time.astype(int), zero_terminal_snr=True)
+        level = schedules.discrete_levels(time.astype(int), zero_terminal_snr=True, shift=DIFFUSION.shift)
         alpha, sigma = (x[:, None, None, None, None, None] for x in (level.alpha, level.sigma))
         return alpha * (noisy - alpha * self.clean) / sigma - sigma * self.clean
 
@@ -202,8 +205,7 @@ def batch():
 def loss_of(batch, **changes):
     """Return the loss, and its parts, of a network that finds the true images."""
     values = {"terminal_step_fraction": 0.5, "estimated_normals_fraction": 0.5, "cond_dropout": 0.5} | changes
-    diffusion = anchor.Diffusion(prediction="v", zero_terminal_snr=True)
-    chosen = config.ComponentConfig(model=None, diffusion=diffusion, loss=anchor.Loss(**values))
+    chosen = config.ComponentConfig(model=None, diffusion=DIFFUSION, loss=anchor.Loss(**values))
     frozen = {"autoencoder": tiny.Painter(), "normals": lambda image: jnp.ones((*image.shape[:3], 3))}
     oracle = Oracle(2 * latents.network_image(batch.true_views(), 4))
     return STAGE.loss(oracle, frozen, batch, jax.random.key(1), chosen, cameras.RELEASED)
@@ -240,6 +242,21 @@ def test_conditions_are_chosen_by_their_fractions(batch, monkeypatch, name, posi
     monkeypatch.setattr(anchor.Batch, "prepare", keep)
     loss_of(batch, **{name: fraction})
     np.testing.assert_array_equal(asked[0][position], [bool(fraction)] * 2)
+
+
+def test_sampling_takes_shifted_levels(monkeypatch):
+    class PlannedError(Exception):
+        pass
+
+    def plan(grid, order):
+        raise PlannedError(grid)
+
+    monkeypatch.setattr(samplers, "plan", plan)
+    pair, labels, sampling = jnp.zeros((1, 2, 12, 12, 4)), jnp.zeros((1, 2, 9, 12)), anchor.Sampling(num_steps=4)
+    with pytest.raises(PlannedError) as planned:
+        anchor.sample(Oracle(0), None, pair, labels, jax.random.key(0), diffusion=DIFFUSION, sampling=sampling)
+    expected = schedules.ddim_grid(4, zero_terminal_snr=True, shift=DIFFUSION.shift)
+    np.testing.assert_allclose(planned.value.args[0].sigma, expected.sigma)
 
 
 # -- Cached latents ---------------------------------------------------------------------------------------------------

@@ -176,6 +176,12 @@ def test_an_anchor_stage_without_injection_is_not_exported(changed, tmp_path):
     assert "has no injection" in end and not (tmp_path / "out").exists()
 
 
+def test_an_anchor_stage_with_a_shift_is_not_exported(changed, tmp_path):
+    weights = changed(lambda config: config["anchor"]["diffusion"].update(shift=2.0))
+    end = run("export", f"--weights={weights}", f"--out={tmp_path / 'out'}")
+    assert "anchor.diffusion.shift is 2.0" in end and not (tmp_path / "out").exists()
+
+
 def test_an_export_is_a_pipeline_of_diffusers(exported):
     root = exported["interpolation"]
     index = json.loads((root / "model_index.json").read_text())

@@ -51,10 +51,17 @@ def zero_terminal_snr_alphas() -> Float[np.ndarray, " 1000"]:
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
 
-def discrete_levels(steps: Int[Array, "*n"], zero_terminal_snr: bool = False) -> Levels:
-    """Return the levels of training steps in [0, 999] of the discrete schedule."""
+def discrete_levels(steps: Int[Array, "*n"], zero_terminal_snr: bool = False, shift: float = 1.0) -> Levels:
+    """Return the levels of training steps in [0, 999] of the discrete schedule.
+
+    Args:
+      steps: numbers of the levels.
+      zero_terminal_snr: see :func:`zero_terminal_snr_alphas`.
+      shift: factor of the ratio of noise to signal at every level (arXiv 2301.11093, Eq. 4).
+    """
     table = zero_terminal_snr_alphas() if zero_terminal_snr else alphas_cumprod()
-    variance = jnp.asarray(table, jnp.float32)[steps]
+    shifted = table / (table + shift**2 * (1 - table))
+    variance = jnp.asarray(shifted, jnp.float32)[steps]
     return Levels(alpha=jnp.sqrt(variance), sigma=jnp.sqrt(1 - variance), time=jnp.asarray(steps, jnp.float32))
 
 
@@ -65,11 +72,11 @@ def edm_levels(noise: Float[Array, "*n"]) -> Levels:
     return Levels(alpha=scale, sigma=noise * scale, time=time)
 
 
-def ddim_grid(num_steps: int, zero_terminal_snr: bool = False) -> Levels:
+def ddim_grid(num_steps: int, zero_terminal_snr: bool = False, shift: float = 1.0) -> Levels:
     """Return the ``num_steps + 1`` levels of DDIM, down to the schedule's first level.
 
     As released: leading spacing, offset 1. With ``zero_terminal_snr``: trailing spacing, which starts at pure noise
-    (arXiv 2305.08891, Sec. 3.3).
+    (arXiv 2305.08891, Sec. 3.3). ``shift`` as in :func:`discrete_levels`.
 
     Raises:
       ValueError: ``num_steps`` is not in [1, 999].
@@ -79,7 +86,7 @@ def ddim_grid(num_steps: int, zero_terminal_snr: bool = False) -> Levels:
         steps = np.round(np.arange(num_steps, 0, -1) * (NUM_TRAIN_STEPS / num_steps)).astype(int) - 1
     else:
         steps = np.arange(num_steps)[::-1] * (NUM_TRAIN_STEPS // num_steps) + 1
-    return discrete_levels(jnp.asarray(np.append(steps, 0)), zero_terminal_snr)
+    return discrete_levels(jnp.asarray(np.append(steps, 0)), zero_terminal_snr, shift)
 
 
 def karras_grid(num_steps: int, noise_min: float = 0.002, noise_max: float = 700.0, rho: float = 7.0) -> Levels:

@@ -44,6 +44,12 @@ class Diffusion(settings.Settings):
     zero_terminal_snr: bool = settings.setting(
         "Train down to pure noise (arXiv 2305.08891); takes prediction v.", False
     )
+    shift: float = settings.setting(
+        "Factor of the ratio of noise to signal at every level; 1 suits one 64 x 64 latent. The more pixels and views "
+        "show the same thing, the more noise it takes to hide it (arXiv 2301.11093, 2405.10314).",
+        1.0,
+        above=0,
+    )
 
     def check(self) -> None:
         """Refuse a prediction that is undefined at pure noise."""
@@ -378,7 +384,7 @@ class Anchor(base.Stage):
         dropped = jax.random.bernoulli(key_drop, chosen.cond_dropout, (size,))
         clean, condition = batch.prepare(model, frozen, estimated, dropped)
         time = common.training_steps(key_time, size, chosen.terminal_step_fraction)
-        level = schedules.discrete_levels(time, settings.diffusion.zero_terminal_snr)
+        level = schedules.discrete_levels(time, settings.diffusion.zero_terminal_snr, settings.diffusion.shift)
         noise = jax.random.normal(key_noise, clean.shape)
         noisy = denoiser.add_noise(clean, noise, level)
         output = model(noisy, level.time, condition)
@@ -448,7 +454,7 @@ def sample(
     Returns:
       Color views and encoded normal maps: RGBA, or RGB over white from a three-channel autoencoder.
     """
-    grid = schedules.ddim_grid(sampling.num_steps, diffusion.zero_terminal_snr)
+    grid = schedules.ddim_grid(sampling.num_steps, diffusion.zero_terminal_snr, diffusion.shift)
     plan = samplers.plan(grid, samplers.ORDERS[sampling.sampler])
     condition = start(model, autoencoder, pair, jnp.asarray(labels))
     batch, domains, *latent = condition.latents.shape

@@ -270,6 +270,11 @@ def _scheduler(stage: Stage, config: config_lib.SystemConfig) -> dict[str, Any]:
     if stage == "interpolation":
         return default | {"sigma_max": config[stage].sampling.noise_max}
     diffusion = config[stage].diffusion
+    if diffusion.shift != 1:
+        raise ValueError(
+            f"{stage}.diffusion.shift is {diffusion.shift}, but diffusers' DDIM scheduler has no shift; export a "
+            "system with shift 1"
+        )
     scheduler = default | {"prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[diffusion.prediction]}
     trailing = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return scheduler | trailing if diffusion.zero_terminal_snr else scheduler
