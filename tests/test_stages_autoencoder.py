@@ -70,6 +70,33 @@ def test_half_size_latents_are_compared_with_half_size_images(weight, expected):
     np.testing.assert_allclose(loss, expected, atol=1e-6)
 
 
+class Smoother(Copier):
+    """An autoencoder whose images have one color each."""
+
+    def decode(self, latent):
+        return jnp.broadcast_to(self.images.mean((1, 2), keepdims=True), self.images.shape)
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.0, 0.0), (2.0, 2.0 * 0.75**0.5 * 128 / 255)])
+def test_contrast_that_is_missing_counts_by_its_weight(monkeypatch, weight, expected):
+    monkeypatch.setattr(autoencoder, "image_error", lambda difference: 0.0)
+    stripes = np.full((1, 1, 24, 24, 4), 255, np.uint8)
+    stripes[..., ::2, :, :3] -= 64  # In three of the four channels.
+    chosen = config.ComponentConfig(model=None, loss=autoencoder.Loss(kl_weight=0.0, contrast_weight=weight))
+    loss, _ = STAGE.loss(Smoother(), {}, autoencoder.Batch(stripes), jax.random.key(1), chosen, cameras.RELEASED)
+    np.testing.assert_allclose(loss, expected, rtol=0.01)
+
+
+def test_equal_contrast_in_other_places_is_no_error():
+    checkers = (jnp.indices((25, 25)).sum(0) % 2.0)[None, :, :, None]
+    np.testing.assert_allclose(autoencoder.contrast_error(checkers, 1 - checkers), 0, atol=1e-6)
+
+
+def test_uniform_images_have_a_finite_gradient_of_contrast():
+    uniform = jnp.ones((1, 17, 17, 4))
+    assert jnp.isfinite(jax.grad(autoencoder.contrast_error)(uniform, uniform)).all()
+
+
 def test_halving_takes_means_of_four_pixels():
     image = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(autoencoder.halve(image)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])

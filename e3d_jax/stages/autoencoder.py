@@ -16,6 +16,8 @@ from e3d_jax.stages import base, common
 
 NETWORKS = {"kl": autoencoder.Autoencoder}
 IMAGES_PER_MAP = 4
+# Width and height in pixels of the blocks whose contrast is compared.
+CONTRAST_BLOCK = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,12 @@ class Loss(settings.Settings):
     scale_weight: float = settings.setting(
         "Weight of the error of half-size latents, which must decode to half-size images. What latents hold beyond "
         "that is fine detail, as in images, which a diffusion model finds easier (arXiv 2502.09509, 2502.14831).",
+        0.0,
+        at_least=0,
+    )
+    contrast_weight: float = settings.setting(
+        "Weight of the error of the contrast in blocks of pixels. The L1 norm alone asks for the median of all images "
+        "that a latent may stand for, which lacks their fine texture.",
         0.0,
         at_least=0,
     )
@@ -85,14 +93,16 @@ class Autoencoder(base.Stage):
     ) -> tuple[Float[Array, ""], base.Metrics]:
         """Return L1 of pixels and of their differences plus KL (arXiv 2112.10752, App. G, without the GAN).
 
-        With ``scale_weight``, every second image is also compared at half its size.
+        With ``scale_weight``, every second image is also compared at half its size; with ``contrast_weight``, the
+        contrast of blocks is compared, too.
         """
         del frozen, layout
         rgba = common.unit(batch.images)
         target = latents.network_image(rgba.reshape(-1, *rgba.shape[2:]), model.in_channels)
         mean, logvar = model.encode(target)
         latent = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape, mean.dtype)
-        difference = model.decode(latent) - target
+        decoded = model.decode(latent)
+        difference = decoded - target
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
         loss = image_error(difference) + settings.loss.kl_weight * kl
         metrics = {"psnr": psnr(difference), "kl": kl, "latent_std": mean.std()}
@@ -100,12 +110,34 @@ class Autoencoder(base.Stage):
             halved = model.decode(halve(latent[::2])) - halve(target[::2])
             loss = loss + settings.loss.scale_weight * image_error(halved)
             metrics["psnr_half_size"] = psnr(halved)
+        if settings.loss.contrast_weight:
+            metrics["contrast"] = contrast_error(decoded, target)
+            loss = loss + settings.loss.contrast_weight * metrics["contrast"]
         return loss, metrics
 
 
 def image_error(difference: Float[Array, "b h w c"]) -> Float[Array, ""]:
     """Return the L1 norm of the differences of pixels, and of their differences to the next pixel."""
     return jnp.abs(difference).mean() + sum(jnp.abs(jnp.diff(difference, axis=axis)).mean() for axis in (1, 2))
+
+
+def contrast_error(pred: Float[Array, "b h w c"], gt: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Return the L1 norm of the differences in contrast: the root mean square gradient of blocks of pixels.
+
+    Where the gradients run in a block does not matter, only how strong they are.
+    """
+    return jnp.abs(_contrast(pred) - _contrast(gt)).mean()
+
+
+def _contrast(image: Float[Array, "b h w c"]) -> Float[Array, "b n m"]:
+    """Return the root mean square gradient of whole blocks of :data:`CONTRAST_BLOCK` pixels."""
+    image = image.astype(jnp.float32)
+    corner = image[:, :-1, :-1]
+    energy = ((image[:, 1:, :-1] - corner) ** 2 + (image[:, :-1, 1:] - corner) ** 2).mean(-1)
+    rows, columns = (size // CONTRAST_BLOCK for size in energy.shape[1:])
+    whole = energy[:, : rows * CONTRAST_BLOCK, : columns * CONTRAST_BLOCK]
+    blocks = whole.reshape(-1, rows, CONTRAST_BLOCK, columns, CONTRAST_BLOCK).mean((2, 4))
+    return jnp.sqrt(blocks + 1e-6)  # Added for a bounded gradient where a block is uniform.
 
 
 def psnr(difference: Float[Array, "b h w c"]) -> Float[Array, ""]:
