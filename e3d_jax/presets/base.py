@@ -60,7 +60,8 @@ def _autoencoder() -> dict[str, Any]:
     }
     # Muon reaches in 450 steps what takes AdamW more than 1,850 (docs/base_training.md).
     train = _train(batch_size=8, steps=12_000, optimizer="muon", learning_rate=1e-3)
-    return {"model": {"kl": network}, "loss": {"kl_weight": 3e-4, "scale_weight": 0.25}, "train": train}
+    loss = {"kl_weight": 3e-5, "scale_weight": 0.25, "contrast_weight": 1.0}
+    return {"model": {"kl": network}, "loss": loss, "train": train}
 
 
 def _normals() -> dict[str, Any]:
@@ -97,10 +98,11 @@ def _unet(widths: tuple[int, ...], heads: tuple[int, ...], layers: int) -> dict[
 def _anchor() -> dict[str, Any]:
     return {
         "model": {"unet": _unet((128, 192, 256), (2, 3, 4), 2), "image_encoder": _image_encoder()},
-        "diffusion": {"prediction": "v", "zero_terminal_snr": True},
+        # Latents of half the width halve the noise that hides them; sixteen maps of one object need four times as much.
+        "diffusion": {"prediction": "v", "zero_terminal_snr": True, "shift": 2.0},
         "sampling": {"sampler": "dpm_solver", "num_steps": 12},
         "loss": {"cond_dropout": 0.1},
-        "train": _train(steps=10_000, optimizer="muon", learning_rate=2e-3),
+        "train": _train(steps=10_000, optimizer="muon", learning_rate=1e-3),
     }
 
 
