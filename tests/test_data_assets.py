@@ -44,6 +44,12 @@ def test_gltf_axes_become_world_axes(tmp_path):
     np.testing.assert_allclose(np.argsort(np.ptp(asset.vertices, axis=0)), [1, 2, 0])  # glTF z is world x
 
 
+def test_text_of_any_encoding_names_an_stl_file(tmp_path):
+    text = trimesh.creation.box().export(file_type="stl_ascii")
+    (tmp_path / "box.stl").write_bytes(b"solid M\xf6bel" + text.encode().removeprefix(b"solid"))
+    assert len(reading.read_asset(tmp_path / "box.stl").faces) == 12
+
+
 def test_y_up_files_are_rotated(tmp_path):
     trimesh.creation.box(extents=(0.2, 0.4, 0.8)).export(tmp_path / "box.stl")
     assert np.ptp(reading.read_asset(tmp_path / "box.stl").vertices, axis=0).argmax() == 2

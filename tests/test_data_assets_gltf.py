@@ -1,5 +1,6 @@
 """glTF files as their specification says, each fact on a file of a few triangles."""
 
+import base64
 import functools
 import io
 import urllib.parse
@@ -71,6 +72,21 @@ def test_what_a_texture_leaves_out_shows_what_is_behind_it(path, mode):
     assert farther > nearer + 0.05 and rgba[16, 8, 3] == depth[16, 8] == 0 and rgba[16, 23, 3] == 1
     np.testing.assert_allclose(normals[16, [13, 20]], [[1, 0, 0]] * 2, atol=1e-5)
     assert not normals[16, 8].any()
+
+
+@pytest.mark.parametrize(("color", "left", "right"), [(None, RED, (1, 1, 1)), (QUARTERS, RED, GREEN)])
+def test_what_a_transmission_texture_lets_through(path, color, left, right):
+    clear = np.zeros((2, 2, 3), np.uint8)
+    clear[:, 0] = 255
+
+    def glass(file):
+        transmission = {"transmissionFactor": 1, "transmissionTexture": file.texture(clear, wrapS=33071, wrapT=33071)}
+        texture = None if color is None else file.texture(color, wrapS=33071, wrapT=33071)
+        return file.material(texture=texture, extensions={"KHR_materials_transmission": transmission})
+
+    rgba, *_ = over_red(glass, path)
+    np.testing.assert_allclose(rgba[15, [11, 20], :3] / LIGHT, [left, right], atol=0.02)
+    assert rgba[15, 8, 3] == 0 and rgba[15, 23, 3] == 1
 
 
 def test_opaque_materials_ignore_alpha(path):
@@ -317,6 +333,17 @@ def test_draco(path):
     np.testing.assert_allclose(quarters(show(file, path)), [RED, GREEN, BLUE, YELLOW], atol=0.02)
 
 
+def test_draco_with_a_skin(path):
+    file = gltf_files.File()
+    file.add("skins", {"joints": [file.node(scale=[1, 2, 1])]})
+    points = file.add("accessors", {"componentType": 5126, "count": 4, "type": "VEC3"})
+    skin = {"JOINTS_0": np.zeros((4, 4), np.uint8), "WEIGHTS_0": np.float32([[1, 0, 0, 0]] * 4)}
+    primitive = file.primitive(POSITION=points, **skin)
+    primitive["extensions"] = {"KHR_draco_mesh_compression": draco_square(file, with_uv=False)}
+    file.mesh(primitive, skin=0)
+    np.testing.assert_allclose(extents(file.save(path)), [0.5, 1, 0], atol=0.01)
+
+
 @pytest.mark.parametrize(("kind", "most"), [(np.uint8, 255), (np.uint16, 65535)])
 def test_texture_coordinates_of_normalized_integers(path, kind, most):
     file = gltf_files.File(extensionsRequired=["KHR_mesh_quantization"])
@@ -409,6 +436,22 @@ def test_uris_are_percent_encoded(tmp_path, name):
     asset = reading.read_asset(file.save(tmp_path / "file.gltf"))
     assert not asset.warnings
     np.testing.assert_allclose(quarters(front(asset)[0]), [RED, GREEN, BLUE, YELLOW], atol=0.02)
+
+
+def test_a_uri_in_other_letters_is_found_with_a_warning(tmp_path):
+    (tmp_path / "wood.png").write_bytes(gltf_files.png(QUARTERS))
+    file = gltf_files.File(images=[{"uri": "Wood.PNG"}], textures=[{"source": 0}])
+    file.mesh(file.primitive(material=file.material(texture={"index": 0})))
+    (warning,) = reading.read_asset(file.save(tmp_path / "file.gltf")).warnings
+    assert "Wood.PNG is not there; wood.png, spelled differently, was taken" in warning
+
+
+def test_percent_encoded_data(tmp_path):
+    file = gltf_files.File()
+    file.mesh(file.primitive())
+    data = urllib.parse.quote(base64.b64encode(file.binary), safe="")
+    file.json["buffers"] = [{"uri": f"data:;base64,{data}", "byteLength": len(file.binary)}]
+    assert len(reading.read_asset(file.save(tmp_path / "file.gltf")).faces) == 2
 
 
 def test_buffers_with_percent_encoded_uris(tmp_path):

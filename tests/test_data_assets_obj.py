@@ -3,10 +3,11 @@
 import gltf_files
 import numpy as np
 import pytest
+import test_color_profiles
 from gltf_files import QUARTERS
 from PIL import Image
 
-from e3d_jax import cameras
+from e3d_jax import cameras, images
 from e3d_jax.data import assets, lighting
 from e3d_jax.data.assets import polygons, reading
 
@@ -66,12 +67,17 @@ def quarters(asset):
         ("\tmap_Kd\ttex.png\n", "tex.png"),
         ("map_Kd -blendu on -bm 0.5 -mm 0 1 -clamp off -o 0 0 0 -s 1 1 1 tex.png\n", "tex.png"),
         ("map_Kd -s 1 1 1 2.png\n", "2.png"),
+        ("map_Kd -s\t1\t1\t1\t-o 0\ttex.png\n", "tex.png"),
         ("\N{BYTE ORDER MARK}newmtl m\nmap_Kd tex.png\n", "tex.png"),
         ("# \u6750\u8d28\n".encode("gbk") + b"map_Kd tex.png\n", "tex.png"),
         ("# gr\u00fcn\n".encode("latin-1") + b"map_Kd tex.png\n", "tex.png"),
         ("map_Kd \u7eb9\u7406.png\n".encode("gbk"), "\u7eb9\u7406.png"),
         ("map_Kd gr\u00fcn.png\n".encode("cp1252"), "gr\u00fcn.png"),
+        ("map_Kd \u8868\u2460.png\n".encode("cp932"), "\u8868\u2460.png"),
+        ("map_Kd \u0434\u0443\u0431.png\n".encode("cp1251"), "\u0434\u0443\u0431.png"),
+        (b"map_Kd \xc4\xbe\xb2.png\n", b"\xc4\xbe\xb2.png".decode("utf-8", "surrogateescape")),
         ("newmtl m\nmap_Kd tex.png\n".encode("utf-16"), "tex.png"),
+        ("newmtl m\nmap_Kd tex.png\n".encode("utf-16-le"), "tex.png"),
     ],
 )
 def test_textures_are_found(write, mtl, texture):
@@ -87,10 +93,11 @@ def test_a_missing_texture_is_a_warning(write, tmp_path, name):
     np.testing.assert_allclose(quarters(asset), WHITE, atol=0.02)
 
 
-def test_a_name_in_other_letters_is_found_with_a_warning(write):
-    asset = write("map_Kd TEX.PNG\n")
+@pytest.mark.parametrize(("name", "texture"), [("TEX.PNG", "tex.png"), ("\u00e9.png", "e\u0301.png")])
+def test_a_name_in_other_letters_is_found_with_a_warning(write, name, texture):
+    asset = write(f"map_Kd {name}\n", texture=texture)
     (warning,) = asset.warnings
-    assert "TEX.PNG is not there; tex.png" in warning
+    assert f"{name} is not there; {texture}, spelled differently, was taken" in warning
     np.testing.assert_allclose(quarters(asset), ALL, atol=0.02)
 
 
@@ -103,9 +110,12 @@ def test_clamped_textures(write):
     np.testing.assert_allclose(quarters(asset), [GREEN] * 4, atol=0.02)
 
 
-def test_several_libraries(write, tmp_path):
-    (tmp_path / "b.mtl").write_text("newmtl n\nKd 0 0 1\n")
-    asset = write(obj="mtllib b.mtl a.mtl\n" + SQUARE + "usemtl m\n" + FACE)
+@pytest.mark.parametrize("names", ["b.mtl a.mtl", "my b.mtl a.mtl", '"my b.mtl" "a.mtl"', "a.mtl\nmtllib b.mtl"])
+def test_several_libraries(write, tmp_path, names):
+    for name in ("b.mtl", "my b.mtl"):
+        (tmp_path / name).write_text("newmtl n\nKd 0 0 1\n")
+    asset = write(obj=f"mtllib {names}\n" + SQUARE + "usemtl m\n" + FACE)
+    assert not asset.warnings
     np.testing.assert_allclose(quarters(asset), ALL, atol=0.02)
 
 
@@ -201,8 +211,33 @@ def test_lines_that_go_on_and_negative_indices(write):
     np.testing.assert_allclose(quarters(asset), ALL, atol=0.02)
 
 
-def test_vertex_colors(write):
-    asset = write(obj="".join(f"v 0 {y} {z} 1 0.5 0\n" for y, z in ((-1, -1), (1, -1), (1, 1))) + "f 1 2 3\n")
+def test_tabs_separate_like_blanks(write):
+    obj = "mtllib\ta.mtl\n" + SQUARE.replace("v ", "v\t") + "usemtl\tmy m\nf\t1/1 2/2 3/3 4/4\n"
+    asset = write("newmtl my m\nKd 1 1 1\nmap_Kd tex.png\n", obj)
+    np.testing.assert_allclose(quarters(asset), ALL, atol=0.02)
+
+
+def test_a_backslash_joins_no_line_to_a_comment_or_to_a_shift_jis_name(write):
+    obj = b"# C:\\maps\\\n" + f"mtllib a.mtl\n{SQUARE}usemtl \u8868\n{FACE}".encode("cp932")
+    asset = write("newmtl \u8868\nmap_Kd tex.png\n".encode("cp932"), obj)
+    np.testing.assert_allclose(quarters(asset), ALL, atol=0.02)
+
+
+def test_comments_after_vertices(write):
+    obj = "mtllib a.mtl\n" + SQUARE.replace("\n", " # 1 2 3\n") + "usemtl m\n" + FACE
+    np.testing.assert_allclose(quarters(write(obj=obj)), ALL, atol=0.02)
+
+
+def test_the_color_profile_of_a_texture_is_applied(write, tmp_path):
+    Image.new("RGB", (16, 16), (186, 71, 50)).save(tmp_path / "photo.png", icc_profile=test_color_profiles.ADOBE)
+    expected = images.read_image(tmp_path / "photo.png")[8, 8, :3]
+    assert expected[0] > 0.8
+    np.testing.assert_allclose(quarters(write("map_Kd photo.png\n")), [expected] * 4, atol=0.01)
+
+
+@pytest.mark.parametrize("more", ["", " 0.25"])
+def test_vertex_colors(write, more):
+    asset = write(obj="".join(f"v 0 {y} {z} 1 0.5 0{more}\n" for y, z in ((-1, -1), (1, -1), (1, 1))) + "f 1 2 3\n")
     np.testing.assert_allclose(asset.corner_colors[0, 0], [1, 0.5, 0])
 
 

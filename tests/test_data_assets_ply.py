@@ -54,6 +54,10 @@ def test_mixed_polygons(read, order, extra):
     assert len(asset.faces) == 3 and area(asset) == pytest.approx(5, abs=1e-5)
 
 
+def test_a_comment_does_not_end_the_header(read):
+    assert len(read(house("ascii").replace(b"element vertex", b"comment end_header\nelement vertex")).faces) == 3
+
+
 def test_concave_polygons(read):
     corners = [(0, 3, 0), (0, 3, 1), (0, 1, 1), (0, 1, 3), (0, 0, 3), (0, 0, 0)]
     lines = ["element vertex 6", *(f"property float {axis}" for axis in "xyz")]
@@ -67,6 +71,7 @@ def test_triangle_strips(read, order):
     points = [(0, -1, -1), (0, 1, -1), (0, -1, 1), (0, 1, 1), (0, -1, 3), (0, 1, 3)]
     strip = [0, 1, 2, 3, -1, 2, 3, 4, 5]
     lines = ["element vertex 6", *(f"property float {axis}" for axis in "xyz")]
+    lines += ["element face 0", "property list uchar int vertex_indices"]
     lines += ["element tristrips 1", "property list int int vertex_indices"]
     if order == "ascii":
         body = "".join(f"{x} {y} {z}\n" for x, y, z in points) + f"9 {' '.join(map(str, strip))}\n"

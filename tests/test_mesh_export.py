@@ -113,7 +113,7 @@ def test_material_is_not_metallic_and_normals_are_smooth_across_seams(tmp_path, 
 
 def test_vertex_colors_of_glb_files_are_linear_light(tmp_path, mesh):
     export.write_glb(tmp_path / "mesh.glb", dataclasses.replace(mesh, colors=np.full((8, 3), 0.7354, np.float32)))
-    document = gltf_document.Document(tmp_path / "mesh.glb")
+    document = gltf_document.Document(tmp_path / "mesh.glb", [])
     (primitive,) = document.json["meshes"][0]["primitives"]
     colors = document.accessor(primitive["attributes"]["COLOR_0"])
     np.testing.assert_allclose(colors, [[0.5, 0.5, 0.5, 1]] * 8, atol=1e-4)

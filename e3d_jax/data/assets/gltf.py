@@ -26,9 +26,8 @@ def read(path: pathlib.Path, warnings: list[str]) -> list[parts.Part]:
       UnreadableError: it is of another version, or requires an extension that cannot be read.
       ValueError: it is damaged.
     """
-    document = Document(path)
-    scene = _Scene(document, gltf_materials.Materials(document, warnings))
-    return list(scene.collect())
+    document = Document(path, warnings)
+    return list(_Scene(document, gltf_materials.Materials(document)).collect())
 
 
 class _Scene:
@@ -197,7 +196,8 @@ def _corner_uv(attributes, placement: gltf_materials.Placement | None, faces) ->
     if placement is None or f"TEXCOORD_{placement.uv_set}" not in attributes:
         return None
     uv = attributes[f"TEXCOORD_{placement.uv_set}"].astype(np.float64)
-    uv = uv @ placement.matrix[:, :2].T + placement.matrix[:, 2]
+    matrix = np.array(placement.matrix)
+    uv = uv @ matrix[:, :2].T + matrix[:, 2]
     return np.stack([uv[:, 0], 1 - uv[:, 1]], -1)[faces]
 
 

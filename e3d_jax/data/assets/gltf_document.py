@@ -34,6 +34,11 @@ _READ = frozenset(
 # Those that change nothing that is drawn here: reflections, lights, animations, other looks to choose from, notes.
 _WITHOUT_EFFECT = frozenset(
     {
+        "CESIUM_primitive_outline",
+        "EXT_lights_image_based",
+        "EXT_mesh_features",
+        "EXT_structural_metadata",
+        "FB_ngon_encoding",
         "KHR_animation_pointer",
         "KHR_lights_punctual",
         "KHR_materials_anisotropy",
@@ -46,6 +51,7 @@ _WITHOUT_EFFECT = frozenset(
         "KHR_materials_specular",
         "KHR_materials_variants",
         "KHR_materials_volume",
+        "KHR_xmp",
         "KHR_xmp_json_ld",
     }
 )
@@ -61,14 +67,18 @@ class Document:
       json: its JSON.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, warnings: list[str]):
         """Read a .glb or .gltf.
+
+        Args:
+          path: of the file.
+          warnings: see :meth:`warn`.
 
         Raises:
           UnreadableError: it is of another version, or requires an extension that cannot be read.
           ValueError: it is damaged.
         """
-        self.path = path
+        self.path, self._warnings = path, warnings
         data = path.read_bytes()
         text, self._binary = _chunks(data) if data[:4] == b"glTF" else (data, None)
         self.json: dict[str, Any] = json.loads(text.decode("utf-8-sig").rstrip("\0 "))
@@ -81,6 +91,10 @@ class Document:
         self._buffers: dict[int, bytes] = {}
         self._views: dict[int, tuple[np.ndarray, int | None]] = {}
 
+    def warn(self, text: str) -> None:
+        """Add a line about this file to the warnings."""
+        self._warnings.append(f"{self.path}: {text}")
+
     def uri(self, uri: str) -> bytes:
         """Return what a URI means: data of its own, or a file beside this one.
 
@@ -89,10 +103,13 @@ class Document:
         """
         if uri.startswith("data:"):
             head, _, body = uri.partition(",")
-            return base64.b64decode(body) if head.endswith(";base64") else urllib.parse.unquote_to_bytes(body)
+            body = urllib.parse.unquote_to_bytes(body)
+            return base64.b64decode(body) if head.endswith(";base64") else body
         for name in dict.fromkeys((urllib.parse.unquote(uri, errors="surrogateescape"), uri)):
-            found, _ = textures.find(self.path.parent, name)
+            found, note = textures.find(self.path.parent, name)
             if found is not None:
+                if note:
+                    self.warn(note)
                 return found.read_bytes()
         raise ValueError(f"{urllib.parse.unquote(uri, errors='replace')} is not there")
 

@@ -1,6 +1,7 @@
 """Materials of glTF 2.0 files."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ class Placement:
 
     Attributes:
       uv_set: number of the TEXCOORD attribute.
-      matrix: of KHR_texture_transform, applied to (u, v, 1) with v downward.
+      matrix: of KHR_texture_transform, two rows, applied to (u, v, 1) with v downward.
     """
 
     uv_set: int
-    matrix: Float[np.ndarray, "2 3"]
+    matrix: tuple[tuple[float, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,10 @@ class Look:
 
 
 class Materials:
-    """Reads the materials of a document, each image once; what cannot be loaded is added to ``warnings``."""
+    """Reads the materials of a document, each image once; what cannot be loaded is added to the document's warnings."""
 
-    def __init__(self, document: Document, warnings: list[str]):
+    def __init__(self, document: Document):
         self._document = document
-        self._warnings = warnings
         self._images: dict[int, Image.Image | None] = {}
         self._looks: dict[int | None, Look] = {}
         self._tinted: dict[tuple, parts.Material] = {}
@@ -88,10 +88,10 @@ class Materials:
         alpha = {"MASK": "mask", "BLEND": "blend"}.get(material.get("alphaMode", "OPAQUE"), "opaque")
         opacity = factor[3] if len(factor) > 3 else 1.0
         cutoff = material.get("alphaCutoff", 0.5)
-        transmission = extensions.get("KHR_materials_transmission", {}).get("transmissionFactor", 0.0)
-        if transmission > 0:
-            # What passes through is not reflected; seen here as a surface that takes a part of the ray.
-            texture, opacity, alpha = self._transmissive(texture, alpha, opacity, cutoff, transmission, extensions)
+        transmission = extensions.get("KHR_materials_transmission", {})
+        if transmission.get("transmissionFactor", 0.0) > 0:
+            texture, placement, opacity = self._transmissive(texture, placement, alpha, opacity, cutoff, transmission)
+            alpha = "blend"
         if alpha == "opaque" and texture is not None:
             texture = dataclasses.replace(texture, pixels=np.ascontiguousarray(texture.pixels[..., :3]))
         emission, emission_texture, emission_placement = self._emission(material)
@@ -106,21 +106,35 @@ class Materials:
         )
         return Look(made, tuple(map(float, factor[:3])), float(opacity), placement, emission_placement)  # type: ignore[arg-type]
 
-    def _transmissive(self, texture, alpha, opacity, cutoff, transmission, extensions):
-        """Return texture, opacity and alpha mode of a surface that lets light through."""
-        through = 1 - transmission
+    def _transmissive(self, texture, placement, alpha, opacity, cutoff, transmission):
+        """Return texture, placement and opacity of a surface that lets light through.
+
+        What passes through is not reflected; it is seen here as a surface that takes only a part of the ray.
+        """
+        pixels = np.ones((1, 1, 3), np.float32) if texture is None else texture.pixels
+        there = pixels[..., 3] if alpha != "opaque" and pixels.shape[-1] == 4 else np.ones(pixels.shape[:2], np.float32)
         if alpha == "mask":
-            if texture is None or texture.pixels.shape[-1] == 3:
-                there = opacity >= cutoff
-                return texture, through if there else 0.0, "blend"
-            pixels = texture.pixels.copy()
-            pixels[..., 3] = (pixels[..., 3] * opacity >= cutoff) * through
-            return dataclasses.replace(texture, pixels=pixels), 1.0, "blend"
-        if alpha == "opaque":
-            if texture is not None:
-                texture = dataclasses.replace(texture, pixels=np.ascontiguousarray(texture.pixels[..., :3]))
-            opacity = 1.0
-        return texture, opacity * through, "blend"
+            there = (there * opacity >= cutoff).astype(np.float32)
+        opacity = opacity if alpha == "blend" else 1.0
+        through, info = transmission["transmissionFactor"], transmission.get("transmissionTexture")
+        if info is None:
+            opacity *= 1 - through
+        else:
+            clear, clear_placement = self._texture(info)
+            if clear is None:
+                pass  # Without its texture the whole surface would be gone.
+            elif texture is not None and (clear_placement != placement or clear.wrap != texture.wrap):
+                self._document.warn("a transmission texture was left out: it lies elsewhere than that of the color")
+            else:
+                size = np.maximum(pixels.shape[:2], clear.pixels.shape[:2])
+                pixels = _stretched(pixels, *size)
+                there = _stretched(there, *size) * (1 - through * _stretched(clear.pixels[..., 0], *size))
+                texture, placement = texture or clear, clear_placement
+        if texture is not None:
+            texture = dataclasses.replace(texture, pixels=np.concatenate([pixels[..., :3], there[..., None]], -1))
+        elif alpha == "mask":
+            opacity *= float(there[0, 0])
+        return texture, placement, opacity
 
     def _emission(self, material):
         strength = (
@@ -162,7 +176,7 @@ class Materials:
         sources = [source for source in [*sources, texture.get("source")] if source is not None]
         if not sources:
             names = ", ".join(sorted(texture.get("extensions", {}))) or "no source"
-            self._warn(f"a texture was left out: {names} cannot be read")
+            self._document.warn(f"a texture was left out: {names} cannot be read")
         for number, source in enumerate(sources):
             image = self._image(source, last=number == len(sources) - 1)
             if image is not None:
@@ -194,16 +208,19 @@ class Materials:
             except (OSError, KeyError, ValueError) as error:
                 self._images[index] = None
                 if last:
-                    self._warn(f"texture {name!r} was left out: {error}")
+                    self._document.warn(f"texture {name!r} was left out: {error}")
         return self._images[index]
 
-    def _warn(self, text: str) -> None:
-        self._warnings.append(f"{self._document.path}: {text}")
+
+def _stretched(pixels: Float[np.ndarray, "h w *c"], height: int, width: int) -> Float[np.ndarray, "H W *c"]:
+    """Return an image of another size; the color of the nearest pixel."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip((height, width), pixels.shape[:2], strict=True))
+    return pixels[rows[:, None], columns]
 
 
-def _matrix(moved: dict[str, Any]) -> np.ndarray:
+def _matrix(moved: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
     """Return the matrix of KHR_texture_transform."""
     (x, y), (wide, high) = moved.get("offset", (0, 0)), moved.get("scale", (1, 1))
     angle = moved.get("rotation", 0.0)
-    cosine, sine = np.cos(angle), np.sin(angle)
-    return np.array([[wide * cosine, high * sine, x], [-wide * sine, high * cosine, y]])
+    cosine, sine = math.cos(angle), math.sin(angle)
+    return (wide * cosine, high * sine, float(x)), (-wide * sine, high * cosine, float(y))

@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 from jaxtyping import Float
@@ -70,6 +71,8 @@ def text_of(path: pathlib.Path) -> str:
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
+    if b"\0" in data[:2]:
+        return data.decode("utf-16-le" if data[:1] != b"\0" else "utf-16-be", "replace")
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
@@ -83,8 +86,7 @@ def read(path: pathlib.Path, libraries: list[str], warnings: list[str]) -> dict[
     """
     out: dict[str | None, Look] = {}
     for line in libraries:
-        whole, note = textures.find(path.parent, line)
-        for name in [line] if whole is not None else line.split():
+        for name in _names(path.parent, line):
             found, note = textures.find(path.parent, name)
             if found is None:
                 warnings.append(f"{path}: material library {textures.printable(name)!r} is not there")
@@ -94,6 +96,16 @@ def read(path: pathlib.Path, libraries: list[str], warnings: list[str]) -> dict[
             for key, entries in _blocks(text_of(found)):
                 out[key] = _Reader(path, found.parent, warnings).look(entries)
     return out
+
+
+def _names(folder: pathlib.Path, line: str) -> list[str]:
+    """Return the libraries that a line names: a single one, several that end in .mtl, or several without blanks."""
+    ending = re.split(r"(?:(?<=\.mtl)|(?<=\.mtl\"))\s+", line, flags=re.IGNORECASE)
+    for names in ([line], ending, line.split()):
+        names = [name.strip('"') for name in names]
+        if any(textures.find(folder, name)[0] is not None for name in names):
+            return names
+    return ending
 
 
 def _blocks(text: str) -> list[tuple[str, dict[str, str]]]:
@@ -160,7 +172,7 @@ class _Reader:
             self._warnings.append(f"{self._path}: texture {textures.printable(name)!r} is not there")
             return None
         try:
-            return _Map(textures.open_image(found.read_bytes()), found, placement, wrap)
+            return _Map(textures.open_image(found.read_bytes(), str(found)), found, placement, wrap)
         except (OSError, ValueError) as error:
             self._warnings.append(f"{self._path}: texture {textures.printable(name)!r} was left out: {error}")
             return None
@@ -174,11 +186,11 @@ def _options(entry: str) -> tuple[str, Placement, raycast.Wrap]:
         rest = rest[len(option) :].lstrip()
         values[option] = []
         for _ in range(_OPTIONS[option]):
-            word, _, after = rest.partition(" ")
+            word, after = (*rest.split(None, 1), "", "")[:2]
             if not after or (_OPTIONS[option] > 1 and not _is_number(word)):
                 break
             values[option].append(word)
-            rest = after.lstrip()
+            rest = after
     (x, y), (wide, high) = (
         ([float(word) for word in values.get(option, [])] + default[len(values.get(option, [])) :])[:2]
         for option, default in (("-o", [0.0, 0.0]), ("-s", [1.0, 1.0]))

@@ -2,10 +2,16 @@
 
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 
 from e3d_jax.data.assets import mtl, parts, polygons, textures
+
+# A backslash at the end of a line joins it to the next, but not in a comment, where it may end the name of a folder,
+# and not as the second byte of a Shift JIS character.
+_COMMENT = re.compile(r"^[ \t]*#.*", re.MULTILINE)
+_CONTINUED = re.compile(r"(?<![\udc80-\udcff])\\[ \t]*\r?\n")
 
 
 def read(path: pathlib.Path, warnings: list[str]) -> list[parts.Part]:
@@ -15,17 +21,15 @@ def read(path: pathlib.Path, warnings: list[str]) -> list[parts.Part]:
       path: of the file.
       warnings: gets a line for each library, material or texture that cannot be found.
     """
-    lines = mtl.text_of(path).replace("\\\r\n", " ").replace("\\\n", " ").splitlines()
+    lines = _CONTINUED.sub(" ", _COMMENT.sub("", mtl.text_of(path))).splitlines()
     rows: dict[str, list[str]] = {"v": [], "vt": []}
     libraries, faces, users = [], [], []
     name, known = None, 0
     groups: list[tuple[str | None, int]] = []  # Materials in use, each from which face on.
     for line in lines:
-        key, _, rest = line.strip().partition(" ")
-        if not rest and "\t" in key:
-            key, _, rest = line.strip().partition("\t")
+        key, rest = (*line.split(None, 1), "", "")[:2]
         if key in rows:
-            rows[key].append(rest)
+            rows[key].append(rest.partition("#")[0])
         elif key == "f" or key == "fo":
             # Indices below zero count from the last vertex so far.
             faces.append(rest.partition("#")[0])
@@ -95,14 +99,13 @@ def _vertices(rows: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
     if len(widths) == 1 and (width := widths.pop()) >= 3:
         values = np.array(" ".join(rows).split(), np.float64).reshape(-1, width)
     else:
-        values = np.full((len(rows), 7), np.nan)
+        values = np.full((len(rows), 6), np.nan)
         for at, row in enumerate(rows):
-            numbers = [float(token) for token in row.partition("#")[0].split()[:7]]
+            numbers = [float(token) for token in row.split()[:6]]
             values[at, : len(numbers)] = numbers
-        values = values[:, :6]
     if values.shape[1] < 6:
         return values[:, :3], None
-    colors = values[:, -3:]
+    colors = values[:, 3:6]
     if np.isnan(colors).all():
         return values[:, :3], None
     return values[:, :3], colors / 255 if np.nanmax(colors) > 1 else colors
@@ -113,7 +116,7 @@ def _numbers(rows: list[str], width: int) -> np.ndarray:
     if rows and len({len(row.split()) for row in rows}) == 1 and len(rows[0].split()) >= width:
         return np.array(" ".join(rows).split(), np.float64).reshape(len(rows), -1)[:, :width]
     for at, row in enumerate(rows):
-        numbers = [float(token) for token in row.partition("#")[0].split()[:width]]
+        numbers = [float(token) for token in row.split()[:width]]
         out[at, : len(numbers)] = numbers
     return out
 

@@ -65,7 +65,7 @@ def read(path: pathlib.Path, warnings: list[str]) -> list[parts.Part]:
     vertices = np.stack([np.asarray(vertex[axis], np.float64) for axis in "xyz"], -1)
     face, strips = columns.get("face", {}), columns.get("tristrips", {})
     lists = next((face[name] for name in _INDICES if name in face), None)
-    if isinstance(lists, _List):
+    if isinstance(lists, _List) and len(lists.counts):
         corners = lists.values.astype(np.int64)
         triangles, polygon = _polygons(vertices, corners, lists.counts)
         faces = corners[triangles]
@@ -138,7 +138,8 @@ def _texture(path, comments, vertex, face, faces, triangles, warnings):
     try:
         if found is None:
             raise ValueError("it is not there")
-        return parts.Texture(textures.pixels(textures.open_image(found.read_bytes()).convert("RGB"))), uv
+        image = textures.open_image(found.read_bytes(), str(found)).convert("RGB")
+        return parts.Texture(textures.pixels(image)), uv
     except (OSError, ValueError) as error:
         warnings.append(f"{path}: texture {textures.printable(named[0].strip())!r} was left out: {error}")
         return None, None
@@ -150,7 +151,7 @@ def _index_count(face) -> int:
 
 def _header(data: bytes) -> tuple[str | None, list[_Element], list[str], int]:
     """Return byte order (None for text), elements, comments, and where the header ends."""
-    end = re.search(rb"end_header[ \t]*(\r\n|\n|\r)", data)
+    end = re.search(rb"[\r\n]end_header[ \t]*(\r\n|\n|\r)", data)
     if data[:3] != b"ply" or end is None:
         raise ValueError("it has no PLY header")
     order, elements, comments = None, [], []

@@ -1,5 +1,6 @@
 """STL files as parts."""
 
+import io
 import pathlib
 
 import numpy as np
@@ -10,8 +11,10 @@ from e3d_jax.data.assets import parts
 
 def read(path: pathlib.Path, warnings: list[str]) -> list[parts.Part]:
     """Read a .stl, text or binary, with its colors if it has any; nothing in it can be missing (``warnings``)."""
-    out = []
-    for mesh in trimesh.load_scene(path, process=False).dump():
+    data, out = path.read_bytes(), []
+    if data[:5].lower() == b"solid" and b"facet" in data[:1024]:
+        data = data.decode("latin-1").encode()  # Only its name may be of another encoding.
+    for mesh in trimesh.load_scene(io.BytesIO(data), file_type="stl", process=False).dump():
         if not isinstance(mesh, trimesh.Trimesh):
             continue
         colors: np.ndarray | float = parts.GRAY

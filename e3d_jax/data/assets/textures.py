@@ -3,19 +3,26 @@
 import io
 import os
 import pathlib
+import unicodedata
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from e3d_jax import color_profiles
+
 # Larger textures are shrunk: no view shows more detail, and a few of 16k would fill the memory.
 MAX_SIZE = 4096
 # In which older tools write names, most likely first.
-_ENCODINGS = ("utf-8", "gb18030", "shift_jis", "cp1252", "cp437")
+_ENCODINGS = ("utf-8", "gb18030", "cp932", "cp1252", "cp437", "big5", "cp949", "cp1251", "cp1250", "mac_roman")
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, name: str | None = None) -> Image.Image:
     """Return an encoded image as 8-bit RGB or RGBA (if it has any transparency), shrunk if it is huge.
+
+    Args:
+      data: encoded.
+      name: of the image, if its color profile is applied; glTF wants it ignored.
 
     Raises:
       ValueError: Pillow cannot decode it.
@@ -30,8 +37,8 @@ def open_image(data: bytes) -> Image.Image:
         # Pillow would clip what is deeper than 8 bits instead of scaling it.
         values = values * 255 if image.mode == "F" else values / 257
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
+    image = image.convert("RGBA") if name is None else color_profiles.to_srgb(image, io.BytesIO(data), name)
+    if image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     if max(image.size) > MAX_SIZE:
         image.thumbnail((MAX_SIZE, MAX_SIZE), Image.Resampling.BOX)
@@ -64,7 +71,10 @@ def find(folder: pathlib.Path, name: str) -> tuple[pathlib.Path | None, str | No
                 return path, None
         for first in range(len(parts)):
             if (other := _any_case(folder, parts[first:])) is not None:
-                return other, f"{candidate} is not there; {other.name}, which differs in letter case, was taken instead"
+                return (
+                    other,
+                    f"{printable(candidate)} is not there; {printable(other.name)}, spelled differently, was taken",
+                )
     return None, None
 
 
@@ -80,7 +90,7 @@ def _spellings(name: str) -> list[str]:
             found.append(raw.decode(encoding))
         except UnicodeDecodeError:
             continue
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, name]))  # Archives may keep the bytes of names.
 
 
 def _is_file(path: pathlib.Path) -> bool:
@@ -90,13 +100,18 @@ def _is_file(path: pathlib.Path) -> bool:
         return False
 
 
+def _folded(name: str) -> str:
+    """Return a name without what other file systems do not see: letter case, and how accents are composed."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _any_case(folder: pathlib.Path, parts: list[str]) -> pathlib.Path | None:
     for index, part in enumerate(parts):
         try:
             names = os.listdir(folder)
         except OSError:
             return None
-        match = [name for name in sorted(names) if name.lower() == part.lower()] or ([".."] if part == ".." else [])
+        match = [name for name in sorted(names) if _folded(name) == _folded(part)] or ([".."] if part == ".." else [])
         if not match:
             return None
         folder = folder / match[0]
