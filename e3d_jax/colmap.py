@@ -71,11 +71,11 @@ def read(folder: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
             cams = dict(_binary_cameras((model / "cameras.bin").read_bytes()))
             images = list(_binary_images((model / "images.bin").read_bytes()))
         else:
-            cams = dict(_text_cameras((model / "cameras.txt").read_text()))
-            images = list(_text_images((model / "images.txt").read_text()))
+            cams = dict(_text_cameras((model / "cameras.txt").read_text("utf-8-sig")))
+            images = list(_text_images((model / "images.txt").read_text("utf-8-sig")))
         return {"frames": [_frame(folder, image, cams[image.camera]) for image in sorted(images, key=_by_name)]}
     except (ValueError, KeyError, IndexError, struct.error) as error:
-        raise ValueError(f"{model} is not a whole model of COLMAP ({error}); export it again") from error
+        raise ValueError(f"{model} is not a whole model of COLMAP, or not a supported one ({error})") from error
 
 
 def _by_name(image: Image) -> str:
@@ -134,6 +134,8 @@ def _binary_cameras(data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     (count,), at = struct.unpack_from("<Q", data), 8
     for _ in range(count):
         number, model, width, height = struct.unpack_from("<iiQQ", data, at)
+        if model >= len(MODELS):
+            raise ValueError(f"camera {number} is of model {model}, which is not supported; undistort the images first")
         name, parameters = MODELS[model]
         values = list(struct.unpack_from(f"<{len(parameters.split())}d", data, at + 24))
         at += 24 + 8 * len(values)

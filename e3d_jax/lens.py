@@ -5,6 +5,7 @@ there, so nothing has to be inverted.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,16 @@ FISHEYE = ("FISHEYE", "OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE
 RADIAL = ("k1", "k2", "k3", "k4", "k5", "k6")
 TANGENTIAL = ("p1", "p2")
 # Entries of other projections, which some programs write instead of a camera model.
-OTHERS = ("equirectangular", "latlong", "ftheta_p0", "ftheta_p1", "ftheta_p2", "ftheta_p3", "ftheta_p4")
+OTHERS = ("equirectangular", "latlong", "rolling_shutter", *(f"ftheta_p{number}" for number in range(5)))
+# Other names of distortion coefficients, whose order is unknown.
+UNKNOWN = re.compile(r"dist(ort|_?coef)", re.IGNORECASE)
+# What a list of coefficients means by its length, in the orders of OpenCV and (six) nerfstudio.
+LISTS = {
+    4: ("k1", "k2", "p1", "p2"),
+    5: ("k1", "k2", "p1", "p2", "k3"),
+    6: ("k1", "k2", "k3", "k4", "p1", "p2"),
+    8: ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +83,18 @@ def read(known: Mapping[str, Any], where: str) -> Lens | None:
     """
     model = str(known.get("camera_model") or "").upper()
     for name in OTHERS:
-        if known.get(name):
+        if np.any(known.get(name)):
             raise ValueError(f"{where} has {name}, a projection that is not supported; give pinhole images")
+    for name, value in known.items():
+        if name != "distortion_params" and UNKNOWN.search(name) and not isinstance(value, str) and np.any(value):
+            raise ValueError(f"{where} has {name}, which is not understood; name its coefficients k1, k2, p1, p2, ...")
     if model not in PERSPECTIVE and model not in FISHEYE:
         raise ValueError(f"{where} has the camera_model {model}, which is not supported; undistort the images first")
     fisheye = model in FISHEYE or bool(known.get("is_fisheye"))
-    names = [*RADIAL[:4], *TANGENTIAL]
     try:
         values = {name: float(known.get(name) or 0) for name in (*RADIAL, *TANGENTIAL)}
         if (listed := known.get("distortion_params")) is not None:
-            if len(listed) == 4:
-                names = list(RADIAL[:4]) if fisheye else [*RADIAL[:2], *TANGENTIAL]
+            names = RADIAL[:4] if fisheye and len(listed) == 4 else LISTS.get(len(listed), ())
             values |= dict(zip(names, map(float, listed), strict=True))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} describes lens distortion that is not understood ({error})") from error

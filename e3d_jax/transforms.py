@@ -13,6 +13,8 @@ from jaxtyping import Float
 from e3d_jax import colmap, lens
 
 TRANSFORMS = "transforms.json"
+# Entries that say how long the focal length is: in pixels, or by the field of view in radians or degrees.
+FOCAL = tuple(name.format(axis) for axis in "xy" for name in ("fl_{}", "camera_angle_{}", "{}_fov"))
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -44,12 +46,15 @@ class Frame:
         """
         known = self.known
 
-        def focal(length: str, angle: str, pixels: int) -> float | None:
-            if known.get(length) is not None:
-                return float(known[length])
-            return pixels / 2 / math.tan(float(known[angle]) / 2) if known.get(angle) is not None else None
+        def focal(axis: str, pixels: int) -> float | None:
+            if (length := known.get(f"fl_{axis}")) is not None:
+                return float(length)
+            angle, degrees = known.get(f"camera_angle_{axis}"), known.get(f"{axis}_fov")
+            if angle is None and degrees is not None:
+                angle = math.radians(float(degrees))
+            return pixels / 2 / math.tan(float(angle) / 2) if angle is not None else None
 
-        fl_x, fl_y = focal("fl_x", "camera_angle_x", width), focal("fl_y", "camera_angle_y", height)
+        fl_x, fl_y = focal("x", width), focal("y", height)
         first = fl_x if fl_x is not None else fl_y
         if first is None:
             raise ValueError("has neither fl_x nor camera_angle_x, so the focal length is unknown")
@@ -92,11 +97,9 @@ def read(folder: pathlib.Path) -> tuple[pathlib.Path, list[Frame]]:
 
 
 def _frame(folder: pathlib.Path, path: pathlib.Path, number: int, shared: dict[str, Any], entry: Any) -> Frame:
+    if any(name in entry for name in FOCAL):  # A frame of another camera than the file's.
+        shared = {name: value for name, value in shared.items() if name not in FOCAL}
     known = shared | entry
-    # A frame's own field of view counts more than a focal length of the whole file.
-    for length, angle in (("fl_x", "camera_angle_x"), ("fl_y", "camera_angle_y")):
-        if angle in entry and length not in entry:
-            known.pop(length, None)
     where = f"{path}: frame {number}"
     return Frame(
         name=_file(folder, entry["file_path"]),
@@ -109,10 +112,16 @@ def _frame(folder: pathlib.Path, path: pathlib.Path, number: int, shared: dict[s
 
 
 def _file(folder: pathlib.Path, given: str) -> str:
-    """Return the name of a file as it is written, with slashes instead of backslashes, or with a suffix added."""
-    names = dict.fromkeys((given, given.replace("\\", "/")))
-    candidates = [*names, *(f"{name}{suffix}" for name in names for suffix in SUFFIXES)]
-    missing = list(names)[-1]
+    """Return the name of a file as it is written, with slashes instead of backslashes, or with a suffix added.
+
+    Of an absolute path of another computer, the longest end that is below the folder counts.
+    """
+    slashed = given.replace("\\", "/")
+    ends = slashed.split("/")[1:] if slashed[:1] == "/" or slashed[1:2] == ":" else []
+    names = dict.fromkeys([given, slashed, *("/".join(ends[first:]) for first in range(len(ends)))])
+    suffixes = ("", *SUFFIXES, *map(str.upper, SUFFIXES))
+    candidates = [f"{name}{suffix}" for name in names for suffix in suffixes]
+    missing = slashed
     if not pathlib.PurePosixPath(missing).suffix:
         missing += SUFFIXES[0]
     return next((name for name in candidates if (folder / name).is_file()), missing)
@@ -132,7 +141,11 @@ def _pose(where: str, given: Any) -> Float[np.ndarray, "4 4"]:
         pose = pose.reshape(4, 4)
     if pose.shape not in ((4, 4), (3, 4)):
         raise ValueError(f"{where}: its transform_matrix is {' x '.join(map(str, pose.shape))}, expected 4 x 4")
-    pose = np.concatenate([pose[:3], [[0.0, 0, 0, 1]]])
+    last = [0.0, 0, 0, 1]
+    if len(pose) == 4 and not np.allclose(pose[3], last, atol=1e-4):
+        hint = ", as if it were transposed" if np.allclose(pose[:, 3], last, atol=1e-4) else ""
+        raise ValueError(f"{where}: the last row of its transform_matrix is {pose[3].tolist()}, not 0, 0, 0, 1{hint}")
+    pose = np.concatenate([pose[:3], [last]])
     rotation = pose[:3, :3]
     rigid = np.isfinite(pose).all() and np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-2
     if not rigid or np.linalg.det(rotation) < 0:

@@ -188,25 +188,28 @@ def _read_rgba(folder: pathlib.Path, frame: transforms_lib.Frame) -> Float[np.nd
 def _read_image(path: pathlib.Path, *, opaque: bool = False) -> Float[np.ndarray, "h w 4"]:
     """Return an RGBA image; one without alpha only if it may be ``opaque``."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             if not opaque and "A" not in image.getbands() and "transparency" not in image.info:
                 raise ValueError(
                     f"{path} has no alpha channel; every view must be RGBA with the background transparent, or have a "
                     "mask (mask_path)"
                 )
-            return np.asarray(image.convert("RGBA"), np.float32) / 255
+            image.load()
+            return np.asarray(images.to_rgba(image, file, str(path)), np.float32) / 255
     except OSError as error:
         raise ValueError(f"{path} is missing or not a readable image: {error}") from error
 
 
 def _read_mask(path: pathlib.Path) -> Float[np.ndarray, "h w"]:
-    """Return a silhouette in [0, 1]; white is the object, whatever value stands for white."""
+    """Return a silhouette in [0, 1]; white and opaque is the object, whatever value stands for white."""
     try:
         with Image.open(path) as image:
-            mask = np.asarray(image.convert("L"), np.float32)
+            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+            mask = np.asarray(image if image.mode.startswith("I") else image.convert("L"), np.float32)
     except OSError as error:
         raise ValueError(f"{path} is missing or not a readable image: {error}") from error
-    return mask / (255 if mask.max() > 1 else 1)
+    mask = mask / (max(255, mask.max()) if mask.max() > 1 else 1)
+    return mask if alpha is None else mask * np.asarray(alpha, np.float32) / 255
 
 
 def _extended(image: Float[np.ndarray, "h w 4"], height: int, width: int) -> Float[np.ndarray, "{height} {width} 4"]:
@@ -239,8 +242,8 @@ def _check_files(folder: pathlib.Path, frames: list[transforms_lib.Frame]) -> No
 
 
 def _check_size(path: pathlib.Path, frame: transforms_lib.Frame, width: int, height: int) -> None:
-    said = (frame.known.get("w", width), frame.known.get("h", height))
-    if said != (width, height):
+    said = tuple(frame.known.get(name) or actual for name, actual in (("w", width), ("h", height)))
+    if tuple(map(float, said)) != (width, height):
         raise ValueError(f"{path} says {said[0]} x {said[1]}, but {frame.name} is {width} x {height}")
 
 

@@ -73,6 +73,14 @@ def test_distortion_of_a_model_is_read(folder):
     assert colmap.read(folder, folder / "sparse" / "0")["frames"][0]["k1"] == 0.25
 
 
+def test_a_camera_model_of_later_versions_is_named(folder):
+    write_binary(folder)
+    path = folder / "sparse" / "0" / "cameras.bin"
+    path.write_bytes(struct.pack("<QiiQQ", 1, 1, 11, SIZE, SIZE) + bytes(16 * 8))
+    with pytest.raises(ValueError, match="camera 1 is of model 11, which is not supported; undistort the images first"):
+        views_io.read_views(folder)
+
+
 @pytest.mark.parametrize("write", [write_text, write_binary])
 def test_a_damaged_model_is_named(folder, write):
     write(folder)

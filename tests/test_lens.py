@@ -44,6 +44,18 @@ def test_lists_of_six_are_in_the_order_of_nerfstudio():
     assert found.radial[:4] == (1, 2, 3, 0) and found.tangential == (5, 6)
 
 
+def test_lists_of_five_are_in_the_order_of_opencv():
+    found = lens.read({"distortion_params": [1, 2, 3, 4, 5]}, "it")
+    assert found.radial[:3] == (1, 2, 5) and found.tangential == (3, 4)
+
+
+@pytest.mark.parametrize("name", ["distortion_coefficients", "dist_coeffs", "rolling_shutter"])
+def test_entries_that_change_the_projection_are_refused_by_name(name):
+    assert lens.read({name: [0, 0, 0, 0], "distortion_model": "opencv"}, "it") is None
+    with pytest.raises(ValueError, match=f"it has {name}"):
+        lens.read({name: [0.1, 0, 0, 0]}, "it")
+
+
 def test_coefficients_that_a_model_does_not_define_are_refused():
     with pytest.raises(ValueError, match="it has k4 or more, which OPENCV does not define"):
         lens.read({"camera_model": "OPENCV", "k4": 0.1}, "it")

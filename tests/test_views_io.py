@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import test_color_profiles
 from PIL import Image
 
 from e3d_jax import cameras, structs, views_io
@@ -124,9 +125,19 @@ def test_pose_with_nan(folder):
         views_io.read_views(folder)
 
 
+def test_transposed_poses(folder):
+    def transpose(transforms):
+        for frame in transforms["frames"]:
+            frame["transform_matrix"] = np.transpose(frame["transform_matrix"]).tolist()
+
+    edit(folder, transpose)
+    with pytest.raises(ValueError, match=r"frame 0: the last row of .*, as if it were transposed"):
+        views_io.read_views(folder)
+
+
 def test_scaled_pose(folder):
     def scale(transforms):
-        transforms["frames"][2]["transform_matrix"] = (2 * np.eye(4)).tolist()
+        transforms["frames"][2]["transform_matrix"] = np.diag([2.0, 2, 2, 1]).tolist()
 
     edit(folder, scale)
     with pytest.raises(ValueError, match="frame 2 is not a rotation"):
@@ -169,6 +180,21 @@ def test_alpha_comes_from_masks(folder):
     assert (alpha[:, :8] == 1).all() and (alpha[:, 8:] == 0).all()
 
 
+def test_masks_may_be_in_an_alpha_channel(folder):
+    mask = np.full((16, 16, 4), 255, np.uint8)
+    mask[8:, :, 3] = 0
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.new("RGB", (16, 16)).save(folder / "rgb_00.png")
+    edit(folder, lambda transforms: transforms["frames"][0].update(mask_path="mask.png"))
+    np.testing.assert_array_equal(views_io.read_views(folder).rgba[0, :, 0, 3], np.arange(16) < 8)
+
+
+def test_color_profiles_of_images_are_applied(folder):
+    plain = np.uint8([186, 71, 50, 255]) * np.ones((16, 16, 1), np.uint8)
+    Image.fromarray(plain).save(folder / "rgb_00.png", icc_profile=test_color_profiles.ADOBE)
+    assert views_io.read_views(folder).rgba[0, 8, 8, 0] > 0.8
+
+
 def test_a_byte_order_mark_is_skipped(folder):
     path = folder / "transforms.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -190,6 +216,26 @@ def test_poses_of_another_shape_are_refused(folder):
     edit(folder, lambda transforms: transforms["frames"][1].update(transform_matrix=[[1, 0], [0, 1]]))
     with pytest.raises(ValueError, match="frame 1: its transform_matrix is 2 x 2, expected 4 x 4"):
         views_io.read_views(folder)
+
+
+@pytest.mark.parametrize("place", ["C:\\Users\\me\\views\\", "/home/me/views/"])
+def test_of_an_absolute_path_the_end_counts(folder, place):
+    (folder / "images").mkdir()
+    (folder / "rgb_00.png").rename(folder / "images" / "rgb_00.png")
+    name = place + ("images\\rgb_00.png" if "\\" in place else "images/rgb_00.png")
+    edit(folder, lambda transforms: transforms["frames"][0].update(file_path=name))
+    assert len(views_io.read_views(folder).rgba) == 4
+
+
+def test_suffixes_may_be_in_capitals(folder):
+    (folder / "rgb_00.png").rename(folder / "photo.PNG")
+    edit(folder, lambda transforms: transforms["frames"][0].update(file_path="photo"))
+    assert len(views_io.read_views(folder).rgba) == 4
+
+
+def test_sizes_may_be_strings(folder):
+    edit(folder, lambda transforms: transforms.update(w="16", h=16.0))
+    assert views_io.read_views(folder).cameras.width == 16
 
 
 def test_names_with_dots_need_no_suffix(folder):
@@ -218,9 +264,10 @@ def test_pixels_need_not_be_square(folder):
     np.testing.assert_allclose(views_io.read_views(folder).cameras.focal, [[16, 32]] * 4, rtol=1e-6)
 
 
-def test_the_field_of_view_of_a_frame_counts_more_than_the_focal_length_of_all(folder):
-    edit(folder, lambda transforms: transforms["frames"][1].update(camera_angle_x=2 * np.arctan(0.5)))
-    assert views_io.read_views(folder).cameras.focal[1, 0] == pytest.approx(16)
+@pytest.mark.parametrize("own", [{"camera_angle_x": 2 * np.arctan(0.5)}, {"x_fov": 53.130102}, {"fl_x": 16}])
+def test_the_field_of_view_of_a_frame_counts_more_than_the_focal_lengths_of_all(folder, own):
+    edit(folder, lambda transforms: transforms["frames"][1].update(own))
+    np.testing.assert_allclose(views_io.read_views(folder).cameras.focal[1], [16, 16], rtol=1e-6)
 
 
 def test_far_poses_keep_their_precision(folder):
