@@ -12,7 +12,7 @@ from e3d_jax.data import loader, records
 from e3d_jax.models import layers
 from e3d_jax.training import cache
 from e3d_jax.weights import folder
-from tests import tiny
+from tests import conftest, tiny
 
 CONFIG = tiny.system(32)
 ANCHOR = stages.get("anchor")
@@ -87,6 +87,20 @@ def test_objects_are_computed_a_few_at_a_time_and_keep_their_order():
     objects = [(str(index), {"x": np.float32(index)}) for index in range(6)]
     found = list(cache.compute_objects(compute, iter(objects)))
     assert sizes == [4, 4] and found == objects
+
+
+def cut(record):
+    """Damage the images of a record."""
+    return dataclasses.replace(record, maps={"color": {view: b"dust" for view in record.maps["color"]}})
+
+
+@pytest.mark.parametrize(("bad", "message"), [(cut(conftest.ball_record(1)), ""), (conftest.ball_record(1, 64), "64")])
+def test_a_record_that_cannot_be_cached_is_named(weights, tmp_path, bad, message):
+    with records.Writer(tmp_path / "a.array_record") as writer:
+        for record in (conftest.ball_record(0), bad):
+            writer.write(records.pack(record))
+    with pytest.raises(ValueError, match=rf"record 1 of a\.array_record \(ball-1\) cannot be used: .*{message}"):
+        cache.cache_dataset(CONFIG, "anchor", weights, str(tmp_path), str(tmp_path / "out"), workers=1)
 
 
 def test_arrays_that_are_not_finite_are_refused_with_their_record():

@@ -20,9 +20,9 @@ from jaxtyping import Array
 
 from e3d_jax import config as config_lib
 from e3d_jax import distributed, stages
-from e3d_jax.data import engine, loader, records
+from e3d_jax.data import damage, engine, loader, records
 from e3d_jax.data import latents as latent_records
-from e3d_jax.stages import caching
+from e3d_jax.stages import base, caching
 from e3d_jax.weights import folder
 
 OBJECTS_AT_ONCE = 4
@@ -33,20 +33,20 @@ Decoded = tuple[str, dict[str, np.ndarray]]
 
 
 class PackedRecords(Sequence):
-    """The records of a shard, read one by one."""
+    """The records of a shard, each with the shard and its number, read one by one; see :class:`damage.Numbered`."""
 
     def __init__(self, path: str):
-        self._source = loader.open_shards([path])
+        self._path, self._records = path, damage.Numbered(loader.open_shards([path]))
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
-    def __getitem__(self, index: Any) -> Any:
-        return self._source[index]
+    def __getitem__(self, index: Any) -> tuple[str, int, Any]:
+        return self._path, *self._records[index]
 
     def __iter__(self) -> Iterator[Any]:
         # By length: past the last record the reader does not raise the IndexError that ends other sequences.
-        return map(self._source.__getitem__, range(len(self)))
+        return map(self.__getitem__, range(len(self)))
 
 
 def cache_dataset(
@@ -74,8 +74,8 @@ def cache_dataset(
 
     Raises:
       FileNotFoundError: records or weights are missing.
-      ValueError: the dataset does not hold images that the stage can learn from, or the stage cannot be trained on
-        cached latents.
+      ValueError: the dataset does not hold images that the stage can learn from, a record cannot be used, or the stage
+        cannot be trained on cached latents.
       OSError: ``out`` cannot be written.
     """
     index, count = shard
@@ -89,7 +89,7 @@ def cache_dataset(
         engine.Shard(pathlib.PurePath(path).name.removesuffix(records.SUFFIX), PackedRecords(path)) for path in paths
     ]
     work = engine.Work(
-        prepare=functools.partial(_read, source, config),
+        prepare=functools.partial(_read, definition.sources["images"], source, config),
         device=functools.partial(compute_objects, compute),
         finish=functools.partial(_pack, stage),
     )
@@ -110,9 +110,19 @@ def cached_source(config: config_lib.SystemConfig, stage: str) -> caching.Cached
     return source
 
 
-def _read(source: caching.CachedSource, config: config_lib.SystemConfig, data: bytes) -> Decoded:
-    record = records.unpack(data)
-    return record.id, source.read(record, config)
+def _read(
+    images: base.Source, source: caching.CachedSource, config: config_lib.SystemConfig, item: tuple[str, int, Any]
+) -> Decoded:
+    path, index, data = item
+    try:
+        if isinstance(data, Exception):
+            raise data
+        record = images.unpack(data)
+        images.check(record, config)
+        return record.id, source.read(record, config)
+    except Exception as error:  # Decoders of damaged bytes raise anything.
+        folder = path.rpartition("/")[0]
+        raise ValueError(f"{damage.describe(folder, [path], index, data, error)}; write it again") from error
 
 
 def _pack(stage: str, computed: Decoded) -> bytes:
