@@ -1,15 +1,15 @@
-"""The colors that a picture means: its ICC profile, or the color chunks of a PNG file, become sRGB."""
+"""The colors that a picture means: its ICC profile, or the code points of its file, become sRGB."""
 
 import io
 import struct
 import warnings
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageCms
 
-# Chromaticities (x, y) of red, green, blue and white by their number in H.273, which cICP uses.
+# Chromaticities (x, y) of red, green, blue and white by their number in H.273; PNG (cICP), AVIF and HEIC (nclx) use it.
 D65 = (0.3127, 0.3290)
 SRGB_PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06), D65)
 PRIMARIES = {
@@ -27,26 +27,36 @@ BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.03
 Chromaticities = tuple[tuple[float, float], ...]
 
 
-def to_srgb(image: Image.Image, file: BinaryIO, name: str) -> Image.Image:
+def to_srgb(image: Image.Image, file: io.BufferedIOBase, name: str) -> Image.Image:
     """Return a picture in sRGB, 8 bits per channel, as RGB or RGBA; one that says nothing is taken for sRGB.
 
     Args:
       image: decoded, of any of Pillow's 8-bit modes.
-      file: that it was read from; its chunks are read again if it is a PNG.
+      file: that it was read from; its header is read again if it is a PNG, AVIF, or HEIC file.
       name: of the picture in messages.
     """
     chunks = dict(_png_chunks(file))
     if len(chunks.get(b"cICP", b"")) == 4:
         primaries, transfer = chunks[b"cICP"][:2]
-        return _from_cicp(image, primaries, transfer, name)
+        return _from_code_points(image, primaries, transfer, name)
     if profile := image.info.get("icc_profile"):
         return _from_profile(image, profile, name)
     if b"sRGB" not in chunks and (b"gAMA" in chunks or b"cHRM" in chunks):
         return _from_gamma(image, chunks)
+    if (points := _nclx(file)) is not None and 2 not in points:  # 2 is "unspecified".
+        return _from_code_points(image, *points, name)
     return image.convert("RGBA")
 
 
-def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+def _nclx(file: io.BufferedIOBase) -> tuple[int, int] | None:
+    """Return the primaries and transfer of an AVIF or HEIC file without an ICC profile."""
+    file.seek(0)
+    head = file.read(1 << 16)
+    at = head.find(b"colrnclx")
+    return struct.unpack_from(">HH", head, at + 8) if head[4:8] == b"ftyp" and 0 < at < len(head) - 12 else None
+
+
+def _png_chunks(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bytes]]:
     """Yield the color chunks of a file if it is a PNG."""
     file.seek(0)
     if file.read(8) != b"\x89PNG\r\n\x1a\n":
@@ -96,8 +106,8 @@ def _from_gamma(image: Image.Image, chunks: dict[bytes, bytes]) -> Image.Image:
     return _convert(image, (lambda v: _srgb_linear(v)) if usual else (lambda v: v ** (1 / gamma)), primaries)
 
 
-def _from_cicp(image: Image.Image, primaries: int, transfer: int, name: str) -> Image.Image:
-    """Apply the chunk cICP of a PNG file; primaries and transfer are numbers of H.273."""
+def _from_code_points(image: Image.Image, primaries: int, transfer: int, name: str) -> Image.Image:
+    """Apply primaries and transfer, numbers of H.273."""
     curves = {
         1: _bt709_linear,
         4: lambda v: v**2.2,
@@ -111,7 +121,9 @@ def _from_cicp(image: Image.Image, primaries: int, transfer: int, name: str) -> 
         18: _hlg_linear,
     }
     if primaries not in PRIMARIES or transfer not in curves:
-        warnings.warn(f"{name} has unknown colors (cICP {primaries}, {transfer}); taken for sRGB", stacklevel=5)
+        warnings.warn(
+            f"{name} has unknown code points of colors ({primaries}, {transfer}); taken for sRGB", stacklevel=5
+        )
         return image.convert("RGBA")
     if transfer in (16, 18):
         warnings.warn(f"{name} has a high dynamic range; what is brighter than white is cut off", stacklevel=5)

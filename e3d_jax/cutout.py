@@ -13,25 +13,47 @@ SHADOW, GRAY = 0.06, 0.06
 
 
 def opaque_frame(alpha: Float[np.ndarray, "h w"]) -> tuple[slice, slice] | None:
-    """Return the rows and columns of a picture of which only corners or a border are transparent; else None.
+    """Return the rows and columns of a picture of which only corners or borders are transparent; else None.
 
-    Such transparency comes from windows, frames and rounded photos, not from cutting out an object.
+    Such transparency comes from windows, frames, and rounded or padded photos, not from cutting out an object. The rest
+    reaches at least two sides of the picture.
     """
     solid = alpha >= 0.5
-    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    if not len(rows):
+    if not solid.any():
         return None
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    margin = max(2.0, FRAME * min(alpha.shape))
-    ends = (rows[0], alpha.shape[0] - 1 - rows[-1], columns[0], alpha.shape[1] - 1 - columns[-1])
+    box, sides = _box(solid)
+    return box if sides >= 2 and _is_rectangle(solid[box]) else None
+
+
+def looks_like_photo(alpha: Float[np.ndarray, "h w"]) -> bool:
+    """Return whether the opaque part of a picture is a rectangle, or an ellipse that touches all its sides."""
+    solid = alpha >= 0.5
+    if not solid.any():
+        return False
+    box, sides = _box(solid)
     inner = solid[box]
+    y, x = ((np.arange(size) + 0.5) * 2 / size - 1 for size in inner.shape)
+    ellipse = y[:, None] ** 2 + x**2 <= 1
+    return _is_rectangle(inner) or (sides == 4 and bool((inner != ellipse).mean() < 0.01))
+
+
+def _box(solid: Bool[np.ndarray, "h w"]) -> tuple[tuple[slice, slice], int]:
+    """Return the rows and columns of what is there, and how many sides of the picture it reaches."""
+    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
+    margin = max(2.0, FRAME * min(solid.shape))
+    ends = np.array([rows[0], solid.shape[0] - 1 - rows[-1], columns[0], solid.shape[1] - 1 - columns[-1]])
+    return (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)), int((ends <= margin).sum())
+
+
+def _is_rectangle(inner: Bool[np.ndarray, "h w"]) -> bool:
+    """Return whether a region fills its box, but for its corners."""
     corner = max(2, round(CORNER * min(inner.shape)))
     middle = inner.copy()
     for row in (slice(None, corner), slice(-corner, None)):
         for column in (slice(None, corner), slice(-corner, None)):
             middle[row, column] = True
     # One percent of the middle may be ragged.
-    return box if max(ends) <= margin and (~middle).mean() < 1e-3 and (~inner).mean() < 0.05 else None
+    return bool((~middle).mean() < 1e-3 and (~inner).mean() < 0.05)
 
 
 def filled(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
@@ -68,6 +90,6 @@ def shadow(
 def looks_like_shadow(found: Bool[np.ndarray, "h w"], object_alpha: Float[np.ndarray, "h w"]) -> bool:
     """Return whether what :func:`shadow` found is large enough and at the foot of the object."""
     inside = object_alpha > 0.5
-    if found.sum() < SHADOW * inside.sum() or found.sum() > 0.9 * inside.sum():
+    if found.sum() <= SHADOW * inside.sum() or found.sum() > 0.9 * inside.sum():
         return False
     return bool(np.nonzero(found)[0].mean() > np.nonzero(inside & ~found)[0].mean())

@@ -11,7 +11,7 @@ import os
 import pathlib
 import struct
 import warnings
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +66,7 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 4"]:
     return rgba
 
 
-def _decode(file: BinaryIO, path: pathlib.Path) -> Image.Image:
+def _decode(file: io.BufferedIOBase, path: pathlib.Path) -> Image.Image:
     """Return the image in an open file, upright, as 8-bit RGBA of at most the working size."""
     formats = _formats(file, path)
     try:
@@ -90,7 +90,7 @@ def _decode(file: BinaryIO, path: pathlib.Path) -> Image.Image:
         warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=3)
     try:
         image.load()
-        image = _to_rgba(ImageOps.exif_transpose(image), file, path)
+        image = to_rgba(ImageOps.exif_transpose(image), file, str(path))
     except _DECODING_ERRORS as error:
         raise ValueError(f"{path} is damaged or truncated ({error}); export or download it again") from error
     if max(image.size) > WORKING_SIDE:
@@ -98,7 +98,7 @@ def _decode(file: BinaryIO, path: pathlib.Path) -> Image.Image:
     return image
 
 
-def _formats(file: BinaryIO, path: pathlib.Path) -> tuple[str, ...]:
+def _formats(file: io.BufferedIOBase, path: pathlib.Path) -> tuple[str, ...]:
     """Return the formats to try for an open file.
 
     Raises:
@@ -126,13 +126,19 @@ def _formats(file: BinaryIO, path: pathlib.Path) -> tuple[str, ...]:
     return FORMATS
 
 
-def _to_rgba(image: Image.Image, file: BinaryIO, path: pathlib.Path) -> Image.Image:
-    """Convert any Pillow mode to 8-bit sRGB with alpha; Pillow itself would clip 16-bit gray instead of scaling it."""
+def to_rgba(image: Image.Image, file: io.BufferedIOBase, name: str) -> Image.Image:
+    """Convert any Pillow mode to 8-bit sRGB with alpha; Pillow itself would clip 16-bit gray instead of scaling it.
+
+    Args:
+      image: decoded.
+      file: that it was read from.
+      name: of the image in messages.
+    """
     if image.mode.startswith("I"):
         info = image.info
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
         image.info = info
-    return color_profiles.to_srgb(image, file, str(path))
+    return color_profiles.to_srgb(image, file, name)
 
 
 # -- Cut-out ----------------------------------------------------------------------------------------------------------
@@ -141,9 +147,9 @@ def _to_rgba(image: Image.Image, file: BinaryIO, path: pathlib.Path) -> Image.Im
 def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
     """Make the background of a picture transparent.
 
-    A picture that is already partly transparent is returned unchanged, unless that cuts off only its corners or a
-    border. An opaque one is cut out by `rembg` if that is installed, otherwise by :func:`remove_plain_background`.
-    Warns of what looks like a shadow in the result.
+    A picture that is already partly transparent is returned unchanged, unless that cuts off only its corners or
+    borders. An opaque one is cut out by `rembg` if that is installed, otherwise by :func:`remove_plain_background`.
+    Warns of what looks like a shadow or a photo in the result.
 
     Raises:
       ValueError: the picture is opaque and its object cannot be separated from the background.
@@ -152,6 +158,12 @@ def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
         return _cut_out(rgba)
     box = cutout.opaque_frame(rgba[..., 3])
     if box is None:
+        if cutout.looks_like_photo(rgba[..., 3]):
+            warnings.warn(
+                "the opaque part of the picture is a rectangle or an ellipse and is taken for the object; if it is a "
+                "photo of the object, crop it to the part that is opaque everywhere",
+                stacklevel=2,
+            )
         _warn_of_shadow(rgba, rgba[..., 3], np.ones(3, np.float32))
         return rgba
     warnings.warn(

@@ -133,7 +133,7 @@ def test_white_of_high_dynamic_range_is_white(read, transfer, value):
 
 
 def test_unknown_cicp_is_ignored_with_a_warning(read):
-    with pytest.warns(UserWarning, match="cICP 99, 13"):
+    with pytest.warns(UserWarning, match=r"unknown code points of colors \(99, 13\)"):
         assert read(plain(), chunks=[(b"cICP", bytes([99, 13, 0, 1]))]) == [*COLOR, 255]
 
 
@@ -145,6 +145,22 @@ def test_primaries_keep_white():
 
 def test_avif_is_read(read):
     np.testing.assert_allclose(read(plain(), ".avif", quality=95), [*COLOR, 255], atol=3)
+
+
+def test_the_code_points_of_an_avif_are_applied(tmp_path):
+    plain().save(path := tmp_path / "picture.avif", quality=95)
+    data = path.read_bytes()
+    at = data.index(b"colrnclx") + 8
+    path.write_bytes(data[:at] + struct.pack(">HH", 12, 13) + data[at + 4 :])
+    np.testing.assert_allclose(images.read_image(path)[16, 16, :3] * 255, [201, 60, 39], atol=3)
+
+
+def test_heic_is_read(read):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    np.testing.assert_allclose(read(plain(), ".heic", quality=95), [*COLOR, 255], atol=3)
+    expected = read(plain(), icc_profile=ADOBE)
+    np.testing.assert_allclose(read(plain(), ".heic", quality=95, icc_profile=ADOBE), expected, atol=4)
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])

@@ -41,7 +41,17 @@ def border(rgba):
     return rgba
 
 
-@pytest.mark.parametrize("cut", [corners, border, lambda rgba: border(corners(rgba))])
+def strip(rgba, margin=12):
+    rgba[-margin:, :, 3] = 0
+    return rgba
+
+
+def letterbox(rgba):
+    rgba[:12, :, 3] = 0
+    return strip(rgba)
+
+
+@pytest.mark.parametrize("cut", [corners, border, lambda rgba: border(corners(rgba)), strip, letterbox])
 def test_corners_and_borders_are_not_a_matte(cut):
     with pytest.warns(UserWarning, match="transparent only at its corners or border"):
         assert share(cut(photo())) == pytest.approx(DISC, rel=0.02)
@@ -54,17 +64,16 @@ def test_a_rounded_photo_without_a_plain_background_is_refused():
         images.matte(corners(rgba))
 
 
-@pytest.mark.parametrize("margin", [6, 20])
-def test_a_rectangle_with_a_margin_is_an_object(margin):
-    rgba = photo()
-    rgba[:margin, :, 3] = rgba[-margin:, :, 3] = 0
-    rgba[:, :margin, 3] = rgba[:, -margin:, 3] = 0
-    assert images.matte(rgba) is rgba
+def framed(rgba):
+    rgba[:, :20, 3] = rgba[:, -20:, 3] = 0
+    return letterbox(rgba)
 
 
-def test_a_disc_that_fills_the_picture_is_an_object():
-    rgba = corners(photo(), SIZE / 2)
-    assert images.matte(rgba) is rgba
+@pytest.mark.parametrize("cut", [framed, lambda rgba: corners(rgba, SIZE / 2)])
+def test_a_rectangle_with_a_margin_or_a_disc_is_an_object_with_a_warning(cut):
+    rgba = cut(photo())
+    with pytest.warns(UserWarning, match="if it is a photo of the object, crop it"):
+        assert images.matte(rgba) is rgba
 
 
 def test_a_soft_shadow_is_warned_of():
