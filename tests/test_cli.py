@@ -125,6 +125,10 @@ def test_one_dash_is_as_good_as_two():
     assert "mini has no variant 'smok'" in refusal("train", "-config=mini:smok", "--stage=anchor")
 
 
+def test_dashes_within_names_of_flags_are_underscores():
+    assert refusal("fit", "--texture-size=x") == "e3d fit: --texture_size is 'x'; expected an integer"
+
+
 def test_the_environment_of_training_is_prepared_before_numpy_is_imported():
     code = "import os, sys; from e3d_jax import cli; cli.importlib.import_module = lambda name: sys.exit('numpy' in "
     code += "sys.modules and 'early'); cli.main(['train'])"

@@ -28,6 +28,12 @@ class Command(NamedTuple):
     doc: str
 
 
+def _spelled(argument: str) -> str:
+    """Return a flag with two dashes before its name and underscores in it."""
+    name, equals, value = argument.partition("=")
+    return "--" + name.lstrip("-").replace("-", "_") + equals + value if re.match(r"--?\w", name) else argument
+
+
 class Flags:
     """The flags of one call of a command, as attributes: ``flags.out`` is the value of ``--out``.
 
@@ -36,7 +42,7 @@ class Flags:
     """
 
     def __init__(self, argv: list[str]):
-        self._argv = [re.sub(r"^-(?=\w)", "--", argument) for argument in argv]
+        self._argv = [_spelled(argument) for argument in argv]
         self._values = flags.FlagValues()
         self._has_config = False
 
