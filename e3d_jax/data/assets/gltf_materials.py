@@ -126,7 +126,7 @@ class Materials:
             elif texture is not None and (clear_placement != placement or clear.wrap != texture.wrap):
                 self._document.warn("a transmission texture was left out: it lies elsewhere than that of the color")
             else:
-                size = np.maximum(pixels.shape[:2], clear.pixels.shape[:2])
+                size = tuple(map(max, zip(pixels.shape[:2], clear.pixels.shape[:2], strict=True)))
                 pixels = _stretched(pixels, *size)
                 there = _stretched(there, *size) * (1 - through * _stretched(clear.pixels[..., 0], *size))
                 texture, placement = texture or clear, clear_placement
