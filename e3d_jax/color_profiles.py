@@ -27,7 +27,7 @@ BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.03
 Chromaticities = tuple[tuple[float, float], ...]
 
 
-def to_srgb(image: Image.Image, file: io.BufferedIOBase, name: str) -> Image.Image:
+def to_srgb(image: Image.Image, file: io.BufferedReader | io.BytesIO, name: str) -> Image.Image:
     """Return a picture in sRGB, 8 bits per channel, as RGB or RGBA; one that says nothing is taken for sRGB.
 
     Args:
@@ -48,7 +48,7 @@ def to_srgb(image: Image.Image, file: io.BufferedIOBase, name: str) -> Image.Ima
     return image.convert("RGBA")
 
 
-def _nclx(file: io.BufferedIOBase) -> tuple[int, int] | None:
+def _nclx(file: io.BufferedReader | io.BytesIO) -> tuple[int, int] | None:
     """Return the primaries and transfer of an AVIF or HEIC file without an ICC profile."""
     file.seek(0)
     head = file.read(1 << 16)
@@ -56,7 +56,7 @@ def _nclx(file: io.BufferedIOBase) -> tuple[int, int] | None:
     return struct.unpack_from(">HH", head, at + 8) if head[4:8] == b"ftyp" and 0 < at < len(head) - 12 else None
 
 
-def _png_chunks(file: io.BufferedIOBase) -> Iterator[tuple[bytes, bytes]]:
+def _png_chunks(file: io.BufferedReader | io.BytesIO) -> Iterator[tuple[bytes, bytes]]:
     """Yield the color chunks of a file if it is a PNG."""
     file.seek(0)
     if file.read(8) != b"\x89PNG\r\n\x1a\n":

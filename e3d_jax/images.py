@@ -66,7 +66,7 @@ def read_image(path: str | os.PathLike) -> Float[np.ndarray, "h w 4"]:
     return rgba
 
 
-def _decode(file: io.BufferedIOBase, path: pathlib.Path) -> Image.Image:
+def _decode(file: io.BufferedReader, path: pathlib.Path) -> Image.Image:
     """Return the image in an open file, upright, as 8-bit RGBA of at most the working size."""
     formats = _formats(file, path)
     try:
@@ -98,7 +98,7 @@ def _decode(file: io.BufferedIOBase, path: pathlib.Path) -> Image.Image:
     return image
 
 
-def _formats(file: io.BufferedIOBase, path: pathlib.Path) -> tuple[str, ...]:
+def _formats(file: io.BufferedReader, path: pathlib.Path) -> tuple[str, ...]:
     """Return the formats to try for an open file.
 
     Raises:
@@ -126,7 +126,7 @@ def _formats(file: io.BufferedIOBase, path: pathlib.Path) -> tuple[str, ...]:
     return FORMATS
 
 
-def to_rgba(image: Image.Image, file: io.BufferedIOBase, name: str) -> Image.Image:
+def to_rgba(image: Image.Image, file: io.BufferedReader, name: str) -> Image.Image:
     """Convert any Pillow mode to 8-bit sRGB with alpha; Pillow itself would clip 16-bit gray instead of scaling it.
 
     Args:
