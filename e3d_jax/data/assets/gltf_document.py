@@ -103,8 +103,8 @@ class Document:
         """
         if uri.startswith("data:"):
             head, _, body = uri.partition(",")
-            body = urllib.parse.unquote_to_bytes(body)
-            return base64.b64decode(body) if head.endswith(";base64") else body
+            data = urllib.parse.unquote_to_bytes(body)
+            return base64.b64decode(data) if head.endswith(";base64") else data
         for name in dict.fromkeys((urllib.parse.unquote(uri, errors="surrogateescape"), uri)):
             found, note = textures.find(self.path.parent, name)
             if found is not None:
