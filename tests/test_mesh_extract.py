@@ -90,6 +90,38 @@ def test_decimated_mesh_is_closed_and_keeps_its_shape():
     np.testing.assert_allclose(mesh.colors, mesh.vertices + 0.5, atol=1e-6)
 
 
+def thin_sheets(points):
+    """Return a thickened gyroid, cut to a ball."""
+    x, y, z = 20 * points.T
+    sheets = np.abs(np.sin(x) * np.cos(y) + np.sin(y) * np.cos(z) + np.sin(z) * np.cos(x)) / 35 - 0.006
+    return np.maximum(sheets, sphere(radius=0.4)(points))
+
+
+def test_thin_sheets_are_decimated_to_the_faces_asked_for():
+    mesh = extract.extract_mesh(thin_sheets, position_as_color, BOX, 48, max_faces=3000)
+    assert extract.is_closed(mesh.vertices, mesh.faces)
+    assert 2850 <= len(mesh.faces) <= 3000
+
+
+def test_noise_gives_a_closed_mesh():
+    noise = np.random.default_rng(28).normal(0, 0.03, (30, 30, 30)).astype(np.float32)
+
+    def at_lattice(points):
+        return noise[tuple(np.rint((points.T + 0.5) * 29).astype(int).clip(0, 29))]
+
+    mesh = extract.extract_mesh(at_lattice, position_as_color, BOX, 29)
+    assert extract.is_closed(mesh.vertices, mesh.faces)
+
+
+def test_meshes_that_touch_at_a_vertex_or_an_edge_are_not_closed():
+    corner = trimesh.creation.box()
+    for shift in ([1, 1, 1], [1, 1, 0]):
+        both = trimesh.util.concatenate([corner, corner.copy().apply_translation(shift)])
+        both.merge_vertices()
+        assert extract.is_closed(corner.vertices, corner.faces)
+        assert not extract.is_closed(both.vertices, both.faces)
+
+
 def test_meshes_below_the_limit_are_not_decimated():
     assert len(extract.extract_mesh(sphere(), position_as_color, BOX, 16, max_faces=10**6).faces) == len(
         extract.extract_mesh(sphere(), position_as_color, BOX, 16).faces

@@ -1,10 +1,10 @@
 """The zero surface of a signed distance as a closed, colored triangle mesh."""
 
-import itertools
 import warnings
 from collections.abc import Callable
 
 import fast_simplification
+import igl
 import numpy as np
 import trimesh
 from jaxtyping import Float, Int
@@ -57,14 +57,41 @@ def extract_mesh(
             "the signed distance has non-finite values, so the fit has probably diverged; lower its learning rates"
         )
     distance = _one_object(ndimage.gaussian_filter(distance, smoothing), spacing, floater_fraction)
-    # A layer of outside points around the lattice closes surfaces that touch the box.
-    padded = np.pad(distance, 1, constant_values=spacing / 2)
-    vertices, faces, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="descent", allow_degenerate=False)
-    vertices = (lower + (vertices - 1) * spacing).astype(np.float32)
-    faces = faces.astype(np.int32)
+    # Vertices that single precision cannot tell apart would give degenerate faces, whose removal tears the mesh. So
+    # lattice points keep away from the surface, and no value is much larger than those next to it.
+    distance = np.copysign(np.abs(distance).clip(1e-3 * spacing, 2 * spacing), distance)
+    vertices, faces = _marching_cubes(distance, spacing)
+    if not is_closed(vertices, faces):
+        vertices, faces = _marching_cubes(_without_checkerboards(distance, spacing), spacing)
+    vertices = (lower + vertices * spacing).astype(np.float32)
     if max_faces is not None and len(faces) > max_faces:
         vertices, faces = decimate(vertices, faces, max_faces)
     return structs.Mesh(vertices=vertices, faces=faces, colors=in_chunks(color_fn, vertices).clip(0, 1))
+
+
+def _marching_cubes(distance, spacing):
+    """Return vertices in units of cells, and faces; a layer of outside points closes surfaces that touch the box."""
+    padded = np.pad(distance, 1, constant_values=spacing / 2)
+    vertices, faces, _, _ = measure.marching_cubes(padded, 0.0, gradient_direction="descent", allow_degenerate=False)
+    return vertices - 1, faces.astype(np.int32)
+
+
+def _without_checkerboards(distance, spacing):
+    """Fill lattice points until no square has its inside corners across from each other.
+
+    Where two such squares meet, marching cubes can make an edge of four faces.
+    """
+    filled, found = distance.copy(), True
+    while found:
+        found = False
+        for axes in ((0, 1), (0, 2), (1, 2)):
+            value = np.moveaxis(filled, axes, (0, 1))  # a view
+            corners = value[:-1, :-1], value[1:, :-1], value[:-1, 1:], value[1:, 1:]
+            near, right, left, far = (corner < 0 for corner in corners)
+            crossed = (near == far) & (left == right) & (near != left)
+            corners[0][crossed & left] = corners[1][crossed & near] = -spacing / 2
+            found |= crossed.any()
+    return filled
 
 
 def decimate(
@@ -72,36 +99,46 @@ def decimate(
 ) -> tuple[Float[np.ndarray, "q 3"], Int[np.ndarray, "g 3"]]:
     """Reduce faces by edge collapses of least quadric error (Garland and Heckbert 1997); closed meshes stay closed.
 
-    Collapses can glue two sheets together along an edge, which then has four faces. Flaps (pairs of faces back to back)
-    are removed. If that is not enough, the collapses are repeated in other orders, and then down to fewer faces. Some
-    orders stop early; the next one continues from there. If none succeeds, the mesh keeps more faces, with a warning.
+    Fast collapses can glue two sheets together along an edge, which then has four faces. Where they do, they are undone
+    and repeated, several times slower, without collapses that change the topology or make faces intersect. Only if no
+    other collapses are left does the mesh keep more faces, with a warning.
 
     Raises:
       ValueError: ``max_faces`` is below 4.
     """
     if max_faces < 4:
         raise ValueError(f"a closed mesh cannot have only {max_faces} faces; ask for more, such as 1000")
-    closed = trimesh.Trimesh(vertices, faces, process=False).is_watertight
-    for fraction, order in itertools.product((1.0, 0.95, 0.9, 0.8), (5, 3, 7, 9)):
-        fewer = _collapse(vertices, faces, max(4, int(fraction * max_faces)), order, closed)
-        if fewer is not None and len(fewer[1]) < len(faces):
-            vertices, faces = fewer
-        if len(faces) <= max_faces:
-            break
-    else:
-        warnings.warn(f"the mesh cannot be reduced to {max_faces} faces; it keeps {len(faces)}", stacklevel=2)
-    return vertices, faces
+    fewer = _without_flaps(*fast_simplification.simplify(vertices, faces, target_count=max_faces))
+    if (len(fewer[1]) > max_faces or not is_closed(*fewer)) and is_closed(vertices, faces):
+        fewer = vertices, faces
+        for block in (True, False):  # First without intersections, which can leave too few collapses.
+            if len(fewer[1]) > max_faces:
+                fewer = _collapse(*fewer, max_faces, block)
+    if len(fewer[1]) > max_faces:
+        warnings.warn(f"the mesh cannot be reduced to {max_faces} faces; it keeps {len(fewer[1])}", stacklevel=2)
+    return fewer
 
 
-def _collapse(vertices, faces, target: int, order: int, closed: bool):
-    """Decimate once and remove flaps and unused vertices; return None if the result should be closed but is not."""
-    vertices, faces = fast_simplification.simplify(vertices, faces, target_count=target, agg=order)
+def _collapse(vertices, faces, max_faces: int, block_intersections: bool):
+    """Collapse edges without changing the topology of a closed mesh."""
+    corners = np.asarray(vertices, np.float64, order="F"), np.asarray(faces, np.int32, order="F")
+    vertices, faces, *_ = igl.qslim(*corners, max_faces, block_intersections)
+    return vertices.astype(np.float32), faces.astype(np.int32)
+
+
+def is_closed(vertices: Float[np.ndarray, "p 3"], faces: Int[np.ndarray, "f 3"]) -> bool:
+    """Return whether faces bound a solid: two meet at each edge, with one orientation, and one fan at each vertex."""
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    if len(faces) == 0 or not (mesh.is_watertight and mesh.is_winding_consistent):
+        return False
+    return bool(igl.is_vertex_manifold(np.asarray(faces)).all())
+
+
+def _without_flaps(vertices, faces):
+    """Remove pairs of faces back to back, and vertices without faces."""
     _, group, count = np.unique(np.sort(faces, 1), axis=0, return_inverse=True, return_counts=True)
-    mesh = trimesh.Trimesh(vertices, faces[count[group.reshape(-1)] == 1], process=False)
-    if len(mesh.faces) == 0 or (closed and not (mesh.is_watertight and mesh.is_winding_consistent)):
-        return None
-    mesh.remove_unreferenced_vertices()
-    return mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32)
+    used, faces = np.unique(faces[count[group.reshape(-1)] == 1], return_inverse=True)
+    return vertices[used].astype(np.float32), faces.reshape(-1, 3).astype(np.int32)
 
 
 def _lattice_distance(distance_fn, lower, spacing, shape) -> Float[np.ndarray, "x y z"]:
@@ -116,8 +153,7 @@ def _lattice_distance(distance_fn, lower, spacing, shape) -> Float[np.ndarray, "
     close = np.abs(fine) < 2 * np.sqrt(3) * stride * spacing
     if close.any():
         fine[close] = in_chunks(distance_fn, lower + np.argwhere(close) * spacing)
-    # Lattice points exactly on the surface would give degenerate faces.
-    return np.where(np.abs(fine) < 1e-4 * spacing, 1e-4 * spacing, fine)
+    return fine
 
 
 def _one_object(distance, spacing, floater_fraction):
