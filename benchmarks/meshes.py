@@ -1,10 +1,14 @@
 """How good meshes made from ground-truth views are, and how much worse they get if the views contradict each other.
 
     python benchmarks/meshes.py --meshes=DIR --out=scores.json [--quality=standard] [--size=256] [--variants=...]
+        [--ring=level|waving] [--names=NAME,...|hollow]
 
-``--meshes`` is a folder of closed meshes (.glb and others). Each is rendered from the ring, reconstructed from 32 views
-and 8 normal maps, written as a GLB, read again and compared with the original: all mesh metrics
-(e3d_jax/evaluation/metrics.py), and the PSNR of the textured mesh at views halfway between the input views. Variants:
+``--meshes`` is a folder of meshes (.glb and others), closed ones for volumes to mean something. Each is rendered from
+the ring, reconstructed from 32 views and 8 normal maps, written as a GLB, read again and compared with the original:
+all mesh metrics (e3d_jax/evaluation/metrics.py), the PSNR of the textured mesh at views halfway between the input
+views, the mean difference of depths in the input views (``depth``), and the fraction of the object's pixels there at
+which the mesh is not hit (``lost``). ``--names=hollow`` chooses vessels, shells, racks, chairs, and baskets, listed
+below, from the 20 scans and the asset test set. Variants:
 
     normals         ground-truth views and normal maps
     bare            ground-truth views without normal maps
@@ -34,7 +38,7 @@ from e3d_jax import cameras, files, structs
 from e3d_jax.data import assets
 from e3d_jax.data.assets import reading
 from e3d_jax.evaluation import metrics, report
-from e3d_jax.mesh import export, preview
+from e3d_jax.mesh import export, preview, texture
 from e3d_jax.reconstruction import config, pipeline
 
 MESHES = flags.DEFINE_string("meshes", None, "Folder of closed meshes.", required=True)
@@ -44,10 +48,44 @@ SIZE = flags.DEFINE_integer("size", 256, "Width and height of the views in pixel
 VARIANTS = flags.DEFINE_list("variants", ["normals", "bare", "contradictory"], "Variants, see above.")
 NAMES = flags.DEFINE_list("names", None, "Names of the meshes; all by default.")
 HELD_OUT = flags.DEFINE_integer("held_out", 8, "Novel views, between the others, that are compared.", lower_bound=1)
+RING = flags.DEFINE_enum("ring", "level", ["level", "waving"], "Elevations: 0, or between -5 and 45 degrees.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of perturbations and fits.", lower_bound=0)
 
 Views = structs.ViewSet
-SCORES = (*metrics.MESH_METRICS, "psnr", "seconds")
+SCORES = (*metrics.MESH_METRICS, "psnr", "depth", "lost", "seconds")
+RINGS = {"level": cameras.RELEASED, "waving": cameras.ViewLayout(elevation=20.0, elevation_swing=25.0)}
+HOLLOW = (
+    "glazed_rim_porcelain_ramekin",
+    "a_colored_wood_blocks",
+    "can_opener",
+    "Diamond_Visions_Scissors_Red",
+    "kaykit_dungeonpack1/quiver_half_full",
+    "kaykit_halloweenbits/bench",
+    "kaykit_restaurantbits/pot_large",
+    "kenney_food/friesEmpty",
+    "kenney_food/plateSauerkraut",
+    "kenney_food/wineRed",
+    "kenney_furniture/loungeChair",
+    "kenney_survival/structureCloth",
+    "kenney_watercraft/watercraftPack_012",
+    "mmmm_voxel/obj_fountain",
+    "mmmm_voxel/obj_potty1",
+    "polyhaven/wooden_table_02_1k",
+    "quaternius/house_interior_pack_Chair_3",
+    "quaternius/modular_dungeon_1_Bucket",
+    "quaternius/rpg_items_pack_Ring1",
+    "sh3d_blendswap-cc-0/plasticChair",
+    "sh3d_blendswap-cc-0/urinal",
+    "sh3d_blendswap-cc-by/bathroomRadiator",
+    "sh3d_blendswap-cc-by/chairWithCushion",
+    "sh3d_blendswap-cc-by/foldingChair",
+    "sh3d_blendswap-cc-by/kitchenSink",
+    "sh3d_blendswap-cc-by/largePan",
+    "sh3d_katorlegaz/residential_trashcan",
+    "sh3d_scopia/beach_chair",
+    "sh3d_scopia/clothes_rack",
+    "sh3d_scopia/woman_shoes",
+)
 
 
 def bare(views: Views, other: Views, rng: np.random.Generator) -> Views:
@@ -130,6 +168,13 @@ def rebuild(views: Views, variant: str, path: pathlib.Path) -> float:
     return time.perf_counter() - start
 
 
+def depth_scores(pred: structs.Mesh, gt: structs.Mesh, views: structs.Cameras) -> dict[str, float]:
+    """Return the mean difference of depths where rays hit both meshes, and the fraction of rays to ``gt`` that miss."""
+    found, expected = (texture.depth_maps(mesh, views) for mesh in (pred, gt))
+    there, both = np.isfinite(expected), np.isfinite(expected) & np.isfinite(found)
+    return {"depth": float(np.abs(found[both] - expected[both]).mean()), "lost": 1 - float(both.sum() / there.sum())}
+
+
 def score(path: pathlib.Path, gt: structs.Mesh, asset: reading.Asset) -> dict[str, float]:
     """Score a mesh file."""
     mesh = export.read_mesh(path)
@@ -137,7 +182,22 @@ def score(path: pathlib.Path, gt: structs.Mesh, asset: reading.Asset) -> dict[st
     shown = preview.render_mesh(mesh, between, supersampling=assets.SUPERSAMPLING)
     gt_views = assets.render(asset, between, np.arange(0)).views.rgba
     psnr = [report.view_scores(a, b)["psnr"] for a, b in zip(shown, gt_views, strict=True)]
-    return {**report.mesh_scores(mesh, gt), "psnr": float(np.mean(psnr))}
+    depth = depth_scores(mesh, gt, RINGS[RING.value].cameras(SIZE.value))
+    return {**report.mesh_scores(mesh, gt), "psnr": float(np.mean(psnr)), **depth}
+
+
+def chosen(paths: dict[str, pathlib.Path]) -> list[str]:
+    """Return the names that are asked for.
+
+    Raises:
+      app.UsageError: meshes of the hollow set are missing.
+    """
+    if NAMES.value != ["hollow"]:
+        return NAMES.value or list(paths)
+    found = {end: [name for name in paths if f"/{name}".endswith(f"/{end}")] for end in HOLLOW}
+    if missing := [end for end, names in found.items() if not names]:
+        raise app.UsageError(f"--meshes={MESHES.value} lacks {', '.join(missing)}")
+    return [names[0] for names in found.values()]
 
 
 def table(rows: list[dict]) -> str:
@@ -156,9 +216,9 @@ def main(_) -> None:
     if unknown:
         raise app.UsageError(f"unknown variants {', '.join(sorted(unknown))}; known: {', '.join(PERTURBATIONS)}")
     out, paths = pathlib.Path(OUT.value), assets.find_assets(MESHES.value)
-    read = {name: reading.read_asset(path) for name, path in paths.items()}
-    names = NAMES.value or list(paths)
-    ring, rows = cameras.ring(SIZE.value), json.loads(out.read_text())["rows"] if out.exists() else []
+    names = chosen(paths)
+    read = {name: reading.read_asset(paths[name]) for name in names}
+    ring, rows = RINGS[RING.value].cameras(SIZE.value), json.loads(out.read_text())["rows"] if out.exists() else []
     done = {(row["mesh"], row["variant"]) for row in rows}
     warm = True
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,7 +241,12 @@ def main(_) -> None:
                 print(
                     " ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True
                 )
-                about = {"quality": QUALITY.value, "size": SIZE.value, "device": jax.devices()[0].device_kind}
+                about = {
+                    "quality": QUALITY.value,
+                    "ring": RING.value,
+                    "size": SIZE.value,
+                    "device": jax.devices()[0].device_kind,
+                }
                 files.write_atomically(out, json.dumps({**about, "rows": rows}, indent=1).encode())
     print(table(rows))
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from e3d_jax import structs
-from e3d_jax.reconstruction import batches, config, fields, fit_losses, fit_schedules, hull, occupancy, volume
+from e3d_jax.reconstruction import batches, config, fields, fit_losses, fit_schedules, hull, occupancy, sweep, volume
 
 # Called with the number of steps done, the mean losses of the last chunk, and the field so far.
 OnChunk = Callable[[int, Mapping[str, float], fields.Field], None]
@@ -52,7 +52,9 @@ def fit(
 
 
 def start(views: structs.ViewSet, settings: config.FitSettings, key: jax.Array) -> tuple[fields.Field, batches.Pixels]:
-    """Return the field before the first step, whose surface is the visual hull, and the views on the device.
+    """Return the field before the first step, and the views on the device.
+
+    Its surface is the visual hull, without the hollows that views with normal maps look into.
 
     Warns if the views are usable but poor: a single view, or some that show another shape.
 
@@ -62,6 +64,9 @@ def start(views: structs.ViewSet, settings: config.FitSettings, key: jax.Array) 
     if len(views.rgba) == 1:
         warnings.warn("there is only one view, so the depth and the back of the object are guesses", stacklevel=2)
     base, box, agree = _hull(views, settings)
+    seen = _chosen(views, agree)
+    if settings.depth_width and len(seen.normal_views):
+        base = sweep.carve(seen, base, box, width=settings.depth_width)
     field = fields.create(
         jax.random.fold_in(key, 0),
         base,
@@ -91,6 +96,18 @@ def _hull(views: structs.ViewSet, settings: config.FitSettings):
         warnings.warn(f"views {names} show a different shape from the other views and are left out", stacklevel=3)
         base, box = carve(alpha[agree], views.cameras[np.flatnonzero(agree)])
     return base, box, agree
+
+
+def _chosen(views: structs.ViewSet, keep: Bool[np.ndarray, " v"]) -> structs.ViewSet:
+    """Return some of the views."""
+    number, with_normal = np.cumsum(keep) - 1, keep[views.normal_views]
+    return structs.ViewSet(
+        rgba=views.rgba[keep],
+        cameras=views.cameras[np.flatnonzero(keep)],
+        normal_views=number[views.normal_views[with_normal]],
+        normals=views.normals[with_normal],
+        anchors=number[views.anchors[keep[views.anchors]]],
+    )
 
 
 def optimize(
