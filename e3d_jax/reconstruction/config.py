@@ -54,8 +54,9 @@ class FitSettings(Settings):
         "Views whose silhouettes agree with the hull less than this, relative to the median view, are left out.", 0.8
     )
     depth_width: int = setting(
-        "Width of the depth maps that find hollows of the hull where views have normal maps; 0 leaves them filled.",
-        64,
+        "Width of the depth maps that find hollows of the hull where views have normal maps; 0 leaves them filled. 64 "
+        "opens bowls and cups.",
+        0,
         at_least=0,
     )
     cache_cells: int = setting("Cells per side of the occupancy cache.", 48, at_least=1)

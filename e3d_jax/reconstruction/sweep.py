@@ -18,7 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from e3d_jax import cameras, structs
 from e3d_jax.reconstruction import fields, volume
@@ -34,6 +34,7 @@ JUMP, EDGE = 4.0, 0.3  # largest cost of any change between pixels of similar, a
 SIMILAR = 0.94  # cosine of normals of a smooth surface
 NEARER = 0.0005  # cost of a candidate over the one before it
 FACING = 0.15  # least cosine at which a view sees a surface
+HOLLOW = 3.0  # candidates behind the hull at which a hollow begins; closer ones are as likely errors of the depth
 MARGIN = 0.7  # cells that are left in front of a surface, so that thin walls are not lost between lattice points
 
 
@@ -104,9 +105,13 @@ def _round(views: _Views, base, box, width):
     known = jnp.isfinite(raster.start) & ((raster.normals**2).sum(-1) > 0.5)
     costs = jax.lax.map(cost, (jnp.arange(len(views.index)), raster, start))
     costs = jnp.where(known[..., None], costs, 0) + NEARER * jnp.arange(CANDIDATES)
-    found = start * jnp.exp(step * _match(costs, jnp.log(start) / step, raster, known, step))
+    behind = _match(costs, jnp.log(start) / step, raster, known, step)
+    hollow = _opened(behind > HOLLOW)
+    found = start * jnp.exp(step * jnp.where(hollow, behind, 0.0))
     found = jnp.where(jnp.isfinite(raster.start), found, jnp.nan)
-    return jnp.fmax(base, _merge(views, raster, found, fields.lattice(box, base.shape), spacing) - MARGIN * spacing)
+    return jnp.fmax(
+        base, _merge(views, raster, found, hollow, fields.lattice(box, base.shape), spacing) - MARGIN * spacing
+    )
 
 
 def _rasterize(views: _Views, inside, box, width) -> _Raster:
@@ -229,7 +234,14 @@ def _shift(costs, by):
     return jnp.where(inside, below * (1 - fraction) + above * fraction, jnp.inf)
 
 
-def _merge(views: _Views, raster: _Raster, found, points, spacing):
+def _opened(mask: Bool[Array, "a s s"]) -> Bool[Array, "a s s"]:
+    """Return the parts of masks that hold a square of three by three."""
+    window = functools.partial(jax.lax.reduce_window, window_dimensions=(1, 3, 3), window_strides=(1, 1, 1))
+    eroded = window(mask, True, jax.lax.bitwise_and, padding="SAME")
+    return window(eroded, False, jax.lax.bitwise_or, padding="SAME")
+
+
+def _merge(views: _Views, raster: _Raster, found, hollow, points, spacing):
     """Return the median over views of the distance from lattice points to the surfaces behind them.
 
     It is not a number where no view sees as far as the point.
@@ -247,7 +259,9 @@ def _merge(views: _Views, raster: _Raster, found, points, spacing):
         length = jnp.linalg.norm(away, axis=-1)
         cosine = jnp.abs((raster.normals[index, row, column] * away).sum(-1)) / length
         gap = (found[index, row, column] - length) * jnp.maximum(cosine, 0.2)
-        return jnp.where(gap > -spacing, jnp.minimum(gap, 4 * spacing), jnp.nan)
+        # Within the hull, nothing lies in front of it but errors of the raster.
+        most = jnp.where(hollow[index, row, column], 4 * spacing, 0.0)
+        return jnp.where(gap > -spacing, jnp.minimum(gap, most), jnp.nan)
 
     def slab(points):
         flat = points.reshape(-1, 3)
