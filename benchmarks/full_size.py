@@ -41,11 +41,11 @@ def gigabytes(statistic: str) -> float | None:
 def run(model: system.System, report: Callable[[str], None]) -> None:
     """Run both diffusion stages; ``report(stage)`` is called when one is done."""
     keys = jax.random.split(jax.random.key(0))
-    pair = jnp.asarray(np.stack([np.stack(model.prepare(IMAGE.value))] * OBJECTS.value))
+    objects = [[model.prepare(IMAGE.value)]] * OBJECTS.value
     report("input")
     # Random weights draw nothing that could be cut out of its background.
     with mock.patch.object(images, "matte", lambda rgba: rgba):
-        color = model.anchors(pair, keys[0])[:, 0]
+        color = model.anchors(objects, keys[0])[:, 0]
         report("anchors")
         between = model.interpolate(jnp.asarray(color), keys[1])
         report("interpolation")

@@ -93,8 +93,8 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
     params = synthetic.take(synthetic.sample_batch("test", TEST_SEED, [index]), 0)
     gt = ground_truth_views(params, layout.cameras(model.size), layout.anchors)
     clock = system.Clock(progress=False)
-    image, encoded = model.prepare(gt.rgba[0])
-    views = model.generate(image, encoded, seed, clock)
+    inputs = (model.prepare(gt.rgba[0]),)
+    views = model.generate(inputs, seed, clock)
     scores: dict[str, Any] = {"family": synthetic.family_of("test", TEST_SEED, index)}
     scores |= score_views(views, gt) | score_consistency(views, seed)
     if "interpolation" in model.modules:
@@ -112,7 +112,7 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
         mesh_scores = metrics.missing_scores(metrics.MESH_METRICS)
     else:
         mesh_scores = report.mesh_scores(mesh, gt_mesh)
-        result = system.Result(image, encoded, views, mesh, clock.seconds, clock.peak_memory)
+        result = system.Result(inputs, views, mesh, clock.seconds, clock.peak_memory)
         outputs.write_result(out / f"object_{index:03d}", result, seed=seed, config=model.config)
     rebuilt = model.reconstruct(gt, seed, system.Clock(progress=False))
     scores |= prefixed("mesh", mesh_scores) | prefixed("gt_views_mesh", report.mesh_scores(rebuilt, gt_mesh))

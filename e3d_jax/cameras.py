@@ -22,6 +22,8 @@ MIRROR_CAM = np.diag([-1.0, 1.0, 1.0, 1.0]).astype(np.float32)
 # Azimuths found from poses are rounded to this fraction of a turn, so that a pose that went through a file has the
 # azimuth that it was made with.
 TURN_DIGITS = 6
+# Radius of the ball that input cameras hold: objects reach 0.5 from the origin, and need a margin.
+FIT = 0.525
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,74 @@ class ViewLayout(settings.Settings):
 
 
 RELEASED = ViewLayout()
+# Azimuths in degrees of the sides of an object, as seen in the first image.
+DIRECTIONS = {"front": 0.0, "right": 90.0, "back": 180.0, "left": 270.0}
+
+
+def direction(name: str | float | int) -> float:
+    """Return the azimuth, in degrees in [0, 360), of a side of :data:`DIRECTIONS` or of a number of degrees.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    try:
+        return DIRECTIONS[name] if isinstance(name, str) and name in DIRECTIONS else float(name) % 360
+    except ValueError:
+        known = ", ".join(DIRECTIONS)
+        raise ValueError(f"{name!r} is an unknown direction; expected {known}, or degrees to the right") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputCameras(settings.Settings):
+    """Cameras of input images that records have beside the views of the layout, as photographers would choose them.
+
+    The first is in the direction of view 0 and the others are anywhere around the object. Each is just far enough away
+    for a ball of radius 0.5, so that a narrow field of view is a distant camera.
+    """
+
+    count: int = settings.setting(
+        "Input images per object from cameras of their own; with 0 the anchors are the inputs.", 0, at_least=0
+    )
+    elevation: tuple[float, float] = settings.setting(
+        "Range of the first one's elevation in degrees.", (-10.0, 50.0), above=-90, below=90
+    )
+    other_elevation: tuple[float, float] = settings.setting(
+        "Range of the elevations of the others in degrees.", (-10.0, 60.0), above=-90, below=90
+    )
+    fov: tuple[float, float] = settings.setting(
+        "Range of the fields of view in degrees.", (20.0, 55.0), at_least=5, at_most=100
+    )
+    effects: float = settings.setting(
+        "Strength of what makes photographs differ from the views: light, exposure, white balance, blur, noise, "
+        "compression, and errors of the crop; 0 is off.",
+        1.0,
+        at_least=0,
+    )
+
+    def check(self) -> None:
+        """Refuse ranges whose ends are swapped."""
+        for name in ("elevation", "other_elevation", "fov"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is {low}, {high}; expected the smaller number first")
+
+    def draw(self, rng: np.random.Generator, size: int) -> structs.Cameras:
+        """Choose the cameras of an object's input images, for square images of ``size`` pixels."""
+        first = np.arange(self.count) == 0
+        angle = np.where(first, 0.0, rng.uniform(0, 2 * np.pi, self.count))
+        ranges = np.where(first[:, None], self.elevation, self.other_elevation)
+        level = np.radians(rng.uniform(*ranges.T))
+        half = np.radians(rng.uniform(*self.fov, self.count)) / 2
+        distance = (FIT / np.sin(half))[:, None]
+        across = np.cos(level)
+        position = distance * np.stack([across * np.cos(angle), across * np.sin(angle), np.sin(level)], -1)
+        return structs.Cameras(
+            world_from_cam=look_at(position),
+            focal=np.repeat(size / 2 / np.tan(half), 2).reshape(-1, 2).astype(np.float32),
+            center=np.full((self.count, 2), size / 2, np.float32),
+            width=size,
+            height=size,
+        )
 
 
 def azimuths(num_views: int) -> Float[np.ndarray, " v"]:
@@ -150,6 +220,12 @@ def elevation_of(world_from_cam: Float[Any, "*b 4 4"]) -> Float[Any, "*b"]:
     return lib.arctan2(position[..., 2], across).astype(np.float32)
 
 
+def fov_of(cameras: structs.Cameras) -> Float[Any, "*v"]:
+    """Return the angles that image widths span, as if centered on the optical axes; NumPy in, NumPy out."""
+    lib = np if isinstance(cameras.focal, np.ndarray) else jnp
+    return (2 * lib.arctan(cameras.width / 2 / cameras.focal[..., 0])).astype(np.float32)
+
+
 def mirrored(cameras: structs.Cameras) -> structs.Cameras:
     """Return cameras of mirror images: the world reflected at the xz plane, each image flipped left to right."""
     center = np.asarray(cameras.center) * np.array([-1, 1], np.float32) + np.array([cameras.width, 0], np.float32)
@@ -158,9 +234,9 @@ def mirrored(cameras: structs.Cameras) -> structs.Cameras:
 
 
 def cropped(
-    cameras: structs.Cameras, corner: Float[np.ndarray, "v 2"], side: Float[np.ndarray, " v"], size: int
+    cameras: structs.Cameras, corner: Float[structs.ArrayLike, "*v 2"], side: Float[structs.ArrayLike, "*v"], size: int
 ) -> structs.Cameras:
-    """Return cameras of square crops, resized.
+    """Return cameras of square crops, resized; NumPy in, NumPy out.
 
     Args:
       cameras: of the whole images.
@@ -168,11 +244,11 @@ def cropped(
       side: width and height of each crop in pixels of the whole image.
       size: width and height that the crops are resized to.
     """
-    scale = (size / np.asarray(side))[:, None]
+    scale = (size / side)[..., None]
     return dataclasses.replace(
         cameras,
-        focal=(np.asarray(cameras.focal) * scale).astype(np.float32),
-        center=((np.asarray(cameras.center) - corner) * scale).astype(np.float32),
+        focal=(cameras.focal * scale).astype(np.float32),
+        center=((cameras.center - corner) * scale).astype(np.float32),
         width=size,
         height=size,
     )

@@ -111,6 +111,9 @@ class SystemSettings(settings.Settings):
     size: int = settings.setting("Width and height of the views in pixels.", at_least=32, at_most=2048)
     seed: int = settings.setting("Seed of training.", 0, at_least=0)
     layout: cameras.ViewLayout = settings.setting("The cameras.", cameras.RELEASED)
+    inputs: cameras.InputCameras = settings.setting(
+        "Input images that records have beside the views.", cameras.InputCameras()
+    )
     mesh: MeshSettings = settings.setting("The devices of training.", MeshSettings())
     sharding: Rules = settings.setting(
         "Which logical axis of a parameter is split over which mesh axis, most wanted first "

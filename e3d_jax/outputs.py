@@ -3,13 +3,17 @@
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
 
 from e3d_jax import cameras, images, reports, system, views_io
 from e3d_jax import config as config_lib
 from e3d_jax.mesh import export, preview
+
+LABELED = 64  # Width of the smallest images that get a label.
 
 
 def check_writable(folder: str | os.PathLike) -> None:
@@ -58,8 +62,9 @@ def write_result(
         partial, earlier = pathlib.Path(scratch, "partial"), pathlib.Path(scratch, "earlier")
         try:
             partial.mkdir()
-            images.write_png(partial / "input.png", result.input)
-            images.write_png(partial / "input_normal.png", result.input_normal)
+            for name, given in _names(result).items():
+                images.write_png(partial / f"{name}.png", given.image)
+                images.write_png(partial / f"{name}_normal.png", given.normal)
             views_io.write_views(partial / "views", result.views)
             export.write_glb(partial / "mesh.glb", result.mesh)
             images.write_png(partial / "contact_sheet.png", contact_sheet(result))
@@ -71,6 +76,7 @@ def write_result(
                     seconds=result.seconds,
                     peak_memory_gb=result.peak_memory,
                     mesh=result.mesh,
+                    inputs=[_described(name, given) for name, given in _names(result).items()],
                     settings=config.to_dict(),
                 ),
             )
@@ -86,23 +92,48 @@ def write_result(
             raise
 
 
-def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
-    """Return one image of everything.
+def _names(result: system.Result) -> dict[str, system.Input]:
+    """Return the inputs by the names of their files."""
+    return {f"input_{number}" if number else "input": given for number, given in enumerate(result.inputs)}
 
-    Rows: the input, its normal map and looks at the mesh; the views, as many per row as there are normal maps; the
-    normal maps.
+
+def _described(name: str, given: system.Input) -> dict[str, Any]:
+    """Return what a report says of an input; angles in degrees."""
+    camera = {key: getattr(given, key) for key in ("azimuth", "elevation", "fov")}
+    return {"file": f"{name}.png", **camera, **{f"{key}_found": how for key, how in given.found.items()}}
+
+
+def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
+    """Return one image of everything, with labels.
+
+    Rows: the inputs, each with its normal map, and looks at the mesh; the views, as many per row as there are normal
+    maps; the normal maps.
     """
-    size = result.input.shape[0]
+    size = result.inputs[0].image.shape[0]
     encoded = images.encode_normal(result.views.normals, np.asarray(result.views.normals.any(-1), np.float32))
     per_row = len(encoded)
-    looks = preview.render_mesh(result.mesh, cameras.ring(size, max(per_row - 2, 1)))
-    views = list(result.views.rgba)
-    rows: list[list[np.ndarray]] = [
-        [result.input, result.input_normal, *looks],
-        *(views[first : first + per_row] for first in range(0, len(views), per_row)),
-        list(encoded),
-    ]
+    angles = np.degrees(cameras.azimuth_of(np.asarray(result.views.cameras.world_from_cam)))
+    around = cameras.ring(size, max(per_row - 2 * len(result.inputs), 1))
+    turns = np.degrees(cameras.azimuth_of(around.world_from_cam))
+    first: list[tuple[np.ndarray, str]] = []
+    for given in result.inputs:
+        first += [(given.image, f"input {given.azimuth:g}"), (given.normal, f"normals {given.azimuth:g}")]
+    looks = preview.render_mesh(result.mesh, around)
+    first += [(look, f"mesh {angle:g}") for look, angle in zip(looks, turns, strict=True)]
+    views = [(view, f"view {angle:g}") for view, angle in zip(result.views.rgba, angles, strict=True)]
+    last = [(one, f"normals {angles[view]:g}") for view, one in zip(result.views.normal_views, encoded, strict=True)]
+    rows = [first, *(views[start : start + per_row] for start in range(0, len(views), per_row)), last]
     blank = np.ones((size, size, 3), np.float32)
     width = max(map(len, rows))
-    tiles = [[np.asarray(images.over_white(image)) for image in row] + [blank] * (width - len(row)) for row in rows]
+    tiles = [[_labeled(*tile) for tile in row] + [blank] * (width - len(row)) for row in rows]
     return np.concatenate([np.concatenate(row, 1) for row in tiles], 0)
+
+
+def _labeled(image: np.ndarray, text: str) -> Float[np.ndarray, "h w 3"]:
+    """Return an image on white with a text in its upper left corner, if it is large enough for one."""
+    tile = np.asarray(images.over_white(image), np.float32)
+    if len(tile) < LABELED:
+        return tile
+    canvas = Image.fromarray(images.to_uint8(tile))
+    ImageDraw.Draw(canvas).text((2, 1), text, fill=(90, 90, 90), font=ImageFont.load_default(max(9, len(tile) // 14)))
+    return np.asarray(canvas, np.float32) / 255

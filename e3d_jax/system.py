@@ -1,10 +1,12 @@
-"""The whole cascade: one image in, posed views and a mesh out."""
+"""The whole cascade: images in, posed views and a mesh out."""
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,31 +16,59 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float
 
+from e3d_jax import cameras, distributed, images, reports, settings, stages, structs
 from e3d_jax import config as config_lib
-from e3d_jax import distributed, images, reports, settings, stages, structs
 from e3d_jax.models import latents
 from e3d_jax.reconstruction import pipeline
 from e3d_jax.stages import anchor, conditions, interpolation
 from e3d_jax.weights import folder
 
 MAX_SEED = 2**32 - 1  # larger ones would wrap around
+# Ranges of what can be said of an input camera, degrees.
+ELEVATIONS = (-30.0, 80.0)
+FOVS = (5.0, 100.0)
+APART = 1.0  # Least difference of two azimuths.
+
+Number = float | int
+Image = str | os.PathLike | Float[np.ndarray, "h w 4"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input image as the models see it.
+
+    Attributes:
+      image: the square crop; RGBA, straight alpha.
+      normal: its normal map; RGB = (n + 1) / 2 in the world frame, which the first input defines, and alpha.
+      azimuth: of its camera in degrees, as seen from the first input.
+      elevation: of its camera in degrees; None if unknown.
+      fov: horizontal field of view of the whole image in degrees; None if unknown.
+      crop_fov: that of the crop.
+      found: how ``elevation`` and ``fov`` were found: "given", "assumed" by the weights, or "unknown to the model".
+    """
+
+    image: Float[np.ndarray, "h w 4"]
+    normal: Float[np.ndarray, "h w 4"]
+    azimuth: float = 0.0
+    elevation: Number | None = None
+    fov: Number | None = None
+    crop_fov: float | None = None
+    found: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a system makes of one image.
+    """What a system makes of the images of an object.
 
     Attributes:
-      input: the square crop that the models saw; RGBA, straight alpha.
-      input_normal: its normal map; RGB = (n + 1) / 2 in the world frame, and alpha.
+      inputs: the images.
       views: the views and the anchors' normal maps.
       mesh: the textured mesh.
       seconds: of each stage.
       peak_memory: GB of the process (on an accelerator: of the device) at the end of each stage.
     """
 
-    input: Float[np.ndarray, "h w 4"]
-    input_normal: Float[np.ndarray, "h w 4"]
+    inputs: tuple[Input, ...]
     views: structs.ViewSet
     mesh: structs.Mesh
     seconds: dict[str, float]
@@ -48,8 +78,9 @@ class Result:
 class System:
     """The trained components and the settings they are used with.
 
-    ``system(image)`` runs the cascade; the stages are methods of their own. A system may lack components: without
-    ``normals`` the normal map must be given, without ``interpolation`` the anchors are the only views.
+    ``system(image)`` runs the cascade, and ``system([front, right], azimuths=[0, 90])`` does so for two images; the
+    stages are methods of their own. A system may lack components: without ``normals`` the normal map must be given,
+    without ``interpolation`` the anchors are the only views.
     """
 
     def __init__(self, config: config_lib.SystemConfig, modules: Mapping[str, nnx.Module]):
@@ -60,6 +91,11 @@ class System:
     def size(self) -> int:
         """Width and height of the views in pixels."""
         return self.config.size
+
+    @property
+    def _trained_for(self) -> anchor.Diffusion:
+        """What the anchor stage can be given."""
+        return self.config["anchor"].diffusion if "anchor" in self.config else anchor.Diffusion()
 
     def module(self, stage: str, role: str | None = None) -> Any:
         """Return the module of a stage, or of the component that plays a role for it.
@@ -74,43 +110,77 @@ class System:
 
     def __call__(
         self,
-        image: str | os.PathLike | Float[np.ndarray, "h w 4"],
+        image: Image | Sequence[Image],
         *,
-        normal: str | os.PathLike | Float[np.ndarray, "h w 4"] | None = None,
+        azimuths: Sequence[Number | str] | None = None,
+        elevation: Number | Sequence[Number | None] | None = None,
+        fov: Number | Sequence[Number | None] | None = None,
+        normal: Image | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> Result:
         """Run the cascade.
 
         Args:
-          image: an image file, or RGBA in [0, 1] with straight alpha.
-          normal: the image's normal map in the world frame of the input view, of the same size as the image; estimated
-            when not given.
+          image: an image file, or RGBA in [0, 1] with straight alpha; or several of one object, the front first.
+          azimuths: where several images were taken from, in degrees to the right of the first, whose own is 0, or as
+            named in :data:`e3d_jax.cameras.DIRECTIONS`.
+          elevation: of the cameras above the object's horizon in degrees, one for all images or one for each; None if
+            unknown.
+          fov: horizontal field of view of the images in degrees, likewise.
+          normal: normal map of a single image in the world frame of the input view, of the same size as the image;
+            estimated when not given.
           seed: of all randomness; the same seed gives the same result on the same backend.
           progress: show a bar for each stage.
 
         Raises:
           FileNotFoundError, OSError, ValueError: see :func:`e3d_jax.images.read_image` and
-            :func:`e3d_jax.images.matte`; or an array is not such an image, the normal map is of another size, or the
-            seed is not in [0, 2**32).
+            :func:`e3d_jax.images.matte`; an array is not such an image, the normal map is of another size, or the
+            seed is not in [0, 2**32); there are more images than the weights take, or two from one azimuth; or an angle
+            is out of range, or one that the weights cannot be given.
         """
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"{seed=} is out of range; choose one from 0 to {MAX_SEED}")
+        given = list(image) if isinstance(image, list | tuple) else [image]
+        angles = self._directions(len(given), azimuths)
+        levels, fovs = (_one_each(name, x, len(given)) for name, x in (("elevation", elevation), ("fov", fov)))
+        if normal is not None and len(given) > 1:
+            raise ValueError(f"a normal map goes with one image, {len(given)} are given")
         clock = Clock(progress)
         with clock.stage("input", 1):
-            framed, encoded = self.prepare(image, normal)
-        views = self.generate(framed, encoded, seed, clock)
+            inputs = tuple(
+                self.prepare(one, normal, azimuth=azimuth, elevation=level, fov=span)
+                for one, azimuth, level, span in zip(given, angles, levels, fovs, strict=True)
+            )
+        views = self.generate(inputs, seed, clock)
         mesh = self.reconstruct(views, seed, clock)
-        return Result(framed, encoded, views, mesh, clock.seconds, clock.peak_memory)
+        return Result(inputs, views, mesh, clock.seconds, clock.peak_memory)
 
-    def generate(
-        self, image: Float[np.ndarray, "h w 4"], encoded: Float[np.ndarray, "h w 4"], seed: int, clock: "Clock"
-    ) -> structs.ViewSet:
-        """Run both diffusion stages, from what :meth:`prepare` returns to the views of the layout."""
+    def _directions(self, count: int, azimuths: Sequence[Number | str] | None) -> list[float]:
+        """Return the azimuths of images in degrees, checked."""
+        most = self._trained_for.max_inputs
+        if count > most:
+            raise ValueError(
+                f"{count} images are given, but these weights take {most} (anchor.diffusion.max_inputs); give "
+                "fewer, or weights that were trained for more"
+            )
+        angles = [cameras.direction(each) for each in ([0.0] if azimuths is None and count == 1 else azimuths or [])]
+        if len(angles) != count or angles[:1] != [0.0]:
+            raise ValueError(f"azimuths is {azimuths} for {count} images; expected one for each, 0 for the first")
+        for first, second in itertools.combinations(range(count), 2):
+            away = (angles[second] - angles[first]) % 360
+            if min(away, 360 - away) < APART:
+                raise ValueError(
+                    f"images {first + 1} and {second + 1} are both from azimuth {angles[second]:g}; give images from "
+                    "different sides"
+                )
+        return angles
+
+    def generate(self, inputs: Sequence[Input], seed: int, clock: "Clock") -> structs.ViewSet:
+        """Run both diffusion stages, from what :meth:`prepare` makes of the images to the views of the layout."""
         keys = jax.random.split(jax.random.key(seed))
         with clock.stage("anchors", self.config["anchor"].sampling.num_steps) as advance:
-            pair = jnp.asarray(np.stack([image, encoded]))[None]
-            color, maps = self.anchors(pair, keys[0], advance)[0]
+            color, maps = self.anchors([inputs], keys[0], advance)[0]
         if "interpolation" not in self.modules:
             return self.assemble(color, maps)
         with clock.stage("interpolation", self.config["interpolation"].sampling.num_steps) as advance:
@@ -125,8 +195,19 @@ class System:
                 views, chosen, jax.random.key(seed), lambda *_: advance(chosen.fit.steps_per_chunk)
             )
 
-    def prepare(self, image: Any, normal: Any = None) -> tuple[Float[np.ndarray, "h w 4"], Float[np.ndarray, "h w 4"]]:
-        """Return the image, cut out and framed as in training, and its encoded normal map; arguments of a call."""
+    def prepare(
+        self,
+        image: Any,
+        normal: Any = None,
+        *,
+        azimuth: float = 0.0,
+        elevation: Number | None = None,
+        fov: Number | None = None,
+    ) -> Input:
+        """Cut out and frame an image as in training, and find its normal map; arguments of a call, for one image."""
+        found = {}
+        elevation, found["elevation"] = self._angle("elevation", elevation, ELEVATIONS)
+        fov, found["fov"] = self._angle("fov", fov, FOVS)
         whole = images.matte(_checked(image))
         box = images.object_box(whole[..., 3])
         framed = images.crop(whole, box, self.size)
@@ -134,8 +215,8 @@ class System:
         if normal is None and "normals" not in self.modules:
             raise ValueError("this system has no normal estimator; give a normal map of the image")
         if normal is None:
-            found = np.asarray(_estimate(self.module("normals"), jnp.asarray(framed)[None])[0])
-            rgb = np.where(alpha > 0, found / 2 + 0.5, 1)
+            estimate = np.asarray(_estimate(self.module("normals"), jnp.asarray(framed)[None])[0])
+            rgb = np.where(alpha > 0, estimate / 2 + 0.5, 1)
         else:
             given = _checked(normal)
             if given.shape[:2] != whole.shape[:2]:
@@ -144,27 +225,74 @@ class System:
                     f"{whole.shape[1]} x {whole.shape[0]}; give a map of the image's size"
                 )
             rgb = images.crop(given, box, self.size)[..., :3]
-        return framed, np.concatenate([rgb, alpha], -1).astype(np.float32)
+        encoded = np.concatenate([rgb, alpha], -1).astype(np.float32)
+        if azimuth:  # From its own frame to that of the first input.
+            turn = jnp.full(1, np.radians(-azimuth), jnp.float32)
+            encoded = np.asarray(latents.turn_normals(jnp.asarray(encoded)[None], turn)[0])
+        # Lengths on the image plane go with tangents of half angles.
+        part = box[2] / whole.shape[1]
+        crop_fov = None if fov is None else math.degrees(2 * math.atan(part * math.tan(math.radians(fov) / 2)))
+        return Input(framed, encoded, azimuth, elevation, fov, crop_fov, found)
+
+    def _angle(self, name: str, given: Number | None, limits: tuple[float, float]) -> tuple[Number | None, str]:
+        """Return the angle of an input camera that the models assume or are given, and how it was found."""
+        layout, knows = self.config.layout, self._trained_for.input_cameras
+        assumed = layout.elevation if name == "elevation" else math.degrees(2 * math.atan(0.5 / layout.focal))
+        if given is None:
+            return (None, "unknown to the model") if knows else (round(assumed, 2), "assumed")
+        if not limits[0] <= given <= limits[1]:
+            raise ValueError(f"{name} is {given:g}; expected degrees from {limits[0]:g} to {limits[1]:g}")
+        if not knows and abs(given - assumed) > 0.5:
+            raise ValueError(
+                f"{name} is {given:g}, but these weights take it to be {assumed:.1f}; leave it out, or use weights "
+                "that were trained with anchor.diffusion.input_cameras"
+            )
+        return given, "given"
 
     def anchors(
-        self, pair: Float[Array, "b d h w 4"], key: jax.Array, progress: Callable[[int], object] = lambda steps: None
+        self,
+        objects: Sequence[Sequence[Input]],
+        key: jax.Array,
+        progress: Callable[[int], object] = lambda steps: None,
     ) -> Float[np.ndarray, "b d v h w 4"]:
-        """Run stage 1 (:func:`e3d_jax.stages.anchor.sample`) with this system's settings."""
-        chosen, layout = self.config["anchor"], self.config.layout
-        poses = np.asarray(layout.cameras(self.size).world_from_cam)[layout.anchors][None]
-        # The input is the first view of the layout.
-        labels = np.repeat(conditions.view_labels(poses, poses[:, :1]), len(pair), 0)
+        """Run stage 1 (:func:`e3d_jax.stages.anchor.sample`) with this system's settings.
+
+        Args:
+          objects: the inputs of each object, of the same number for all.
+          key: of the noise.
+          progress: called with the number of steps after each group of steps.
+        """
+        chosen = self.config["anchor"]
+        pairs = np.array([[[each.image for each in one], [each.normal for each in one]] for one in objects])
         sampled = anchor.sample(
             self.module("anchor"),
             self.module("anchor", "autoencoder"),
-            pair,
-            labels,
+            jnp.asarray(pairs),
+            np.concatenate([self._labels(one) for one in objects]),
             key,
             diffusion=chosen.diffusion,
             sampling=chosen.sampling,
             progress=progress,
         )
         return _with_alpha(sampled)
+
+    def _labels(self, inputs: Sequence[Input]) -> Float[np.ndarray, "1 d views 12"]:
+        """Return the labels of :func:`e3d_jax.stages.conditions.view_labels`; the first input is at view 0."""
+        layout = self.config.layout
+        poses = np.asarray(layout.cameras(self.size).world_from_cam)[layout.anchors][None]
+        knows = self._trained_for.input_cameras
+        level = float(cameras.elevation_of(poses[0, 0]))
+        levels = [math.radians(each.elevation or 0.0) if knows else level for each in inputs]
+        rings = [
+            cameras.ring(1, 1, offset=math.radians(each.azimuth), elevation=elevation)
+            for each, elevation in zip(inputs, levels, strict=True)
+        ]
+        taken = np.concatenate([ring.world_from_cam for ring in rings])[None]
+        if not knows:
+            return conditions.view_labels(poses, taken)
+        fov = np.radians([[each.crop_fov or 0.0 for each in inputs]]).astype(np.float32)
+        known = np.array([[[each.crop_fov is not None, each.elevation is not None] for each in inputs]])
+        return conditions.view_labels(poses, taken, fov, known)
 
     def interpolate(
         self, anchors: Float[Array, "b v h w 4"], key: jax.Array, progress: Callable[[int], object] = lambda steps: None
@@ -188,14 +316,14 @@ class System:
         between: Float[np.ndarray, "n h w 4"] | None = None,
     ) -> structs.ViewSet:
         """Return the views of the layout, from the anchors of both domains and the views between them, if any."""
-        layout, cameras = self.config.layout, self.config.layout.cameras(self.size)
+        layout, ring = self.config.layout, self.config.layout.cameras(self.size)
         normals = np.asarray(images.decode_normal(normals), np.float32)
         if between is None:
             every = np.arange(len(color))
-            return structs.ViewSet(color, cameras[layout.anchors], every, normals, every)
+            return structs.ViewSet(color, ring[layout.anchors], every, normals, every)
         rgba = np.empty((layout.num_views, *color.shape[1:]), np.float32)
         rgba[layout.anchors], rgba[layout.between] = color, between
-        return structs.ViewSet(rgba, cameras, layout.anchors, normals, layout.anchors)
+        return structs.ViewSet(rgba, ring, layout.anchors, normals, layout.anchors)
 
 
 def load(
@@ -228,6 +356,15 @@ def load(
     dtype = distributed.compute_dtype()
     types = {"dtype": dtype, "param_dtype": dtype}
     return System(config, {name: folder.restore(path, name, config, **types) for name in config.components})
+
+
+def _one_each(name: str, given: Any, count: int) -> list[Number | None]:
+    """Return what is given for all images, or for each."""
+    if not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise ValueError(f"{name} has {len(given)} values for {count} images; give one for all, or one for each")
+    return list(given)
 
 
 def _checked(source) -> Float[np.ndarray, "h w 4"]:

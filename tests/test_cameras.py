@@ -212,3 +212,55 @@ def test_a_crop_sees_its_points_along_the_same_rays():
     part = cameras.pixel_rays(crop, np.array([[[(20.0 - 8) * 4, (25.0 - 16) * 4]]]))
     np.testing.assert_allclose(part.directions, whole.directions, atol=1e-6)
     assert (crop.width, crop.height) == (128, 128)
+
+
+# -- Cameras of input images ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Cameras of the input images of many objects, four each."""
+    rng = np.random.default_rng(0)
+    return [cameras.InputCameras(count=4).draw(rng, 64) for _ in range(100)]
+
+
+def test_the_first_input_camera_is_in_the_direction_of_view_0(drawn):
+    np.testing.assert_allclose([cameras.azimuth_of(each.world_from_cam)[0] for each in drawn], 0, atol=1e-6)
+
+
+def test_other_input_cameras_are_anywhere_around(drawn):
+    azimuths = np.concatenate([cameras.azimuth_of(each.world_from_cam)[1:] for each in drawn])
+    assert (np.histogram(azimuths, 8, (0, 2 * np.pi))[0] > 15).all()
+
+
+def test_elevations_of_input_cameras_fill_their_ranges(drawn):
+    elevations = np.degrees([cameras.elevation_of(each.world_from_cam) for each in drawn])
+    for found, (low, high) in ((elevations[:, 0], (-10, 50)), (elevations[:, 1:], (-10, 60))):
+        assert low <= found.min() < low + 3 and high - 3 < found.max() <= high
+
+
+def test_fields_of_view_fill_their_range(drawn):
+    spans = np.degrees([cameras.fov_of(each) for each in drawn])
+    assert 20 <= spans.min() < 21 and 54 < spans.max() <= 55
+
+
+def test_input_cameras_hold_a_ball_of_radius_a_half(drawn):
+    for each in drawn:
+        distance = np.linalg.norm(each.world_from_cam[:, :3, 3], axis=-1)
+        edge = each.focal[:, 0] * np.tan(np.arcsin(0.5 / distance))
+        assert (edge < 32).all() and (edge > 28).all()
+
+
+def test_ranges_with_swapped_ends_are_refused():
+    with pytest.raises(ValueError, match=r"fov is 50.0, 20.0; expected the smaller number first"):
+        cameras.InputCameras(fov=(50.0, 20.0))
+
+
+@pytest.mark.parametrize(("name", "degrees"), [("right", 90), ("left", 270), ("210", 210), (-30, 330), ("back", 180)])
+def test_directions_are_sides_or_degrees(name, degrees):
+    assert cameras.direction(name) == degrees
+
+
+def test_an_unknown_direction_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="'above' is an unknown direction; expected front, right, back, left, or deg"):
+        cameras.direction("above")

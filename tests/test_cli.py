@@ -57,8 +57,9 @@ def test_an_argument_that_is_not_a_flag_is_refused():
 
 
 def test_an_unknown_setting_is_named_beside_those_there_are():
-    given = ("--stage=anchor", "--workdir=out", "--config.anchor.sampling.guidance=3")
-    assert refusal("train", *given) == "e3d train: unknown setting anchor.sampling.guidance; known: num_steps, sampler"
+    given = ("--stage=anchor", "--workdir=out", "--config.anchor.sampling.magic=3")
+    said = "e3d train: unknown setting anchor.sampling.magic; known: guidance, num_steps, sampler"
+    assert refusal("train", *given) == said
 
 
 def test_a_value_out_of_range_is_named():

@@ -41,7 +41,7 @@ def presets_identity():
         ("anchor.sampling.sampler", "magic", "expected one of ddim, euler, dpm_solver"),
         ("interpolation.sampling.noise_max", float("nan"), "noise_max is nan"),
         ("interpolation.sampling.anchor_noise", -0.1, "anchor_noise is -0.1"),
-        ("anchor.sampling.guidance", 3.0, "unknown setting anchor.sampling.guidance; known: num_steps, sampler"),
+        ("anchor.sampling.magic", 3.0, "unknown setting anchor.sampling.magic; known: guidance, num_steps, sampler"),
         ("anchor.loss.terminal_step_fraction", 1.0, "fraction is 1.0; expected at least 0 and below 1"),
         (
             "anchor.model.unet.in_channels",

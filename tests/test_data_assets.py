@@ -1,5 +1,6 @@
 """Meshes of any format as images and records."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -12,10 +13,11 @@ from array_record.python import array_record_module
 from PIL import Image
 from scipy import spatial
 
-from e3d_jax import cameras, views_io
-from e3d_jax.data import assets, records
+from e3d_jax import cameras, images, views_io
+from e3d_jax.data import assets, photographs, records
 from e3d_jax.data.assets import jobs, reading, textures
 from e3d_jax.stages import anchor
+from tests import tiny
 
 
 def textured_box(extents=(0.2, 0.4, 0.8)) -> trimesh.Trimesh:
@@ -202,7 +204,7 @@ def test_records_resume_and_feed_training(mesh_folder, tmp_path):
     assert len(shards) == 2
     record = records.unpack(array_record_module.ArrayRecordReader(shards[0]).read_all()[0])
     assert record.id == "box" and record.provenance["file"] == "box.glb"
-    example = anchor.Images().example(record, np.random.default_rng(0), None)
+    example = anchor.Images().example(record, np.random.default_rng(0), tiny.config())
     assert example.targets.shape == (2, 8, 16, 16, 4)
 
 
@@ -307,3 +309,112 @@ def test_names_of_files_that_share_a_stem(tmp_path):
 def test_folder_without_meshes(tmp_path):
     with pytest.raises(FileNotFoundError, match="no meshes"):
         assets.find_assets(tmp_path)
+
+
+# -- Input images from cameras of their own ---------------------------------------------------------------------------
+
+INPUTS = cameras.InputCameras(count=3, effects=0.0)
+
+
+def record_of(folder):
+    (shard,) = records.find_shards(folder)
+    return records.unpack(array_record_module.ArrayRecordReader(shard).read_all()[0])
+
+
+@pytest.fixture(scope="module")
+def box_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("box")
+    textured_box().export(folder / "box.glb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_inputs(box_folder, tmp_path_factory):
+    """The record of a box with three input images."""
+    out = tmp_path_factory.mktemp("records")
+    write_records(box_folder, out, settings_of(size=32, inputs=INPUTS))
+    return record_of(out)
+
+
+def test_input_images_are_drawn_after_the_views(with_inputs):
+    assert list(with_inputs.inputs) == [8, 9, 10] and all(map(with_inputs.is_framed, with_inputs.inputs))
+    assert with_inputs.views_with("normal") == list(range(11))
+    assert cameras.azimuth_of(np.asarray(with_inputs.cameras.world_from_cam))[8] == pytest.approx(0, abs=1e-5)
+
+
+def test_input_images_are_framed_as_a_users_image(with_inputs):
+    for view in with_inputs.inputs:
+        found = images.object_box(with_inputs.image(view)[..., 3] / np.float32(255))
+        np.testing.assert_allclose(found, (0, 0, 32), atol=3)
+
+
+def test_the_camera_of_an_input_image_is_that_of_its_crop(with_inputs, box_folder):
+    surface = reading.read_asset(box_folder / "box.glb")
+    for view in with_inputs.inputs:
+        drawn = assets.render(surface, with_inputs.cameras[[view]], np.arange(1)).views
+        np.testing.assert_allclose(drawn.rgba[0] * 255, with_inputs.image(view), atol=1)
+
+
+def test_a_mesh_has_the_same_input_images_whatever_else_is_drawn(with_inputs, box_folder, tmp_path):
+    shutil.copytree(box_folder, tmp_path / "meshes")
+    trimesh.creation.icosphere(1).export(tmp_path / "meshes" / "a.ply")
+    write_records(tmp_path / "meshes", tmp_path / "out", settings_of(size=32, inputs=INPUTS))
+    (shard,) = records.find_shards(tmp_path / "out")
+    again = next(
+        r for r in map(records.unpack, array_record_module.ArrayRecordReader(shard).read_all()) if r.id == "box"
+    )
+    for view in with_inputs.inputs:
+        np.testing.assert_array_equal(again.image(view), with_inputs.image(view))
+
+
+def test_input_images_are_lit_and_exposed_otherwise_than_views(with_inputs, box_folder, tmp_path):
+    write_records(box_folder, tmp_path, settings_of(size=32, inputs=dataclasses.replace(INPUTS, effects=1.0)))
+    changed = record_of(tmp_path)
+    for view in changed.inputs:
+        assert np.abs(changed.image(view).astype(int) - with_inputs.image(view)).mean() > 1
+    np.testing.assert_array_equal(changed.image(3), with_inputs.image(3))
+
+
+@pytest.fixture
+def folder_with_inputs(box_folder, tmp_path):
+    """A folder of views with a folder of larger input images, as other renderers may write them."""
+    out = tmp_path / "renders"
+    write_folders(box_folder, out, settings_of(size=32))
+    shots = photographs.plan(INPUTS, "box", 80)
+    drawn = assets.render(reading.read_asset(box_folder / "box.glb"), shots.cameras, np.arange(3))
+    views_io.write_views(out / "box" / "inputs", drawn.views)
+    return out
+
+
+def test_input_images_of_any_size_are_read_from_folders(folder_with_inputs, with_inputs, tmp_path):
+    assert write_records(folder_with_inputs, tmp_path / "out", settings_of(size=32, inputs=INPUTS)) == (1, 0, 0, 0)
+    found = record_of(tmp_path / "out")
+    assert list(found.inputs) == [8, 9, 10]
+    for view in found.inputs:
+        pose = [record.cameras.world_from_cam[view] for record in (found, with_inputs)]
+        np.testing.assert_allclose(*pose, atol=1e-5)
+        np.testing.assert_allclose(*(record.cameras.focal[view] for record in (found, with_inputs)), rtol=0.05)
+        for name in ("color", "normal"):
+            one, other = (record.image(view, name).astype(int) for record in (found, with_inputs))
+            inside = (one[..., 3] == 255) & (other[..., 3] == 255)
+            assert inside.mean() > 0.1 and np.median(np.abs(one - other)[inside]) <= 2
+
+
+def test_folders_of_views_have_their_input_images_in_a_folder(box_folder, tmp_path):
+    write_folders(box_folder, tmp_path, settings_of(inputs=INPUTS))
+    assert len(views_io.read_views(tmp_path / "box" / "inputs").cameras) == 3
+    assert set(assets.find_assets(tmp_path, rendered=True)) == {"box"}
+
+
+def test_a_folder_without_input_images_is_skipped(rendered, tmp_path, capsys):
+    assert write_records(rendered, tmp_path / "out", settings_of(inputs=INPUTS)) == (0, 0, 1, 0)
+    assert "has no input images; put them into" in capsys.readouterr().err
+
+
+def test_a_first_input_image_from_the_side_is_skipped(folder_with_inputs, tmp_path, capsys):
+    path = folder_with_inputs / "box" / "inputs" / "transforms.json"
+    transforms = json.loads(path.read_text())
+    transforms["frames"].reverse()
+    path.write_text(json.dumps(transforms))
+    assert write_records(folder_with_inputs, tmp_path / "out", settings_of(size=32, inputs=INPUTS)) == (0, 0, 1, 0)
+    assert "degrees of azimuth from view 0; first put one that is in its direction" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from e3d_jax.data import assets, lighting, records
 from e3d_jax.data.assets import reading
 
 RED, GREEN, BLUE, YELLOW = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))
-LIGHT = lighting.brightness(np.array([[1.0, 0, 0]]))[0]
+LIGHT = lighting.brightness(np.array([[1.0, 0, 0]]))[0, 0]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from e3d_jax import cameras, images
 from e3d_jax.data import assets, lighting
 from e3d_jax.data.assets import polygons, reading
 
-LIGHT = lighting.brightness(np.array([[1.0, 0, 0]]))[0]
+LIGHT = lighting.brightness(np.array([[1.0, 0, 0]]))[0, 0]
 RED, GREEN, BLUE, YELLOW = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))
 ALL = [RED, GREEN, BLUE, YELLOW]
 WHITE = [(1, 1, 1)] * 4

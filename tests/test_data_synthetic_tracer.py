@@ -10,6 +10,7 @@ from array_record.python import array_record_module
 from e3d_jax import cameras
 from e3d_jax.data import records, synthetic
 from e3d_jax.data.synthetic import jobs, objects, shapes
+from e3d_jax.images import FILL
 
 # Not a multiple of a tile's: tiles that reach over the edge are covered, too.
 SIZE = 50
@@ -173,3 +174,41 @@ def test_objects_of_another_split_or_seed_are_not_taken_for_these(tmp_path):
         (tmp_path / f"{name}.array_record").touch()
     shards, already = jobs.plan(tmp_path, 256, "train", 0)
     assert already == 0 and shards[0].items == list(range(256))
+
+
+INPUTS = cameras.InputCameras(count=2, effects=0.0)
+
+
+@pytest.fixture(scope="module")
+def photographed(tmp_path_factory):
+    """A record of an object with two input images."""
+    out = tmp_path_factory.mktemp("photographed")
+    write(out, 1, inputs=INPUTS)
+    (shard,) = records.find_shards(out)
+    return records.unpack(array_record_module.ArrayRecordReader(shard).read_all()[0])
+
+
+@pytest.mark.slow
+def test_input_images_come_after_the_views_with_their_normal_maps(photographed):
+    assert list(photographed.inputs) == [4, 5] and photographed.views_with("normal") == [0, 2, 4, 5]
+    assert cameras.azimuth_of(photographed.cameras.world_from_cam)[4] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_input_images_are_framed_and_their_cameras_are_those_of_the_crops(photographed):
+    params = synthetic.normalize(synthetic.stack([synthetic.sample_object("test", 2, 0)]))
+    for view in photographed.inputs:
+        seen = synthetic.render(params, photographed.cameras[[view]]).rgba[0, 0, ..., 3]
+        np.testing.assert_allclose(255 * seen, photographed.image(view)[..., 3], atol=3)
+        columns, rows = (np.flatnonzero((seen > 0.3).any(axis)) for axis in (0, 1))
+        assert max(np.ptp(columns), np.ptp(rows)) + 1 == pytest.approx(FILL * 12, abs=2)
+
+
+@pytest.mark.slow
+def test_objects_may_have_cameras_of_their_own(drawn):
+    params, found = drawn
+    ring = cameras.ring(SIZE, 4)
+    own = jax.tree.map(lambda x: np.stack([np.roll(x, -row, 0) for row in range(len(params.scale))]), ring)
+    turned = synthetic.render(params, own).rgba
+    for row in range(len(turned)):
+        np.testing.assert_allclose(turned[row], np.roll(found.rgba[row], -row, 0), atol=1e-3)

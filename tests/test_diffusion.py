@@ -168,3 +168,29 @@ def test_all_parts_of_a_plan_have_one_length(steps):
     samplers.advance_in_parts(take, samplers.begin(jnp.zeros(1)), plan, reported.append)
     np.testing.assert_array_equal(jnp.concatenate([part.gain for part in taken]), plan.gain)
     assert reported == [reported[0]] * len(taken)
+
+
+def call_recorded(calls):
+    """A network whose output is its condition; keeps the sizes of its batches."""
+
+    def network(sample, time, condition):
+        calls.append(len(sample))
+        assert time.shape == (len(sample),)
+        return condition + 0 * sample
+
+    return network
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)])
+def test_guidance_moves_the_output_away_from_that_of_knowing_nothing(scale, expected):
+    calls, level = [], schedules.ddim_grid(4)[0]
+    known, nothing = jnp.full((2, 1), 3.0), jnp.full((2, 1), 1.0)
+    found = denoiser.guided(call_recorded(calls), jnp.zeros((2, 1)), level, known, (nothing, scale))
+    np.testing.assert_allclose(found, expected)
+    assert calls == [4], "one call for both"
+
+
+def test_without_guidance_the_network_is_called_for_the_condition_alone():
+    calls = []
+    found = denoiser.guided(call_recorded(calls), jnp.zeros((2, 1)), schedules.ddim_grid(4)[0], jnp.ones((2, 1)), None)
+    assert calls == [2] and (found == 1).all()

@@ -30,8 +30,9 @@ class Cheap(system.System):
     def __init__(self, config):
         super().__init__(config, {"normals": FacingNormals()})
 
-    def __call__(self, image, *, normal=None, seed=0, progress=False):
-        self.prepare(image, normal)
+    def __call__(self, image, *, azimuths, elevation, fov, normal=None, seed=0, progress=False):
+        for one in image:
+            self.prepare(one, normal, elevation=elevation, fov=fov)
         return test_outputs.small_result()
 
 
@@ -105,6 +106,20 @@ def test_normal_map(cheap, tmp_path):
     assert (tmp_path / "out/a").is_dir()
 
 
+def test_views_are_given_with_their_directions_and_cameras(cheap, tmp_path, monkeypatch):
+    seen = {}
+
+    class Listening(Cheap):
+        def __call__(self, image, **options):
+            seen.update(options, image=image)
+            return test_outputs.small_result()
+
+    monkeypatch.setattr(system, "load", lambda weights, config: Listening(config))
+    cheap("a.png", "--view=right:b.png", "--view=210:c.png", "--elevation=25,auto,10", "--fov=35", "--out=out")
+    assert [path.name for path in seen["image"]] == ["a.png", "b.png", "c.png"]
+    assert (seen["azimuths"], seen["elevation"], seen["fov"]) == ([0, 90, 210], [25, None, 10], 35)
+
+
 # -- One bad image does not stop the others --------------------------------------------------------------------------
 
 
@@ -149,6 +164,11 @@ def test_a_folder_of_the_user_is_found_before_the_work(infer, tmp_path, monkeypa
         (["a.png"], "--out is missing; give --out=VALUE"),
         (["a.png", "b.png", "--normal=n.png", "--out=out"], "--normal goes with one image, 2 are given"),
         (["a.png", "sub/a.jpg", "--out=out"], "several images are named"),
+        (["a.png", "b.png", "--view=back:c.png", "--out=out"], "--view goes with one image, 2 are given"),
+        (["a.png", "--view=side.png", "--out=out"], "--view is 'side.png'; expected DIRECTION:IMAGE, as in right:"),
+        (["a.png", "--view=above:b.png", "--out=out"], "'above' is an unknown direction; expected front, right, back"),
+        (["a.png", "--elevation=high", "--out=out"], "--elevation is 'high'; expected degrees, or auto"),
+        (["a.png", "--fov=auto,wide", "--out=out"], "--fov is 'auto,wide'; expected degrees, or auto"),
         (["a.png", "--out=file/out"], "cannot write to file/out"),
         (["a.png", "--out=out", "--seed=-1"], "not an integer in the range"),
         (["a.png", "--out=out", "--seed=4294967296"], "not an integer in the range [0, 4294967295]"),

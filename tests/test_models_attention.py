@@ -179,3 +179,21 @@ def test_group_norm_survives_a_large_mean_in_bfloat16():
 def test_norm_groups_must_divide_channels():
     with pytest.raises(ValueError, match="32 norm groups do not divide 48 channels"):
         layers.GroupNorm(48, types())
+
+
+@pytest.mark.parametrize(
+    "implementation, limits",
+    [
+        ("_attend_elsewhere", {}),
+        ("_attend_elsewhere", {"MAX_LOGITS": 7 * 24}),
+        ("_attend_on_cpu", {"MIN_CACHED_LOGITS": 0, "CACHED_LOGITS": 3 * 5 * 24}),
+    ],
+)
+def test_nothing_attends_to_keys_beyond_the_lengths(monkeypatch, implementation, limits):
+    query, key, value = (noise(i, 3, 24, 2, 8) for i in range(3))
+    for name, limit in limits.items():
+        monkeypatch.setattr(attention, name, limit)
+    found = getattr(attention, implementation)(query, key, value, jnp.array([24, 7, 1]))
+    for row, length in enumerate((24, 7, 1)):
+        expected = jax.nn.dot_product_attention(query[row], key[row, :length], value[row, :length])
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)

@@ -38,9 +38,9 @@ def anchor(encoder):
 
 def condition(normal=1.0):
     """Return the condition of one object, the latents and the token of its normal map scaled."""
-    latents = jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 4))
+    latents = jax.random.normal(jax.random.key(0), (1, 2, 1, 4, 4, 4))
     labels = jnp.arange(2 * (VIEWS + 1) * 12, dtype=jnp.float32).reshape(1, 2, VIEWS + 1, 12)
-    tokens = jnp.ones((1, 2, 1, 3)).at[:, 1].mul(normal)
+    tokens = jnp.ones((1, 2, 1, 1, 3)).at[:, 1].mul(normal)
     return denoisers.AnchorCondition(latents.at[:, 1].mul(normal), tokens, labels)
 
 
@@ -51,14 +51,14 @@ def test_the_reference_view_is_the_last(anchor):
     output = anchor[True](NOISY, jnp.zeros(1), condition())
     sample, _, _ = anchor[True].network.calls[-1]
     assert sample.shape == (1, 2, VIEWS + 1, 4, 4, 8) and output.shape == NOISY.shape
-    np.testing.assert_array_equal(sample[:, :, -1, ..., :4], condition().latents)
+    np.testing.assert_array_equal(sample[:, :, -1, ..., :4], condition().latents[:, :, 0])
     np.testing.assert_array_equal(sample[:, :, :-1, ..., :4], 0)
 
 
 def test_every_view_has_the_condition_on_its_channels(anchor):
     anchor[True](NOISY, jnp.zeros(1), condition())
     sample, _, _ = anchor[True].network.calls[-1]
-    expected = np.broadcast_to(condition().latents[:, :, None], (1, 2, VIEWS + 1, 4, 4, 4))
+    expected = np.broadcast_to(condition().latents, (1, 2, VIEWS + 1, 4, 4, 4))
     np.testing.assert_array_equal(sample[..., 4:], expected)
 
 
@@ -120,3 +120,36 @@ def test_image_tokens_keep_their_domain(anchor):
     assert tokens.shape == (2, 2, 1, 4)
     alone = anchor[True].image_encoder(image_encoder.clip_pixels(images[1], 32))
     np.testing.assert_allclose(tokens[1, :, 0], alone, atol=1e-5)
+
+
+def several(count=None):
+    """Return the condition of one object with three inputs."""
+    latents = jax.random.normal(jax.random.key(1), (1, 2, 3, 4, 4, 4))
+    tokens = jnp.broadcast_to(jnp.arange(3.0)[:, None, None], (1, 2, 3, 1, 3))
+    labels = jnp.arange(2 * (VIEWS + 3) * 12, dtype=jnp.float32).reshape(1, 2, VIEWS + 3, 12)
+    return denoisers.AnchorCondition(latents, tokens, labels, count)
+
+
+def test_every_input_is_a_reference_view_with_its_own_latents_and_token(anchor):
+    assert anchor[True](NOISY, jnp.zeros(1), several()).shape == NOISY.shape
+    sample, tokens, labels = anchor[True].network.calls[-1]
+    for half in (slice(4), slice(4, None)):
+        np.testing.assert_array_equal(sample[:, :, VIEWS:, ..., half], several().latents)
+    np.testing.assert_array_equal(tokens[0, 0, VIEWS:, 0, 0], [0, 1, 2])
+    np.testing.assert_array_equal(labels, several().labels)
+
+
+def test_noisy_views_have_latents_and_token_of_the_first_input(anchor):
+    anchor[True](NOISY, jnp.zeros(1), several())
+    sample, tokens, _ = anchor[True].network.calls[-1]
+    first = np.broadcast_to(several().latents[:, :, :1], (1, 2, VIEWS, 4, 4, 4))
+    np.testing.assert_array_equal(sample[:, :, :VIEWS, ..., 4:], first)
+    assert not tokens[:, :, :VIEWS].any()
+
+
+def test_the_network_is_given_how_many_views_exist(anchor):
+    seen = {}
+    network = lambda sample, *_, **more: seen.update(more) or sample[..., :4]  # noqa: E731
+    denoiser = denoisers.AnchorDenoiser("unet", network, anchor[True].image_encoder)
+    denoiser(NOISY, jnp.zeros(1), several(jnp.array([2])))
+    np.testing.assert_array_equal(seen["num_views"], [VIEWS + 2])

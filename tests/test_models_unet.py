@@ -226,3 +226,20 @@ def test_a_new_transformer_is_the_identity():
     module = unet.SpatialTransformer(8, 2, types(), norm_groups=4)
     x = noise(0, 2, 4, 4, 8)
     np.testing.assert_array_equal(call(module, x), x)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_views_that_do_not_exist_change_nothing(remat):
+    sample, time, context, labels = anchor_inputs()
+    network = anchor_unet(remat=remat, attention_levels=(False, True))
+    whole = call(network, sample, time, context, labels, jnp.array([2, 3]))
+    without = call(network, sample[:, :, :2], time, context[:, :, :2], labels[:, :, :2])
+    np.testing.assert_allclose(whole[0, :, :2], without[0], atol=1e-4)
+    assert np.abs(whole[1, :, :2] - without[1]).max() > 1e-3
+
+
+def test_gradients_pass_by_views_that_do_not_exist():
+    sample, *rest = anchor_inputs()
+    network = anchor_unet(remat="full", attention_levels=(False, True))
+    found = gradient(network, sample, *rest, jnp.array([2, 3]))
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(found))

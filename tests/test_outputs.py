@@ -29,8 +29,7 @@ def small_result() -> system.Result:
     normals = np.zeros((8, SIZE, SIZE, 3), np.float32)
     normals[:, 4:12, 4:12, 0] = 1
     return system.Result(
-        input=rgba[0],
-        input_normal=rgba[0],
+        inputs=(system.Input(rgba[0], rgba[0]),),
         views=structs.ViewSet(rgba, cameras.ring(SIZE), cameras.RELEASED.anchors, normals, cameras.RELEASED.anchors),
         mesh=structs.Mesh(
             ball.vertices.astype(np.float32),
@@ -112,6 +111,30 @@ def test_report_is_complete(written):
     assert set(report["seconds"]) == set(report["peak_memory_gb"]) == set(STAGES)
     assert {"e3d_jax", "python", "jax", "flax"} <= set(report["versions"])
     assert report["device"]["platform"] == "cpu"
+
+
+def test_the_report_says_where_images_were_taken_from_and_how_that_was_found(tmp_path):
+    found = {"elevation": "given", "fov": "unknown to the model"}
+    one = small_result().inputs[0]
+    inputs = (one, dataclasses.replace(one, azimuth=90.0, elevation=25.0, found=found))
+    outputs.write_result(tmp_path / "ball", dataclasses.replace(small_result(), inputs=inputs), seed=7, config=CONFIG)
+    second = json.loads((tmp_path / "ball/report.json").read_text())["inputs"][1]
+    assert second == {
+        "file": "input_1.png",
+        "azimuth": 90.0,
+        "elevation": 25.0,
+        "fov": None,
+        "elevation_found": "given",
+        "fov_found": "unknown to the model",
+    }
+    assert (tmp_path / "ball/input_1.png").exists() and (tmp_path / "ball/input_1_normal.png").exists()
+
+
+def test_large_tiles_of_the_contact_sheet_have_labels():
+    blank = np.ones((64, 64, 3), np.float32)
+    labeled = outputs._labeled(blank, "view 45")
+    assert (labeled[:14, :50] < 0.7).any() and (labeled[20:] == 1).all()
+    np.testing.assert_array_equal(outputs._labeled(blank[:32, :32], "view 45"), blank[:32, :32])
 
 
 def test_an_earlier_result_is_replaced(tmp_path):

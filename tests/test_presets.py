@@ -28,7 +28,7 @@ def test_a_preset_holds_every_setting(preset):
 def test_settings_can_be_changed_but_not_added(preset):
     preset.anchor.sampling.num_steps = 7
     with pytest.raises(AttributeError):
-        preset.anchor.sampling.guidance = 3.0
+        preset.anchor.sampling.magic = 3.0
 
 
 def test_settings_that_are_none_can_be_given_numbers():

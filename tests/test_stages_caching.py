@@ -13,7 +13,7 @@ from e3d_jax.stages import caching
 from tests import tiny
 
 CONFIG = tiny.system(32)
-FULL_PRECISION = {"strength", "poses", "input_poses"}
+FULL_PRECISION = {"strength", "poses", "input_poses", "input_fov"}
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -74,7 +74,7 @@ def test_both_kinds_choose_the_same_input(anchor_batches):
 def test_both_kinds_give_the_cameras_the_same_labels(anchor_batches):
     images, stored = anchor_batches
     _, condition = stored.prepare(None, {}, jnp.array([False]), jnp.array([False]))
-    np.testing.assert_array_equal(condition.labels, images.labels())
+    np.testing.assert_array_equal(condition.labels, images.labels(None))
 
 
 @pytest.mark.parametrize("estimated", [False, True])

@@ -86,13 +86,14 @@ def pair():
     """An image and its normal map as the full-size system frames them."""
     cascade = system.System.__new__(system.System)
     cascade.config = stages.parse_config({"size": SIZE})
-    return np.stack(cascade.prepare(disc(100, [0.9, 0.4, 0.1]), disc(100, [1.0, 0.5, 0.5])))
+    found = cascade.prepare(disc(100, [0.9, 0.4, 0.1]), disc(100, [1.0, 0.5, 0.5]))
+    return np.stack([found.image, found.normal])
 
 
 @pytest.fixture(scope="module")
 def anchor_condition(pair):
     recorder = Recorder(denoisers.AnchorDenoiser)
-    return recorder, recorder.condition(anchor.start, jnp.asarray(pair)[None], jnp.zeros((1, 2, 9, 12)))
+    return recorder, recorder.condition(anchor.start, jnp.asarray(pair)[None, :, None], jnp.zeros((1, 2, 9, 12)))
 
 
 def test_the_object_spans_224_of_256_pixels(anchor_condition):
@@ -109,7 +110,7 @@ def test_image_and_normal_map_are_over_white(anchor_condition):
 
 def test_the_anchor_stage_gets_scaled_latents(anchor_condition):
     recorder, condition = anchor_condition
-    np.testing.assert_allclose(condition.latents[0], recorder.encoded[:, ::32, ::32] * 0.18215, rtol=1e-6)
+    np.testing.assert_allclose(condition.latents[0, :, 0], recorder.encoded[:, ::32, ::32] * 0.18215, rtol=1e-6)
 
 
 def test_the_encoder_of_the_anchor_stage_gets_images_resized_as_by_clip(anchor_condition, pair):

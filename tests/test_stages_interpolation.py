@@ -119,7 +119,9 @@ def test_sampled_views_are_in_the_order_of_the_ring(monkeypatch, temporal):
 
     # The latents of a frame are the number of its view, and so is its image.
     monkeypatch.setattr(interpolation, "start", lambda *_, **__: types.SimpleNamespace(latents=numbers))
-    monkeypatch.setattr(interpolation, "take_steps", lambda model, condition, *_: samplers.begin(condition.latents))
+    monkeypatch.setattr(
+        interpolation, "take_steps", lambda model, condition, *_, **__: samplers.begin(condition.latents)
+    )
     monkeypatch.setattr(interpolation, "_decode", lambda autoencoder, latents: latents)
     model = interpolation.denoisers.InterpolationDenoiser.__new__(interpolation.denoisers.InterpolationDenoiser)
     found = interpolation.sample(
@@ -131,3 +133,31 @@ def test_sampled_views_are_in_the_order_of_the_ring(monkeypatch, temporal):
         sampling=interpolation.Sampling(num_steps=1),
     )
     np.testing.assert_array_equal(found[0, :, 0, 0, 0], layout.between)
+
+
+class Listener(Oracle):
+    """Keeps the condition."""
+
+    def __call__(self, noisy, time, condition):
+        self.condition = condition
+        return super().__call__(noisy, time, condition)
+
+
+@pytest.mark.parametrize(("fraction", "hidden"), [(0.0, 0), (0.5, 128), (1.0, 256)])
+def test_the_anchors_of_a_fraction_of_windows_are_hidden(batch, fraction, hidden):
+    network = Listener(batch.frames)
+    shown = dataclasses.replace(batch, token=jnp.ones((256, 4)))
+    chosen = config.ComponentConfig(model=None, loss=interpolation.Loss(cond_dropout=fraction))
+    STAGE.loss(network, {}, shown, jax.random.key(1), chosen, cameras.RELEASED)
+    missing = ~network.condition.token.any((1, 2))
+    np.testing.assert_array_equal(missing, ~network.condition.latents.any((1, 2, 3, 4)))
+    assert abs(int(missing.sum()) - hidden) <= (40 if fraction == 0.5 else 0)
+
+
+def test_guidance_hides_the_anchors_of_all_windows():
+    known = interpolation.denoisers.WindowCondition(
+        jnp.ones((2, 9, 1, 1, 1)), jnp.ones((2, 1, 4)), jnp.ones(2), jnp.ones((2, 9, 6))
+    )
+    assert interpolation._guidance(known, interpolation.Sampling()) is None
+    nothing, scale = interpolation._guidance(known, interpolation.Sampling(guidance=3.0))
+    assert scale == 3 and not nothing.latents.any() and not nothing.token.any() and nothing.labels.all()

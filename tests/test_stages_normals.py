@@ -1,5 +1,7 @@
 """Examples and loss of the normal estimator."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,3 +78,17 @@ def test_an_estimate_has_the_silhouette_and_is_white_outside():
     alpha = jnp.array([0.0, 1.0])[None, None, :, None]
     found = normals.estimate(lambda x: jnp.zeros((1, 1, 2, 3)), jnp.ones((1, 1, 2, 4)), alpha)
     np.testing.assert_array_equal(found[0, 0], [[1, 1, 1, 0], [0.5, 0.5, 0.5, 1]])
+
+
+def test_inputs_with_cameras_of_their_own_are_framed_already(ball):
+    extra = cameras.ring(32, 1, offset=1.0)
+    record = dataclasses.replace(
+        ball,
+        cameras=jax.tree.map(lambda *parts: np.concatenate(parts), ball.cameras, extra),
+        maps={name: {**views, 32: views[4]} for name, views in ball.maps.items()},
+        inputs=[32],
+    )
+    image, normal, camera = normals.input_pair(record, 32)
+    np.testing.assert_array_equal(image, ball.image(4))
+    np.testing.assert_array_equal(normal, ball.image(4, "normal"))
+    np.testing.assert_array_equal(camera.world_from_cam, extra.world_from_cam)

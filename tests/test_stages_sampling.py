@@ -44,7 +44,7 @@ def anchor_latents(load):
     pair = np.stack([channels_last(name)[0] / 255 for name in ("image", "normal")])
     poses = np.asarray(LAYOUT.cameras(1).world_from_cam)[None, LAYOUT.anchors]
     labels = jnp.asarray(conditions.view_labels(poses, poses[:, :1]))
-    condition = anchor.start(model, autoencoder, opaque(pair)[None], labels)
+    condition = anchor.start(model, autoencoder, opaque(pair)[None, :, None], labels)
     start = samplers.begin(jnp.asarray(channels_last("anchor_init_latents").reshape(1, 2, 8, 8, 8, 4)))
     plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])
     return anchor.take_steps(model, condition, start, plan, prediction="epsilon").sample, autoencoder

@@ -10,6 +10,7 @@ import e3d_jax
 from e3d_jax import cameras, images, presets, stages, structs, system
 from e3d_jax.models import layers
 from e3d_jax.reconstruction import pipeline
+from e3d_jax.stages import conditions
 from e3d_jax.weights import folder
 from tests import tiny
 
@@ -148,11 +149,11 @@ def prepared(toy, image):
 
 
 def test_a_prepared_image_has_the_size_of_the_system(prepared):
-    assert [x.shape for x in prepared] == [(32, 32, 4)] * 2
+    assert prepared.image.shape == prepared.normal.shape == (32, 32, 4)
 
 
 def test_estimated_normals_have_unit_length_and_the_silhouette_of_the_image(prepared):
-    framed, encoded = prepared
+    framed, encoded = prepared.image, prepared.normal
     np.testing.assert_array_equal(encoded[..., 3], framed[..., 3])
     length = np.linalg.norm(2 * encoded[framed[..., 3] == 1][:, :3] - 1, axis=-1)
     np.testing.assert_allclose(length, 1, atol=1e-5)
@@ -163,7 +164,7 @@ def test_a_given_normal_map_is_framed_as_the_image(toy, image):
     normal = np.ones_like(image)
     normal[:, :35, :3] = [1.0, 0.5, 0.5]
     normal[:, 35:, :3] = [0.5, 0.5, 1.0]
-    _, encoded = toy.prepare(image, normal)
+    encoded = toy.prepare(image, normal).normal
     np.testing.assert_allclose(encoded[16, 14], [1.0, 0.5, 0.5, 1], atol=0.1)
     np.testing.assert_allclose(encoded[16, 17], [0.5, 0.5, 1.0, 1], atol=0.1)
 
@@ -186,7 +187,7 @@ def test_without_a_normal_estimator_a_system_asks_for_a_normal_map(toy, image):
 
 
 def test_without_a_normal_estimator_a_given_normal_map_will_do(toy, image):
-    assert system.System(toy.config, {}).prepare(image, image)[1].shape == (32, 32, 4)
+    assert system.System(toy.config, {}).prepare(image, image).normal.shape == (32, 32, 4)
 
 
 # -- Views ------------------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_without_a_normal_estimator_a_given_normal_map_will_do(toy, image):
 @pytest.fixture(scope="module")
 def sample(toy, prepared):
     """Return the views of a seed."""
-    return lambda seed, model=toy: model.generate(*prepared, seed, system.Clock(False))
+    return lambda seed, model=toy: model.generate([prepared], seed, system.Clock(False))
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +293,90 @@ def test_weights_serve_a_config_that_leaves_a_component_out(weights):
     values = values_of()
     del values["interpolation"]
     assert "interpolation" not in system.load(weights, values).modules
+
+
+# -- Several images ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(toy):
+    """A system that takes three images and is given their cameras."""
+    values = values_of()
+    values["anchor"]["diffusion"] |= {"max_inputs": 3, "input_cameras": True}
+    return system.System(stages.parse_config(values), toy.modules)
+
+
+@pytest.fixture
+def result_of(several, monkeypatch):
+    mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
+    monkeypatch.setattr(pipeline, "reconstruct", lambda *_: mesh)
+    return several
+
+
+def test_several_images_give_the_views_of_one_object(result_of, image):
+    result = result_of([image, image[:, ::-1]], azimuths=[0, "right"], elevation=[20, None], fov=30)
+    assert result.views.rgba.shape == (32, 32, 32, 4) and np.isfinite(result.views.rgba).all()
+    assert [each.azimuth for each in result.inputs] == [0, 90]
+    assert [each.elevation for each in result.inputs] == [20, None]
+    assert [each.found for each in result.inputs] == [
+        {"elevation": "given", "fov": "given"},
+        {"elevation": "unknown to the model", "fov": "given"},
+    ]
+
+
+def test_labels_of_images_are_those_of_training(several):
+    images = [system.Input(*[np.ones((32, 32, 4), np.float32)] * 2, azimuth=a, elevation=30.0) for a in (0.0, 90.0)]
+    labels = several._labels(images)[0, 0, 8:]
+    # Sines, then cosines, of the unknown field of view, elevation and azimuth.
+    np.testing.assert_allclose(labels[:, :3], [[0, 0.5, 0], [0, 0.5, 1]], atol=1e-6)
+    np.testing.assert_allclose(labels[:, 6:9], [[0, np.sqrt(0.75), 1], [0, np.sqrt(0.75), 0]], atol=1e-6)
+
+
+def test_labels_of_a_level_image_are_those_of_the_release(toy, prepared):
+    views = cameras.ring(32).world_from_cam[cameras.RELEASED.anchors][None]
+    np.testing.assert_array_equal(toy._labels([prepared]), conditions.view_labels(views, views[:, :1]))
+
+
+def test_the_field_of_view_of_a_crop_is_that_of_its_part_of_the_image(several, image):
+    found = several.prepare(image, fov=60)
+    part = 30 / images.FILL / 60  # of the image's width
+    assert np.tan(np.radians(found.crop_fov / 2)) == pytest.approx(part * np.tan(np.radians(30)), rel=1e-6)
+
+
+def test_the_normals_of_a_side_are_in_the_frame_of_the_front(several, image):
+    facing = np.ones_like(image)
+    facing[..., :3] = [1.0, 0.5, 0.5]  # +x, toward the camera
+    turned = several.prepare(image, facing, azimuth=90.0).normal
+    np.testing.assert_allclose(turned[16, 16], [0.5, 1.0, 0.5, 1], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "said"),
+    [
+        (2, {}, "azimuths is None for 2 images; expected one for each, 0 for the first"),
+        (2, {"azimuths": [90, 0]}, "expected one for each, 0 for the first"),
+        (2, {"azimuths": [0, "above"]}, "'above' is an unknown direction; expected front, right, back, left"),
+        (3, {"azimuths": [0, 90, "right"]}, "images 2 and 3 are both from azimuth 90; give images from different"),
+        (2, {"azimuths": [0, 359.5]}, "images 1 and 2 are both from azimuth 359.5"),
+        (4, {"azimuths": [0, 90, 180, 270]}, r"4 images are given, but these weights take 3 \(anchor.diffusion.max_i"),
+        (1, {"elevation": 85}, "elevation is 85; expected degrees from -30 to 80"),
+        (1, {"fov": 3}, "fov is 3; expected degrees from 5 to 100"),
+        (2, {"azimuths": [0, 90], "elevation": [1, 2, 3]}, "elevation has 3 values for 2 images; give one for all, or"),
+        (2, {"azimuths": [0, 90], "normal": np.ones((40, 60, 4))}, "a normal map goes with one image, 2 are given"),
+    ],
+)
+def test_images_that_do_not_go_together_are_refused(several, image, count, options, said):
+    with pytest.raises(ValueError, match=said):
+        several([image] * count, **options)
+
+
+def test_weights_that_take_level_images_refuse_another_elevation(toy, image):
+    with pytest.raises(
+        ValueError, match=r"elevation is 25, but these weights take it to be 0\.0; leave it out, or use"
+    ):
+        toy(image, elevation=25)
+
+
+def test_weights_that_take_level_images_say_so(toy, image):
+    found = toy.prepare(image)
+    assert (found.elevation, found.fov, found.found["elevation"]) == (0.0, 39.6, "assumed")

@@ -57,7 +57,7 @@ def test_cached_latents_make_batches(cached):
 def test_arrays_are_in_half_precision_but_for_the_cameras(cached):
     arrays = records_of(cached)[0].arrays
     single = {name for name, array in arrays.items() if array.dtype == np.float32}
-    assert single == {"poses", "input_poses"} and arrays["views"].dtype == np.float16
+    assert single == {"poses", "input_poses", "input_fov"} and arrays["views"].dtype == np.float16
 
 
 def test_cached_latents_are_not_cached_again(cached, weights, tmp_path):

@@ -8,6 +8,9 @@ from e3d_jax.cli.flags import Command, Flags, no_arguments
 def _common(flags: Flags) -> None:
     flags.string("out", None, "Folder of the results.", required=True)
     flags.integer("size", None, "Width and height of the images in pixels; the config's when not given.", at_least=16)
+    flags.integer(
+        "inputs", None, "Input images per object from cameras of their own; the config's inputs.count when not given."
+    )
     flags.integer("workers", None, "Processes; one per core when not given.", at_least=1)
     flags.string("shard", "0/1", "I/N: do the I-th of N parts of the work, counted from 0.")
     flags.config("mini")
@@ -26,6 +29,12 @@ def _rig(flags: Flags, *, normals: bool = True):
         )
     anchors_only = views == layout.num_anchors < layout.num_views
     return records.Rig.of_layout(layout, flags.size or config.size, anchors_only=anchors_only, normals=normals)
+
+
+def _inputs(flags: Flags):
+    """Return the input images that the flags ask for."""
+    chosen = flags.parsed_config().system.inputs
+    return chosen if flags.inputs is None else dataclasses.replace(chosen, count=flags.inputs)
 
 
 def define_synthetic(flags: Flags) -> None:
@@ -52,6 +61,7 @@ def run_synthetic(flags: Flags, arguments: list[str]) -> None:
         flags.out,
         flags.objects,
         _rig(flags),
+        inputs=_inputs(flags),
         split=flags.split,
         seed=flags.seed,
         batch=flags.batch,
@@ -84,7 +94,7 @@ def run_assets(flags: Flags, arguments: list[str]) -> None:
         rig = records.Rig.of_layout(layout, flags.size or config.size, normals=flags.normals)
     else:
         rig = _rig(flags, normals=flags.normals)
-    settings = assets.RenderSettings(rig, y_up=flags.y_up, poses=flags.poses)
+    settings = assets.RenderSettings(rig, y_up=flags.y_up, poses=flags.poses, inputs=_inputs(flags))
     write = assets.write_folders if flags.format == "folder" else assets.write_records
     counts = write(flags.meshes, flags.out, settings, workers=flags.workers, shard=engine.parse_shard(flags.shard))
     flawed = f" ({counts.flawed} with warnings)" if counts.flawed else ""
@@ -99,7 +109,7 @@ SUBCOMMANDS = {
         run_synthetic,
         "Draw training records of synthetic objects.\n\n"
         "e3d data synthetic --out=DIR --objects=N [--seed=0] [--split=train] [--size=128] [--views=32]\n"
-        "    [--shard=I/N]\n\n"
+        "    [--inputs=0] [--shard=I/N]\n\n"
         "Objects that are in --out are kept, so the same call continues an interrupted one, and a larger --objects\n"
         "extends a dataset. Several machines or devices share the work by --shard=I/N and one folder.",
     ),
@@ -108,11 +118,12 @@ SUBCOMMANDS = {
         run_assets,
         "Draw training records, or folders of views, of meshes (GLB, glTF, OBJ, PLY, STL) or of their renders.\n\n"
         "e3d data assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=128] [--nonormals]\n"
-        "    [--poses=1] [--shard=I/N]\n\n"
+        "    [--poses=1] [--inputs=0] [--shard=I/N]\n\n"
         "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as\n"
         "in its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if\n"
-        "their cameras are those of the layout, in its order. What cannot be read is skipped with a line each, a\n"
-        "texture that cannot be loaded is a warning (docs/formats.md says what is read), and\n"
+        "their cameras are those of the layout, in its order; a folder of views may hold input images from any\n"
+        "cameras in its folder 'inputs'. What cannot be read is skipped with a line each, a texture that cannot be\n"
+        "loaded is a warning (docs/formats.md says what is read), and\n"
         "what is already in --out is kept, so the same call continues an interrupted one and adds new meshes.",
     ),
 }

@@ -1,6 +1,11 @@
 """Turn images into 32 views and a mesh each.
 
     e3d infer IMAGE [IMAGE ...] --out=DIR [--weights=mini] [--normal=NORMAL.png] [--seed=0] [--config.SETTING=VALUE ...]
+    e3d infer FRONT --view=right:IMAGE [--view=210:IMAGE ...] [--elevation=25] [--fov=35] --out=DIR
+
+Several images are several objects, unless they are given as --view=DIRECTION:IMAGE: front, right, back, left, or
+degrees to the right of the first image. Weights say how many of these they take. --elevation and --fov are one number
+for all images of an object, or one for each, separated by commas; with "auto" the model is given none.
 
 Settings are those that the weights came with, unless --config names others.
 """
@@ -25,6 +30,9 @@ def define(flags: Flags) -> None:
     flags.string("out", None, "Where the results go, one folder per image.", required=True)
     flags.string("weights", "mini", "Bundled weights, or a folder such as WORKDIR/weights of training.")
     flags.string("normal", None, "Normal map of the (single) image; estimated when not given.")
+    flags.strings("view", "DIRECTION:IMAGE, a further image of the (single) object: right:side.png, or 210:other.png.")
+    flags.string("elevation", "auto", "Degrees by which the cameras look down on the object.")
+    flags.string("fov", "auto", "Horizontal field of view of the images in degrees.")
     flags.integer("seed", 0, "Seed of all randomness.", at_most=system.MAX_SEED)
     if flags.given("config"):
         flags.config("mini")
@@ -46,6 +54,11 @@ def run(flags: Flags, arguments: list[str]) -> None:
         raise ValueError("no image given; usage: e3d infer IMAGE [IMAGE ...] --out=DIR")
     if not flags.out:
         raise ValueError("--out is empty; give a folder for the results")
+    further = [_view(text) for text in flags.view or ()]
+    if further and len(pictures) > 1:
+        raise ValueError(f"--view goes with one image, {len(pictures)} are given")
+    angles = {name: _angles(name, getattr(flags, name)) for name in ("elevation", "fov")}
+    azimuths = [0.0, *(azimuth for azimuth, _ in further)]
     if flags.normal and len(pictures) > 1:
         raise ValueError(f"--normal goes with one image, {len(pictures)} are given")
     names = [picture.stem for picture in pictures]
@@ -63,7 +76,8 @@ def run(flags: Flags, arguments: list[str]) -> None:
         target = pathlib.Path(flags.out) / picture.stem
         try:
             outputs.check_replaceable(target)
-            result = model(picture, normal=flags.normal, seed=flags.seed, progress=True)
+            given = [picture, *(path for _, path in further)]
+            result = model(given, azimuths=azimuths, normal=flags.normal, seed=flags.seed, progress=True, **angles)
             outputs.write_result(target, result, seed=flags.seed, config=config)
         except (ValueError, OSError) as error:
             failed += 1
@@ -72,3 +86,33 @@ def run(flags: Flags, arguments: list[str]) -> None:
             print(f"{picture}: see {target}/contact_sheet.png, {target}/mesh.glb")
     if failed:
         raise ValueError(f"{failed} of {len(pictures)} images failed")
+
+
+def _view(text: str) -> tuple[float, pathlib.Path]:
+    """Return azimuth in degrees and image of DIRECTION:IMAGE.
+
+    Raises:
+      ValueError: it has another form, or the direction is unknown.
+    """
+    from e3d_jax import cameras
+
+    direction, colon, path = text.partition(":")
+    if not colon or not path:
+        raise ValueError(f"--view is {text!r}; expected DIRECTION:IMAGE, as in right:side.png or 210:other.png")
+    try:
+        return cameras.direction(direction), pathlib.Path(path)
+    except ValueError as error:
+        raise ValueError(f"--view is {text!r}: {error}") from error
+
+
+def _angles(name: str, text: str) -> float | list[float | None] | None:
+    """Return a number of degrees for all images, or one for each; None for "auto".
+
+    Raises:
+      ValueError: it is not a number.
+    """
+    try:
+        values = [None if part == "auto" else float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} is {text!r}; expected degrees, or auto") from None
+    return values if len(values) > 1 else values[0]

@@ -12,7 +12,9 @@ A record of images is a msgpack map:
                   transparent. "color" is the image; "normal" holds RGB = (n + 1) / 2 of the normal in the world frame
     anchors       views that are the anchors of the layout (:class:`e3d_jax.cameras.ViewLayout`), in its order
     ring          views that are the whole layout, in its order; empty if only the anchors were drawn
-    inputs        views that may be the input image; the first is preferred
+    inputs        views that may be the input image; the first is preferred. Those that are neither anchors nor in the
+                  ring have cameras of their own and are stored framed as a user's image is
+                  (:func:`e3d_jax.images.object_box`); the first of them is in the direction of view 0
 
 Cached latents (:mod:`e3d_jax.data.latents`) are records of the kind "latents".
 """
@@ -25,6 +27,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
@@ -54,6 +57,10 @@ class Record:
     def size(self) -> int:
         """Width and height of the images in pixels."""
         return self.cameras.width
+
+    def is_framed(self, view: int) -> bool:
+        """Return whether an input is stored framed, from a camera of its own."""
+        return view not in (*self.anchors, *self.ring)
 
     def views_with(self, name: str) -> list[int]:
         """Return the views that have a map."""
@@ -105,6 +112,17 @@ class Rig:
             cameras, anchors, ring = cameras[anchors], np.arange(len(anchors)), ()
         chosen = tuple(anchors.tolist())
         return cls(cameras, chosen, ring, chosen, chosen if normals else ())
+
+    def with_inputs(self, cameras: structs.Cameras) -> "Rig":
+        """Return the rig with inputs from cameras of their own after its views; with normal maps if others have them.
+
+        Args:
+          cameras: of the framed images; the first is in the direction of view 0.
+        """
+        inputs = tuple(range(len(self.cameras), len(self.cameras) + len(cameras)))
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), self.cameras, cameras)
+        normals = (*self.normal_views, *inputs) if self.normal_views else ()
+        return Rig(joined, self.anchors, self.ring, inputs, normals)
 
 
 def encode_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:

@@ -1,7 +1,9 @@
 """Meaning of a network's output: epsilon and v prediction, their training targets and loss weights."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
@@ -40,6 +42,27 @@ def clean(
     if prediction == "epsilon":
         return (sample - sigma * output) / alpha
     return alpha * sample - sigma * output
+
+
+def guided(
+    call: Callable[[Array, Any, Any], Array], sample: Array, level: schedules.Levels, condition: Any, guidance: Any
+) -> Float[Array, "b ..."]:
+    """Return a network's output with classifier-free guidance (arXiv 2207.12598).
+
+    Args:
+      call: the network, a function of a noisy sample, time and condition, all with the batch as first axis.
+      sample: noisy sample.
+      level: its level, a scalar.
+      condition: what the network knows.
+      guidance: None for the output itself, otherwise the condition that stands for knowing nothing, and the scale by
+        which the output is moved away from that of knowing nothing; both are computed in one call.
+    """
+    if guidance is None:
+        return call(sample, jnp.full(len(sample), level.time), condition)
+    nothing, scale = guidance
+    twice = jax.tree.map(lambda *parts: jnp.concatenate(parts), (sample, condition), (sample, nothing))
+    known, unknown = jnp.split(call(twice[0], jnp.full(2 * len(sample), level.time), twice[1]), 2)
+    return unknown + scale * (known - unknown)
 
 
 def loss_weight(prediction: Prediction, level: schedules.Levels, min_snr_gamma: float) -> Float[Array, "*b"]:

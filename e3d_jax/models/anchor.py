@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 import jax
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from e3d_jax.models import attention, blocks, layers, unet
 
@@ -47,15 +47,17 @@ class AnchorUNet(unet.UNet):
         timesteps: Num[jax.Array, "*b"],
         context: Float[jax.Array, "b d v n e"],
         labels: Float[jax.Array, "b d v l"],
+        num_views: Int[jax.Array, " b"] | None = None,
     ) -> Float[jax.Array, "b d v h w o"]:
         """Predict the noise of every view of both domains.
 
         Args:
           sample: noisy latents with their condition latents stacked on the channels; domains are (color, normal)
-            and the last view is the clean reference view.
+            and the last views are the clean reference views.
           timesteps: diffusion times in [0, 1000), one per object or one for all.
           context: image tokens of each view's domain.
           labels: sines and cosines of each view's camera and domain.
+          num_views: how many views of each object exist; the others come last and change nothing. All when not given.
 
         Raises:
           ValueError: the sample does not have two domains.
@@ -65,4 +67,4 @@ class AnchorUNet(unet.UNet):
         time = self.time_embedding(blocks.sinusoids(timesteps, self.width))
         embedding = time[..., None, None, :] + self.class_embedding(labels)
         x = attention.per_domain(self.conv_in, self.conv_in_normal, sample)
-        return attention.per_domain(self.conv_out, self.conv_out_normal, self.trunk(x, embedding, context))
+        return attention.per_domain(self.conv_out, self.conv_out_normal, self.trunk(x, embedding, context, num_views))

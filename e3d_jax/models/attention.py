@@ -10,13 +10,14 @@ network. The batch comes first so that it stays split over devices when leading 
     temporal       (t)      TEMPORAL        one position in all frames
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from e3d_jax.models import layers
 
@@ -55,42 +56,59 @@ def attend(
     query: Float[jax.Array, "*lead n heads e"],
     key: Float[jax.Array, "*lead m heads e"],
     value: Float[jax.Array, "*lead m heads e"],
+    lengths: Int[jax.Array, "*lead"] | None = None,
 ) -> Float[jax.Array, "*lead n heads e"]:
-    """Compute softmax attention with scale 1/sqrt(e); the softmax is in float32 for operands of any type."""
+    """Compute softmax attention with scale 1/sqrt(e); the softmax is in float32 for operands of any type.
+
+    Args:
+      query, key, value: the operands.
+      lengths: how many of the keys exist, from the first one on; all when not given.
+    """
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]
+    flat += [] if lengths is None else [lengths.reshape(-1)]
     if kernel := implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3]):
-        # The compilation cache's key would miss further options, such as a mask (distributed.stable_cache_keys).
-        attended = jax.nn.dot_product_attention(*flat, implementation=kernel)
+        # The compilation cache's key would miss options that are not operands, such as causality
+        # (distributed.stable_cache_keys); lengths are operands.
+        attended = _plain(*flat, implementation=kernel)
     else:
         # Chosen by where the program will run, which may be elsewhere when a run on other hardware is planned.
         attended = jax.lax.platform_dependent(*flat, cpu=_attend_on_cpu, default=_attend_elsewhere)
     return attended.reshape(query.shape)
 
 
-def _attend_on_cpu(query, key, value):
+def _plain(query, key, value, lengths=None, implementation=None):
+    return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=implementation)
+
+
+def _attend_on_cpu(query, key, value, lengths=None):
     """Compute attention of [b n heads e] within a cache; batches, possibly split over devices, stay together."""
     batch, num_queries, num_keys = query.shape[0], query.shape[1], key.shape[1]
     if num_queries * num_keys < MIN_CACHED_LOGITS:
-        return jax.nn.dot_product_attention(query, key, value)
+        return _plain(query, key, value, lengths)
     heads = [jnp.moveaxis(x, 2, 0) for x in (query, key, value)]
     chunk = _largest_divisor(num_queries, CACHED_LOGITS // (batch * num_keys))
-    return jnp.moveaxis(jax.lax.map(lambda head: _attend_in_chunks(*head, chunk), heads), 0, 2)
+    return jnp.moveaxis(jax.lax.map(lambda head: _attend_in_chunks(*head, chunk, lengths), heads), 0, 2)
 
 
-def _attend_elsewhere(query, key, value):
+def _attend_elsewhere(query, key, value, lengths=None):
     """Compute attention of [b n heads e] in bounded memory."""
     num_queries, num_keys = query.shape[1], key.shape[1]
     if num_queries * num_keys <= 2 * MAX_LOGITS:
-        return jax.nn.dot_product_attention(query, key, value)
+        return _plain(query, key, value, lengths)
     heads = [jnp.moveaxis(x, 2, 1) for x in (query, key, value)]
-    return jnp.moveaxis(_attend_in_chunks(*heads, _largest_divisor(num_queries, MAX_LOGITS // num_keys)), 1, 2)
+    chunk = _largest_divisor(num_queries, MAX_LOGITS // num_keys)
+    return jnp.moveaxis(_attend_in_chunks(*heads, chunk, lengths), 1, 2)
 
 
-def _attend_in_chunks(query, key, value, chunk: int):
-    """Compute attention of [... n e] in memory that grows with ``chunk``, also backward (arXiv 2112.05682)."""
+def _attend_in_chunks(query, key, value, chunk: int, lengths=None):
+    """Compute attention of [b ... n e] in memory that grows with ``chunk``, also backward (arXiv 2112.05682)."""
+    if lengths is not None:
+        exists = jnp.arange(key.shape[-2]) < lengths.reshape(-1, *(1,) * (key.ndim - 1))  # [b ... 1 m]
 
     def attention(part):
         logits = jnp.matmul(part, key.swapaxes(-1, -2), preferred_element_type=accumulate) * part.shape[-1] ** -0.5
+        if lengths is not None:
+            logits = jnp.where(exists, logits, -jnp.inf)
         weights = jnp.exp(logits - logits.max(-1, keepdims=True))
         # Normalized last, because the result is smaller than the weights.
         attended = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=accumulate)
@@ -159,9 +177,18 @@ class Attention(nnx.Module):
         self.to_out = layers.linear(channels, channels, types, kernel_init=out_init)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None = None
+        self,
+        x: Float[jax.Array, "*lead n c"],
+        context: Float[jax.Array, "... m e"] | None = None,
+        lengths: Int[jax.Array, "*lead"] | None = None,
     ) -> Float[jax.Array, "*lead n c"]:
-        """Attend from ``x``; the leading axes of ``context`` broadcast to those of ``x``."""
+        """Attend from ``x``; the leading axes of ``context`` broadcast to those of ``x``.
+
+        Args:
+          x: queries, and without a context keys and values.
+          context: keys and values.
+          lengths: see :func:`attend`.
+        """
         context = x if context is None else context
         if context.shape[-2] == 1:
             # The softmax over a single key is 1, whatever the query.
@@ -170,7 +197,7 @@ class Attention(nnx.Module):
         query, key, value = (
             y.reshape(*y.shape[:-1], self.heads, -1) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        return self.to_out(attend(query, key, value).reshape(x.shape))
+        return self.to_out(attend(query, key, value, lengths).reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
@@ -228,12 +255,26 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(channels, types)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None = None
+        self,
+        x: Float[jax.Array, "*lead n c"],
+        context: Float[jax.Array, "... m e"] | None = None,
+        num_views: Int[jax.Array, " b"] | None = None,
     ) -> Float[jax.Array, "*lead n c"]:
-        """Transform tokens; ``context`` broadcasts over the leading axes of ``x``."""
+        """Transform tokens.
+
+        Args:
+          x: tokens.
+          context: of the cross-attention; broadcasts over the leading axes of ``x``.
+          num_views: how many views of each object exist, of tokens ``[b d v n c]``; nothing attends to the others,
+            which come last. All when not given.
+        """
         if self.leading_ff:
             x = x + self.ff_in(self.norm_in(x))
-        x = x + over_axes(self.attn1, self.norm1(x), self.self_axes)
+        attend_self: Callable[[jax.Array], jax.Array] = self.attn1
+        if num_views is not None:
+            lengths = jnp.broadcast_to(num_views[:, None] * x.shape[-2], x.shape[:2])
+            attend_self = functools.partial(self.attn1, lengths=lengths)
+        x = x + over_axes(attend_self, self.norm1(x), self.self_axes)
         if self.domains:
             x = x + over_axes(self.attn_joint_mid, self.norm_joint_mid(x), CROSS_DOMAIN)
         if self.crosses:

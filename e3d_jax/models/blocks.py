@@ -241,7 +241,7 @@ class Level(nnx.Module):
 
     Args:
       resnets: residual blocks, called with (x, embedding).
-      attentions: one per residual block, or none; called with (x, context).
+      attentions: one per residual block, or none; called with (x, *given).
       downsamplers: one :class:`Downsample`, or none.
       upsamplers: one :class:`Upsample`, or none.
       remat: see :func:`apply`.
@@ -264,7 +264,7 @@ class Level(nnx.Module):
         self,
         x: Float[jax.Array, "*lead h w i"],
         embedding: Float[jax.Array, "... e"] | None = None,
-        context: Float[jax.Array, "... m f"] | None = None,
+        given: Sequence[Any] = (),
         skips: list[jax.Array] | None = None,
     ) -> tuple[Float[jax.Array, "*lead h2 w2 o"], list[jax.Array]]:
         """Transform.
@@ -272,7 +272,7 @@ class Level(nnx.Module):
         Args:
           x: activations.
           embedding: added inside the residual blocks.
-          context: of the cross-attentions.
+          given: further arguments of the attentions.
           skips: activations of the descending levels; each block pops the last one and joins it to its input.
 
         Returns:
@@ -284,7 +284,7 @@ class Level(nnx.Module):
                 x = jnp.concatenate([x, skips.pop()], -1)
             x = apply(resnet, x, embedding, remat=self.remat)
             if self.attentions:
-                x = apply(self.attentions[i], x, context, remat=self.remat)
+                x = apply(self.attentions[i], x, *given, remat=self.remat)
             outputs.append(x)
         for resample in (*self.downsamplers, *self.upsamplers):
             x = resample(x)
@@ -309,12 +309,12 @@ class MidLevel(nnx.Module):
         self,
         x: Float[jax.Array, "*lead h w c"],
         embedding: Float[jax.Array, "... e"] | None = None,
-        context: Float[jax.Array, "... m f"] | None = None,
+        given: Sequence[Any] = (),
     ) -> Float[jax.Array, "*lead h w c"]:
         """Transform; see :meth:`Level.__call__`."""
         x = apply(self.resnets[0], x, embedding, remat=self.remat)
         for i, resnet in enumerate(self.resnets[1:]):
             if i < len(self.attentions):
-                x = apply(self.attentions[i], x, context, remat=self.remat)
+                x = apply(self.attentions[i], x, *given, remat=self.remat)
             x = apply(resnet, x, embedding, remat=self.remat)
         return x

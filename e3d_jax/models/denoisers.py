@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from e3d_jax.models import image_encoder
 
@@ -21,17 +21,19 @@ FPS, MOTION_BUCKET = 7.0, 127.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AnchorCondition:
-    """What the anchor stage knows of the input and of the cameras.
+    """What the anchor stage knows of the input images and of the cameras.
 
     Attributes:
-      latents: scaled latents of the input image and of its normal map, without noise.
+      latents: scaled latents of each input image and of its normal map, without noise.
       tokens: an image token of each.
-      labels: camera and domain of each view, then of the input (:func:`e3d_jax.stages.conditions.view_labels`).
+      labels: camera and domain of each view, then of each input (:func:`e3d_jax.stages.conditions.view_labels`).
+      count: how many of the inputs exist, from the first one on; all if None.
     """
 
-    latents: Float[Array, "b d h w c"]
-    tokens: Float[Array, "b d 1 e"]
+    latents: Float[Array, "b d n h w c"]
+    tokens: Float[Array, "b d n 1 e"]
     labels: Float[Array, "b d views 12"]
+    count: Int[Array, " b"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +82,8 @@ class AnchorDenoiser(Denoiser):
       network: takes and returns ``[b d v h w c]``, such as :class:`e3d_jax.models.anchor.AnchorUNet`.
       encoder: see :class:`Denoiser`.
       injection: whether the image-normal pair is injected as in the paper. Without it there is no reference view, and
-        both domains know the image alone, through their channels and as a token, as in Wonder3D (arXiv 2310.15008).
+        both domains know the first image alone, through their channels and as a token, as in Wonder3D
+        (arXiv 2310.15008).
     """
 
     def __init__(
@@ -89,25 +92,36 @@ class AnchorDenoiser(Denoiser):
         super().__init__(architecture, network, encoder)
         self.injection = injection
 
-    def tokens(self, images: Float[Array, "b d h w 3"]) -> Float[Array, "b d 1 e"]:
+    def tokens(self, images: Float[Array, "*b h w 3"]) -> Float[Array, "*b 1 e"]:
         """Return the image tokens of images and normal maps over white, in [-1, 1]."""
-        pixels = image_encoder.clip_pixels(images.reshape(-1, *images.shape[2:]), self.image_encoder.image_size)
-        return self.image_encoder(pixels).reshape(*images.shape[:2], 1, -1)
+        pixels = image_encoder.clip_pixels(images.reshape(-1, *images.shape[-3:]), self.image_encoder.image_size)
+        return self.image_encoder(pixels).reshape(*images.shape[:-3], 1, -1)
 
     def __call__(
         self, noisy: Float[Array, "b d v h w c"], time: Float[Array, " b"], condition: AnchorCondition
     ) -> Float[Array, "b d v h w c"]:
-        """Return the network's output for the noisy views; the clean reference view is added and dropped here."""
-        latents, tokens = condition.latents, condition.tokens
-        if not self.injection:
-            latents, tokens = (jnp.broadcast_to(x[:, :1], x.shape) for x in (latents, tokens))
+        """Return the network's output for the noisy views; the clean reference views are added and dropped here.
+
+        A noisy view has latents and token of the first input, a reference view its own.
+        """
         views = noisy.shape[2]
-        reference = latents[:, :, None]
-        sample = jnp.concatenate([noisy, reference], 2) if self.injection else noisy
-        count = sample.shape[2]
-        sample = jnp.concatenate([sample, jnp.broadcast_to(reference, sample.shape)], -1)
-        context = jnp.broadcast_to(tokens[:, :, None], (*tokens.shape[:2], count, *tokens.shape[2:]))
-        return self.network(sample, time, context, condition.labels[:, :, :count])[:, :, :views]
+        given = condition.latents, condition.tokens
+        if not self.injection:
+            given = (jnp.broadcast_to(x[:, :1], x.shape) for x in given)
+        latents, context = (self._by_view(x, views) for x in given)
+        sample = noisy
+        if self.injection:
+            sample = jnp.concatenate([noisy, condition.latents], 2)
+        sample = jnp.concatenate([sample, latents], -1)
+        # A network for one input need not know how to leave others out.
+        missing = {} if condition.count is None else {"num_views": views + condition.count}
+        labels = condition.labels[:, :, : sample.shape[2]]
+        return self.network(sample, time, context, labels, **missing)[:, :, :views]
+
+    def _by_view(self, inputs: Float[Array, "b d n ..."], views: int) -> Float[Array, "b d v ..."]:
+        """Return what each view has of the inputs: the noisy ones the first, then each reference view its own."""
+        first = jnp.broadcast_to(inputs[:, :, :1], (*inputs.shape[:2], views, *inputs.shape[3:]))
+        return jnp.concatenate([first, inputs], 2) if self.injection else first
 
 
 class InterpolationDenoiser(Denoiser):

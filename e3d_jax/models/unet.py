@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from e3d_jax import settings
 from e3d_jax.models import attention, blocks, layers
@@ -92,17 +92,23 @@ class SpatialTransformer(nnx.Module):
         self.proj_out = layers.linear(channels, channels, types, kernel_init=layers.zeros)
 
     def transform(
-        self, x: Float[jax.Array, "*lead n c"], context: Float[jax.Array, "... m e"] | None
+        self,
+        x: Float[jax.Array, "*lead n c"],
+        context: Float[jax.Array, "... m e"] | None,
+        num_views: Int[jax.Array, " b"] | None,
     ) -> Float[jax.Array, "*lead n c"]:
         """Transform tokens between the projections."""
-        return self.transformer_blocks[0](x, context)
+        return self.transformer_blocks[0](x, context, num_views)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead h w c"], context: Float[jax.Array, "... m e"] | None = None
+        self,
+        x: Float[jax.Array, "*lead h w c"],
+        context: Float[jax.Array, "... m e"] | None = None,
+        num_views: Int[jax.Array, " b"] | None = None,
     ) -> Float[jax.Array, "*lead h w c"]:
-        """Transform; ``context`` broadcasts over the leading axes."""
+        """Transform; arguments as of :class:`attention.TransformerBlock`."""
         tokens = self.proj_in(self.norm(x)).reshape(*x.shape[:-3], -1, x.shape[-1])
-        return x + self.proj_out(self.transform(tokens, context)).reshape(x.shape)
+        return x + self.proj_out(self.transform(tokens, context, num_views)).reshape(x.shape)
 
 
 # From the contexts of windows [b 1 m e] and the number of image positions to those of every position [b n m e].
@@ -133,9 +139,10 @@ class SpatioTemporalTransformer(SpatialTransformer):
         self.context_order: ContextOrder | None = None
 
     def transform(
-        self, x: Float[jax.Array, "b t n c"], context: Float[jax.Array, "b 1 m e"] | None
+        self, x: Float[jax.Array, "b t n c"], context: Float[jax.Array, "b 1 m e"] | None, num_views: None
     ) -> Float[jax.Array, "b t n c"]:
-        """Transform tokens between the projections."""
+        """Transform tokens between the projections; all frames exist."""
+        del num_views
         x = self.transformer_blocks[0](x, context)
         frames = blocks.sinusoids(jnp.arange(x.shape[1]), x.shape[-1])
         if self.context_order is not None and context is not None:
@@ -207,8 +214,14 @@ class UNet(nnx.Module):
         x: Float[jax.Array, "*lead h w c"],
         embedding: Float[jax.Array, "... e"] | None = None,
         context: Float[jax.Array, "... m f"] | None = None,
+        num_views: Int[jax.Array, " b"] | None = None,
     ) -> Float[jax.Array, "*lead h w c"]:
         """Compute everything between the first and the last convolution.
+
+        Args:
+          x: activations.
+          embedding: added inside the residual blocks.
+          context, num_views: of the attentions, see :class:`attention.TransformerBlock`.
 
         Raises:
           ValueError: height or width cannot be halved at every level.
@@ -221,11 +234,11 @@ class UNet(nnx.Module):
             )
         skips = [x]
         for level in self.down_blocks:
-            x, outputs = level(x, embedding, context)
+            x, outputs = level(x, embedding, (context, num_views))
             skips += outputs
-        x = self.mid_block(x, embedding, context)
+        x = self.mid_block(x, embedding, (context, num_views))
         for level in self.up_blocks:
-            x, _ = level(x, embedding, context, skips)
+            x, _ = level(x, embedding, (context, num_views), skips)
         return nnx.silu(self.conv_norm_out(x))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from e3d_jax import cameras, structs
+from e3d_jax import cameras, settings, structs
 from e3d_jax.data import records
 from e3d_jax.diffusion import schedules
 from e3d_jax.models import latents
@@ -113,6 +113,30 @@ def check_denoiser(config: Any, component: str) -> None:
     multiple = autoencoder.factor * model.network.factor
     if config.size % multiple:
         raise ValueError(f"size is {config.size}; expected a multiple of {multiple} px for the {component}'s levels")
+
+
+def guidance_setting() -> Any:
+    """Return the setting of classifier-free guidance."""
+    return settings.setting(
+        "Scale of classifier-free guidance (arXiv 2207.12598); 1 is off, as released. Each step is then computed with "
+        "and without the condition, which training must have dropped at times (loss.cond_dropout).",
+        1.0,
+        at_least=0,
+    )
+
+
+def check_guidance(config: Any, component: str) -> None:
+    """Refuse guidance of a network that was not trained without its condition.
+
+    Raises:
+      ValueError: says so.
+    """
+    stage = config[component]
+    if stage.sampling.guidance != 1 and not stage.loss.cond_dropout:
+        raise ValueError(
+            f"{component}.sampling.guidance is {stage.sampling.guidance}; expected 1, as {component}.loss.cond_dropout "
+            "is 0, so that the network does not know what it does without its condition"
+        )
 
 
 def training_steps(key: jax.Array, size: int, terminal_fraction: float) -> Int[Array, " {size}"]:

@@ -42,6 +42,7 @@ class Loss(settings.Settings):
     log_augmentation_mean: float = settings.setting(
         "Mean of the logarithm of the standard deviation of the noise in the anchors.", -3.0
     )
+    cond_dropout: float = settings.setting("Fraction of windows whose anchors are hidden.", 0.0, at_least=0, at_most=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class Sampling(settings.Settings):
         None,
         at_least=0,
     )
+
+    guidance: float = common.guidance_setting()
 
     @property
     def given_noise(self) -> float:
@@ -227,8 +230,9 @@ class Interpolation(base.Stage):
         return denoisers.InterpolationDenoiser(model.architecture, network, encoder)
 
     def check(self, config: Any, component: str) -> None:
-        """Refuse networks that do not fit the autoencoder or the image encoder, and layouts without windows."""
+        """Refuse networks that do not fit others, guidance that was not trained, and layouts without windows."""
         common.check_denoiser(config, component)
+        common.check_guidance(config, component)
         config.layout.windows  # noqa: B018 - raises for an odd number of anchors.
 
     def check_source(self, kind: str, settings: Any) -> None:
@@ -247,8 +251,13 @@ class Interpolation(base.Stage):
         """
         chosen: Loss = settings.loss
         key_noise, key_level, key_anchors = jax.random.split(key, 3)
+        if chosen.cond_dropout:
+            key_anchors, key_drop = jax.random.split(key_anchors)
         clean, condition = batch.prepare(model, frozen, key_anchors, chosen.log_augmentation_mean, layout)
         size = len(clean)
+        if chosen.cond_dropout:
+            dropped = jax.random.bernoulli(key_drop, chosen.cond_dropout, (size,))
+            condition = conditions.without_anchors(condition, dropped)
         quantile = jax.scipy.special.ndtri(jnp.clip(common.stratified(key_level, size), 1e-6, 1 - 1e-6))
         level = schedules.edm_levels(jnp.exp(chosen.log_noise_mean + chosen.log_noise_std * quantile))
         noise = jax.random.normal(key_noise, clean.shape)
@@ -265,7 +274,8 @@ class Interpolation(base.Stage):
         log_noise = jnp.log(jnp.maximum(sampling.given_noise, 1e-6))
         clean, condition = batch.prepare(model, frozen, key, log_noise, layout)
         plan = _plan(sampling)
-        state = take_steps(model, condition, samplers.begin(jax.random.normal(key, clean.shape)), plan)
+        start = samplers.begin(jax.random.normal(key, clean.shape))
+        state = take_steps(model, condition, start, plan, _guidance(condition, sampling))
         decoded = latents.decode(autoencoder, state.sample)
         return images.over_white(common.unit(batch.frames)), images.over_white(decoded)
 
@@ -283,7 +293,7 @@ def sample(
     sampling: Sampling,
     progress: Callable[[int], object] = lambda steps: None,
 ) -> Float[Array, "b v h w c"]:
-    """Sample the views between anchors, all windows in one batch (guidance 1, v prediction and Karras levels).
+    """Sample the views between anchors, all windows in one batch (v prediction and Karras levels).
 
     Args:
       model: the stage's module.
@@ -303,7 +313,8 @@ def sample(
     condition = start(model, autoencoder, anchors, key_anchor, *given, layout=layout)
     windows, frames, *latent = condition.latents.shape
     state = samplers.begin(jax.random.normal(key_noise, (windows, frames, *latent)))
-    take = functools.partial(take_steps, model, condition)
+    guidance = _guidance(condition, sampling)
+    take = functools.partial(take_steps, model, condition, guidance=guidance)
     state = samplers.advance_in_parts(take, state, _plan(sampling), progress)
     if autoencoder.temporal_decoder:
         views = _decode(autoencoder, state.sample)[:, layout.window_new]
@@ -311,6 +322,16 @@ def sample(
         views = _decode(autoencoder, state.sample[:, layout.window_new])
     views = views.reshape(len(anchors), -1, *views.shape[2:])
     return views[:, np.argsort(layout.windows[:, layout.window_new].ravel())]
+
+
+def _guidance(
+    condition: denoisers.WindowCondition, sampling: Sampling
+) -> tuple[denoisers.WindowCondition, Float[Array, ""]] | None:
+    """Return what :func:`denoiser.guided` takes."""
+    if sampling.guidance == 1:
+        return None
+    hidden = jnp.ones(len(condition.noise), bool)
+    return conditions.without_anchors(condition, hidden), jnp.float32(sampling.guidance)
 
 
 def _plan(sampling: Sampling) -> samplers.Plan:
@@ -363,11 +384,12 @@ def take_steps(
     condition: denoisers.WindowCondition,
     state: samplers.Progress,
     plan: samplers.Plan,
+    guidance: tuple[denoisers.WindowCondition, Float[Array, ""]] | None = None,
 ) -> samplers.Progress:
-    """Denoise the frames of windows, ``[b t h w c]``, along a plan or a part of it."""
+    """Denoise the frames of windows, ``[b t h w c]``, along a plan or a part of it; :func:`denoiser.guided`."""
 
     def predict(sample, level):
-        output = model(sample, jnp.full(len(sample), level.time), condition)
+        output = denoiser.guided(model, sample, level, condition, guidance)
         return denoiser.clean("v", output.astype(jnp.float32), sample, level)
 
     return samplers.advance(predict, state, plan)

@@ -53,6 +53,8 @@ def input_pair(record: records.Record, view: int) -> tuple[np.ndarray, np.ndarra
     The normals stay in the world frame of the record.
     """
     image, normal = record.image(view), record.image(view, "normal")
+    if record.is_framed(view):
+        return image, normal, record.cameras[[int(view)]]
     box = images.object_box(image[..., 3] / np.float32(255))
     crop = lambda map: images.to_uint8(images.crop(map / np.float32(255), box, record.size))  # noqa: E731
     left, top, side = box
@@ -93,11 +95,15 @@ class Normals(base.Stage):
 
     def check(self, config: Any, component: str) -> None:
         """Refuse an estimator that knows level cameras only, where the input's camera is not level."""
-        if config[component].model.architecture == "dpt_hybrid" and config.layout.elevation:
-            raise ValueError(
-                f"{component}.model.architecture is 'dpt_hybrid', which takes the input's camera to be level, but "
-                f"layout.elevation is {config.layout.elevation}; expected 0, or another architecture"
-            )
+        for name, value in (
+            ("layout.elevation", config.layout.elevation),
+            ("inputs.count", config.system.inputs.count),
+        ):
+            if config[component].model.architecture == "dpt_hybrid" and value:
+                raise ValueError(
+                    f"{component}.model.architecture is 'dpt_hybrid', which takes the input's camera to be level, but "
+                    f"{name} is {value}; expected 0, or another architecture"
+                )
 
     def loss(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
@@ -118,9 +124,12 @@ class Normals(base.Stage):
         return mean(1 - cosine), {"angle_deg": jax.lax.stop_gradient(mean(angle))}
 
 
-def estimate(estimator: Any, image: Float[Array, "b h w 4"], alpha: Float[Array, "b h w 1"]) -> Float[Array, "b h w 4"]:
-    """Estimate the encoded normal map of images, with the silhouette ``alpha``."""
-    rgb = estimator(latents.network_image(image, 4)) / 2 + 0.5
+def estimate(
+    estimator: Any, image: Float[Array, "*b h w 4"], alpha: Float[Array, "*b h w 1"]
+) -> Float[Array, "*b h w 4"]:
+    """Estimate the encoded normal map of images, each in the frame of its own input, with the silhouette ``alpha``."""
+    found = estimator(latents.network_image(image.reshape(-1, *image.shape[-3:]), 4))
+    rgb = found.reshape(*image.shape[:-1], 3) / 2 + 0.5
     return jnp.concatenate([jnp.where(alpha > 0, rgb, 1.0), alpha], -1)
 
 

@@ -27,7 +27,7 @@ from e3d_jax.weights import folder
 
 OBJECTS_AT_ONCE = 4
 # Float arrays are stored in half precision, except these.
-FULL_PRECISION = {"strength", "poses", "input_poses"}
+FULL_PRECISION = {"strength", "poses", "input_poses", "input_fov"}
 
 Decoded = tuple[str, dict[str, np.ndarray]]
 

@@ -90,7 +90,7 @@ def _anchor_sampler(recorded: Recorded) -> dict[str, Any]:
     pair = jnp.concatenate([recorded["image"], recorded["normal"]])
     poses = np.asarray(LAYOUT.cameras(1).world_from_cam)[None, LAYOUT.anchors]
     labels = jnp.asarray(conditions.view_labels(poses, poses[:, :1]))
-    condition = anchor.start(model, autoencoder, _opaque(pair)[None], labels)
+    condition = anchor.start(model, autoencoder, _opaque(pair)[None, :, None], labels)
     noise = recorded["anchor_init_latents"]
     start = samplers.begin(noise.reshape(1, 2, LAYOUT.num_anchors, *noise.shape[1:]))
     plan = samplers.plan(schedules.ddim_grid(4), samplers.ORDERS["ddim"])

@@ -8,16 +8,22 @@ import os
 import pathlib
 import zlib
 
+import jax
 import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Int
 from scipy import spatial
 
+from e3d_jax import cameras as cameras_lib
 from e3d_jax import files, images, structs, views_io
-from e3d_jax.data import engine, records
+from e3d_jax.data import engine, photographs, records
 from e3d_jax.data.assets import reading, rendering
 
 OBJECTS_PER_SHARD = 64
+# Folder of input images, in a folder of views.
+INPUTS = "inputs"
+# By how many degrees the first input image may miss the direction of view 0.
+ASIDE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +34,13 @@ class RenderSettings:
       rig: cameras to draw from, and those that renders made elsewhere must have been drawn from.
       y_up: see :func:`reading.read_asset`.
       poses: number of poses of each mesh: the first as in its file, the others random, uniform over all rotations.
+      inputs: input images to draw beside the rig's views; of renders made elsewhere, how many to take at most.
     """
 
     rig: records.Rig
     y_up: bool = False
     poses: int = 1
+    inputs: cameras_lib.InputCameras = dataclasses.field(default_factory=cameras_lib.InputCameras)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +71,7 @@ def find_assets(folder: str | os.PathLike, *, rendered: bool = False) -> dict[st
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if (path.suffix.lower() in reading.SUFFIXES or path.name in names) and path.is_file()
+        if (path.suffix.lower() in reading.SUFFIXES or path.name in names) and path.is_file() and not _is_inputs(path)
     )
     if not paths:
         kinds = ", ".join(reading.SUFFIXES)
@@ -76,6 +84,11 @@ def find_assets(folder: str | os.PathLike, *, rendered: bool = False) -> dict[st
         stem if taken[stem] == 1 else path.relative_to(folder).as_posix(): path
         for stem, path in zip(stems, paths, strict=True)
     }
+
+
+def _is_inputs(path: pathlib.Path) -> bool:
+    """Return whether a ``transforms.json`` is that of the input images of a folder of views."""
+    return path.parent.name == INPUTS and (path.parent.parent / path.name).is_file()
 
 
 def read_rendered(
@@ -112,20 +125,75 @@ def read_rendered(
     return dataclasses.replace(views, normal_views=normal_views, normals=views.normals[chosen])
 
 
-def pack(name: str, file: str, rig: records.Rig, views: structs.ViewSet) -> bytes:
-    """Return the views of an asset as a record."""
-    colors = dict(enumerate(map(images.to_uint8, views.rgba)))
-    encoded = images.encode_normal(views.normals, views.rgba[views.normal_views][..., 3])
-    normals = dict(zip(views.normal_views.tolist(), map(images.to_uint8, encoded), strict=True))
+def read_inputs(folder: pathlib.Path, settings: RenderSettings) -> structs.ViewSet | None:
+    """Read the input images of a folder of views, from any cameras and of any size, and frame them.
+
+    Raises:
+      OSError, ValueError: there are none, they cannot be read, the first is not in the direction of view 0, or a normal
+        map is missing.
+    """
+    if not settings.inputs.count:
+        return None
+    if not (folder / INPUTS / views_io.TRANSFORMS).is_file():
+        raise ValueError(f"{folder} has no input images; put them into {folder / INPUTS}, or pass --inputs=0")
+    rig, views = settings.rig, views_io.read_views(folder / INPUTS)
+    chosen = np.arange(min(settings.inputs.count, len(views.cameras)))
+    front = np.asarray(rig.cameras.world_from_cam)[None, rig.anchors[:1]]
+    aside = np.degrees(cameras_lib.relative_azimuth(np.asarray(views.cameras.world_from_cam)[None, :1], front))[0, 0]
+    if min(aside, 360 - aside) > ASIDE:
+        raise ValueError(
+            f"the first image in {folder / INPUTS} is {aside:.1f} degrees of azimuth from view 0; first put one that "
+            "is in its direction"
+        )
+    normals = bool(rig.normal_views)
+    if normals and (missing := sorted(set(chosen.tolist()) - set(views.normal_views.tolist()))):
+        raise ValueError(f"{folder / INPUTS} has no normal map of view {missing[0]}; provide it, or pass --nonormals")
+    size = rig.cameras.width
+    framed = [_frame(views, view, size, normals) for view in chosen.tolist()]
+    return structs.ViewSet(
+        rgba=np.stack([rgba for rgba, _, _ in framed]),
+        cameras=jax.tree.map(lambda *parts: np.concatenate(parts), *(camera for _, _, camera in framed)),
+        normal_views=chosen if normals else chosen[:0],
+        normals=np.array([normal for _, normal, _ in framed if normal is not None]).reshape(-1, size, size, 3),
+        anchors=chosen[:0],
+    )
+
+
+def _frame(views: structs.ViewSet, view: int, size: int, with_normals: bool):
+    """Return an image as :func:`images.object_box` frames it, its normals if wanted, and the crop's camera."""
+    rgba, normals = views.rgba[view], None
+    left, top, side = box = images.object_box(rgba[..., 3])
+    corner, width = np.array([[left, top]], np.float32), np.array([side], np.float32)
+    camera = cameras_lib.cropped(views.cameras[[view]], corner, width, size)
+    if with_normals:
+        given = views.normals[views.normal_views.tolist().index(view)]
+        encoded = images.crop(images.encode_normal(given, rgba[..., 3] * given.any(-1)), box, size)
+        normals = 2 * encoded[..., :3] - 1
+        length = np.linalg.norm(normals, axis=-1, keepdims=True)
+        normals = np.where(encoded[..., 3:] > 0, normals / np.maximum(length, 1e-6), 0)
+    return images.crop(rgba, box, size), normals, camera
+
+
+def pack(
+    name: str, file: str, rig: records.Rig, views: structs.ViewSet, inputs: structs.ViewSet | None = None
+) -> bytes:
+    """Return the views of an asset, and the framed input images if there are some, as a record."""
+    parts = [views]
+    if inputs is not None:
+        parts, rig = [views, inputs], rig.with_inputs(inputs.cameras)
+    colors = [images.to_uint8(rgba) for part in parts for rgba in part.rgba]
+    encoded = [images.encode_normal(part.normals, part.rgba[part.normal_views][..., 3]) for part in parts]
+    normals = [images.to_uint8(normal) for part in encoded for normal in part]
+    maps = {"color": dict(enumerate(colors)), "normal": dict(zip(rig.normal_views, normals, strict=True))}
     provenance = {"generator": "e3d_jax.data.assets", "file": file}
-    return records.pack(records.encode(name, provenance, rig, {"color": colors, "normal": normals}))
+    return records.pack(records.encode(name, provenance, rig, maps))
 
 
-def draw(settings: RenderSettings, job: Job) -> tuple[rendering.Render, tuple[str, ...]]:
+def draw(settings: RenderSettings, job: Job) -> tuple[rendering.Render, structs.ViewSet | None, tuple[str, ...]]:
     """Read a mesh, turn it to its pose, and draw it.
 
     Returns:
-      The render, and a line for each texture that could not be loaded.
+      The render, the framed input images if there are some, and a line for each texture that could not be loaded.
 
     Raises:
       OSError, ValueError: see :func:`reading.read_asset`; or nothing of the mesh is visible.
@@ -137,7 +205,11 @@ def draw(settings: RenderSettings, job: Job) -> tuple[rendering.Render, tuple[st
     drawn = rendering.render(asset, rig.cameras, np.asarray(rig.normal_views, int), np.asarray(rig.anchors, int))
     if not drawn.views.rgba[..., 3].any():
         raise ValueError(f"{job.path} shows nothing: all light passes through its materials")
-    return drawn, asset.warnings
+    inputs = None
+    if settings.inputs.count:
+        shots = photographs.plan(settings.inputs, job.name, rig.cameras.width)
+        inputs = rendering.photograph(asset, shots, settings.inputs.effects, normals=bool(rig.normal_views))
+    return drawn, inputs, asset.warnings
 
 
 def _with_warnings(value, warnings: tuple[str, ...]):
@@ -150,12 +222,13 @@ def make_record(settings: RenderSettings, job: Job) -> bytes | engine.Flawed | e
     try:
         if job.path.name == views_io.TRANSFORMS:
             views = read_rendered(job.path.parent, settings.rig.cameras, np.asarray(settings.rig.normal_views, int))
+            inputs = read_inputs(job.path.parent, settings)
         else:
-            drawn, warnings = draw(settings, job)
+            drawn, inputs, warnings = draw(settings, job)
             views = drawn.views
     except (OSError, ValueError) as error:
         return engine.Skipped(str(error))
-    return _with_warnings(pack(job.name, job.path.name, settings.rig, views), warnings)
+    return _with_warnings(pack(job.name, job.path.name, settings.rig, views, inputs), warnings)
 
 
 def make_folder(settings: RenderSettings, out: pathlib.Path, job: Job) -> pathlib.Path | engine.Flawed | engine.Skipped:
@@ -165,9 +238,11 @@ def make_folder(settings: RenderSettings, out: pathlib.Path, job: Job) -> pathli
       OSError: the folder cannot be written.
     """
     try:
-        drawn, warnings = draw(settings, job)
+        drawn, inputs, warnings = draw(settings, job)
     except (OSError, ValueError) as error:
         return engine.Skipped(str(error))
+    if inputs is not None:
+        views_io.write_views(out / job.name / INPUTS, inputs)
     views_io.write_views(out / job.name, drawn.views, drawn.depths)
     return _with_warnings(out / job.name, warnings)
 

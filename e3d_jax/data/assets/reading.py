@@ -52,10 +52,10 @@ class Asset:
         """Whether no ray passes through any surface."""
         return all(material.alpha == "opaque" for material in self.materials)
 
-    def color(self, hits: raycast.Hits, light: Float[np.ndarray, " h"]) -> Float[np.ndarray, "h 3"]:
-        """Return the display-encoded color under a light of some brightness, with what the surface emits."""
+    def color(self, hits: raycast.Hits, light: Float[np.ndarray, "*h #3"]) -> Float[np.ndarray, "h 3"]:
+        """Return the display-encoded color under a light, gray or colored, with what the surface emits."""
         color = self.albedo(hits)
-        shaded = color * light[:, None]
+        shaded = color * light
         for material, at in self._hits_of(hits, lambda each: each.unlit or any(each.emission)):
             if material.unlit:
                 shaded[at] = color[at]

@@ -7,14 +7,14 @@ import re
 
 import numpy as np
 
-from e3d_jax import files
-from e3d_jax.data import engine, records
+from e3d_jax import cameras, files, images
+from e3d_jax.data import engine, photographs, records
 from e3d_jax.data.synthetic import examples
 
 OBJECTS_PER_SHARD = 256
 
 
-def pack(example: examples.Example, split: str, seed: int, rig: records.Rig) -> bytes:
+def pack(example: examples.Example, split: str, seed: int, rig: records.Rig, effects: float = 0.0) -> bytes:
     """Return an object's images as a record; runs in the encoding processes.
 
     Args:
@@ -22,13 +22,18 @@ def pack(example: examples.Example, split: str, seed: int, rig: records.Rig) -> 
       split: "train" or "test".
       seed: of the sequence of objects.
       rig: of the views.
+      effects: strength of what is added to input images (:func:`photographs.develop`).
     """
-    name = f"{split}-{seed}-{example.index}"
+    name = examples.name_of(split, seed, example.index)
     provenance = {"generator": "e3d_jax.data.synthetic", "split": split, "seed": seed, "index": example.index}
-    normals = dict(zip(rig.normal_views, example.normals, strict=True))
-    return records.pack(
-        records.encode(name, provenance, rig, {"color": dict(enumerate(example.rgba)), "normal": normals})
-    )
+    colors, normals = list(example.rgba), list(example.normals)
+    if (inputs := example.inputs) is not None:
+        rig = rig.with_inputs(inputs.cameras)
+        for rgba, taken in zip(inputs.rgba, inputs.seeds.tolist(), strict=True):
+            colors.append(images.to_uint8(photographs.develop(rgba / np.float32(255), taken, effects)))
+        normals.extend(inputs.normals)
+    maps = {"color": dict(enumerate(colors)), "normal": dict(zip(rig.normal_views, normals, strict=True))}
+    return records.pack(records.encode(name, provenance, rig, maps))
 
 
 def plan(
@@ -67,6 +72,7 @@ def write_records(
     count: int,
     rig: records.Rig,
     *,
+    inputs: cameras.InputCameras | None = None,
     split: str = "train",
     seed: int = 0,
     batch: int = 64,
@@ -79,6 +85,7 @@ def write_records(
       out: folder of the dataset.
       count: the objects are those from 0 to ``count - 1``.
       rig: cameras to draw from.
+      inputs: input images to draw beside the rig's views; none when not given.
       split: "train" or "test"; they share no object.
       seed: of the sequence of objects.
       batch: objects per call of the device.
@@ -94,8 +101,14 @@ def write_records(
         records.check_schema(out)
     normal_views = np.array(rig.normal_views, int)
     draw = functools.partial(
-        examples.generate, split, seed, cameras=rig.cameras, normal_views=normal_views, batch=batch
+        examples.generate,
+        split,
+        seed,
+        cameras=rig.cameras,
+        normal_views=normal_views,
+        inputs=inputs,
+        batch=batch,
     )
-    finish = functools.partial(pack, split=split, seed=seed, rig=rig)
+    finish = functools.partial(pack, split=split, seed=seed, rig=rig, effects=inputs.effects if inputs else 0.0)
     counts = engine.write_shards(out, shards, engine.Work(device=draw, finish=finish), workers=workers)
     return counts._replace(already=already)

@@ -41,24 +41,6 @@ class Materials:
     mottle: Float[structs.ArrayLike, "*m"]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Lights:
-    """Lights fixed in the world.
-
-    Attributes:
-      ambient: color of light from everywhere.
-      directions: unit vectors toward the lights.
-      colors: their colors.
-      occlusion: strength of the darkening in creases, [0, 1].
-    """
-
-    ambient: Float[structs.ArrayLike, "*b 3"]
-    directions: Float[structs.ArrayLike, "*b l 3"]
-    colors: Float[structs.ArrayLike, "*b l 3"]
-    occlusion: Float[structs.ArrayLike, "*b"]
-
-
 def colors(materials: Materials, point: primitives.Point) -> Float[jax.Array, "m *n 3"]:
     """Return the color of every material of one object at every point (object units)."""
     return jnp.stack(
@@ -89,7 +71,9 @@ def _color(material: Materials, point: primitives.Point) -> jax.Array:
     return jnp.clip(color * (1 + material.mottle * fine[..., None]), 0, 1)
 
 
-def shade(lights: Lights, albedo: jax.Array, normal: jax.Array, openness: jax.Array) -> Float[jax.Array, "*n 3"]:
+def shade(
+    lights: lighting.Lights, albedo: jax.Array, normal: jax.Array, openness: jax.Array
+) -> Float[jax.Array, "*n 3"]:
     """Return the wrapped diffuse shading, display-encoded: ``albedo * (ambient + sum of light * (1 + n.l) / 2)``.
 
     Args:
@@ -177,7 +161,7 @@ def palette(rng: np.random.Generator, main: np.ndarray | None = None, plain: flo
     return Materials(**{name: np.array([row[name] for row in rows], np.float32) for name in rows[0]})
 
 
-def random_lights(rng: np.random.Generator) -> Lights:
+def random_lights(rng: np.random.Generator) -> lighting.Lights:
     """Sample a key light near the usual one, sometimes moved far from it, with fill lights and faint tints."""
     key = lighting.KEY_LIGHT + rng.normal(0, 0.15 if rng.random() < 0.7 else 0.8, 3) * [1, 1, 0.4]
     if rng.random() < 0.35:
@@ -188,7 +172,7 @@ def random_lights(rng: np.random.Generator) -> Lights:
     fills = rng.uniform(0, 0.15, 2) * (rng.random(2) < 0.35)
     tints = 1 + rng.normal(0, 0.04, (4, 3)) * (rng.random() < 0.4)
     amounts = np.array([ambient, strength, *fills])[:, None] * tints
-    return Lights(
+    return lighting.Lights(
         ambient=amounts[0].astype(np.float32),
         directions=(directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float32),
         colors=amounts[1:].astype(np.float32),

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from skimage import measure
 
 from e3d_jax import structs
+from e3d_jax.data import lighting
 from e3d_jax.data.synthetic import materials as materials_lib
 from e3d_jax.data.synthetic import primitives
 
@@ -37,7 +38,7 @@ class ObjectParams:
 
     solids: primitives.Primitives
     materials: materials_lib.Materials
-    lights: materials_lib.Lights
+    lights: lighting.Lights
     ripple: Float[structs.ArrayLike, "*b 2"]
     world_from_object: Float[structs.ArrayLike, "*b 3 3"]
     center: Float[structs.ArrayLike, "*b 3"]

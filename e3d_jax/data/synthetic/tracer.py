@@ -185,9 +185,9 @@ def _untile(tiles: Float[jax.Array, "b t p *c"], views: int, height: int, width:
     return parts.reshape(b, views, rows * _TILE, columns * _TILE, *c)[:, :, :height, :width]
 
 
-def _trace_tiles(params: objects.ObjectParams, grid: _Grid) -> Images:
-    """Return images by tile of a batch that is traced at once."""
-    start, touched = jax.vmap(lambda one: _cone_march(one, grid.cones, grid.cone_spread))(params)
+def _trace_tiles(params: objects.ObjectParams, grid: _Grid, axis: int | None) -> Images:
+    """Return images by tile of a batch that is traced at once; ``axis`` of the grid is that of the objects, if any."""
+    start, touched = jax.vmap(lambda one, grid: _cone_march(one, grid.cones, grid.cone_spread), (0, axis))(params, grid)
     start, touched = (x.reshape(len(x), -1) for x in (start, touched))
     number = start.shape[1]
     portion = -(-number // _PORTIONS)
@@ -196,7 +196,7 @@ def _trace_tiles(params: objects.ObjectParams, grid: _Grid) -> Images:
     order = jnp.concatenate([jnp.argsort(~touched, axis=1), beyond], 1)
     most = touched.sum(1).max()
 
-    def trace(one: objects.ObjectParams, start: jax.Array, chosen: jax.Array) -> Images:
+    def trace(one: objects.ObjectParams, start: jax.Array, chosen: jax.Array, grid: _Grid) -> Images:
         rays, spread, cosine, first = jax.tree.map(
             lambda x: jnp.take(x, chosen, 0, mode="clip"), (grid.rays, grid.spread, grid.cosine, start)
         )
@@ -205,7 +205,7 @@ def _trace_tiles(params: objects.ObjectParams, grid: _Grid) -> Images:
     def step(carry: tuple[jax.Array, Images]) -> tuple[jax.Array, Images]:
         first, images = carry
         chosen = jax.lax.dynamic_slice_in_dim(order, first, portion, 1)
-        found = jax.vmap(trace)(params, start, chosen)
+        found = jax.vmap(trace, (0, 0, 0, axis))(params, start, chosen, grid)
         put = jax.vmap(lambda image, index, values: image.at[index].set(values, mode="drop", unique_indices=True))
         return first + portion, jax.tree.map(lambda image, values: put(image, chosen, values), images, found)
 
@@ -216,19 +216,23 @@ def _trace_tiles(params: objects.ObjectParams, grid: _Grid) -> Images:
 
 @jax.jit
 def render(params: objects.ObjectParams, cameras: structs.Cameras) -> Images:
-    """Draw a batch of normalized objects from the same cameras, in chunks that bound memory.
+    """Draw a batch of normalized objects, in chunks that bound memory.
 
     Args:
       params: b objects.
-      cameras: v cameras outside the ball of radius 0.53 around the origin.
+      cameras: v cameras for all objects, or ``[b v]`` for v cameras of each, outside the ball of radius 0.53 around the
+        origin.
     """
-    number = len(params.scale)
-    count = max(1, _RAYS_AT_ONCE // (len(cameras) * cameras.width * cameras.height))
+    number, (*own, views, _, _) = len(params.scale), cameras.world_from_cam.shape
+    count = max(1, _RAYS_AT_ONCE // (views * cameras.width * cameras.height))
     count = min(count, number)
     # The last chunk repeats the last object.
     chunks = jnp.minimum(jnp.arange(-(-number // count) * count), number - 1).reshape(-1, count)
-    chunked = jax.tree.map(lambda x: jnp.asarray(x)[chunks], params)
-    grid = _grid(cameras)
-    tiles = jax.lax.map(lambda some: _trace_tiles(some, grid), chunked)
+    chunked = jax.tree.map(lambda x: jnp.asarray(x)[chunks], (params, cameras) if own else params)
+    if own:
+        tiles = jax.lax.map(lambda some: _trace_tiles(some[0], jax.vmap(_grid)(some[1]), 0), chunked)
+    else:
+        grid = _grid(cameras)
+        tiles = jax.lax.map(lambda some: _trace_tiles(some, grid, None), chunked)
     tiles = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], tiles)
-    return jax.tree.map(lambda x: _untile(x, len(cameras), cameras.height, cameras.width), tiles)
+    return jax.tree.map(lambda x: _untile(x, views, cameras.height, cameras.width), tiles)
