@@ -379,4 +379,4 @@ def test_weights_that_take_level_images_refuse_another_elevation(toy, image):
 
 def test_weights_that_take_level_images_say_so(toy, image):
     found = toy.prepare(image)
-    assert (found.elevation, found.fov, found.found["elevation"]) == (0.0, 39.6, "assumed")
+    assert (found.elevation, found.fov, found.found["elevation"]) == (0.0, 39.59, "assumed")

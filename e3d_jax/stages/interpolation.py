@@ -324,9 +324,7 @@ def sample(
     return views[:, np.argsort(layout.windows[:, layout.window_new].ravel())]
 
 
-def _guidance(
-    condition: denoisers.WindowCondition, sampling: Sampling
-) -> tuple[denoisers.WindowCondition, Float[Array, ""]] | None:
+def _guidance(condition: Any, sampling: Sampling) -> tuple[denoisers.WindowCondition, Float[Array, ""]] | None:
     """Return what :func:`denoiser.guided` takes."""
     if sampling.guidance == 1:
         return None
