@@ -1,5 +1,7 @@
 """Cached latents give a network what images would have given it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from tests import tiny
 
 CONFIG = tiny.system(32)
 FULL_PRECISION = {"strength", "poses", "input_poses", "input_fov"}
+SEED = 4  # of an example that is not mirrored
 QUICK = {"xla_backend_optimization_level": 0}
 
 
@@ -161,3 +164,63 @@ def test_images_are_encoded_a_few_at_a_time(monkeypatch):
     found = caching.in_turns(encode)(rgba)
     np.testing.assert_allclose(found, rgba.mean((-3, -2)), rtol=1e-5)
     assert max(int(np.prod(shape[:-3])) for shape in seen) <= 2
+
+
+# -- Several inputs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def three_inputs():
+    """The toy system, with up to three inputs and their cameras."""
+    values = tiny.system_values() | {"size": 32}
+    values["anchor"]["diffusion"] |= {"max_inputs": 3, "input_cameras": True}
+    return stages.parse_config(values)
+
+
+@pytest.fixture(scope="module")
+def photographed(ball):
+    """The ball with three inputs from cameras of their own, at azimuths 0, 100 and 200."""
+    views = [cameras.ring(32, 1, offset=np.radians(x), elevation=0.3) for x in (0, 100, 200)]
+    return dataclasses.replace(
+        ball,
+        cameras=jax.tree.map(lambda *parts: np.concatenate(parts), ball.cameras, *views),
+        maps={name: {**maps, **{32 + i: maps[4 * i] for i in range(3)}} for name, maps in ball.maps.items()},
+        inputs=[32, 33, 34],
+    )
+
+
+@pytest.fixture(scope="module")
+def batches_of_three(modules, photographed, three_inputs):
+    """The same example of both kinds; not mirrored."""
+    source = stages.get("anchor").sources["latents"]
+    compute = jax.jit(lambda modules, *rest: source.compute(modules["anchor"], modules, *rest, three_inputs))
+    arrays = jax.tree.map(np.asarray, compute(modules, source.read(photographed, three_inputs), jax.random.key(0)))
+    record = latents.Latents("ball", "anchor", arrays)
+    source.check(record, three_inputs)
+    images = stages.get("anchor").sources["images"].example(photographed, np.random.default_rng(SEED), three_inputs)
+    return batch_of(images), batch_of(source.example(record, np.random.default_rng(SEED), three_inputs))
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+def test_cached_inputs_are_what_training_on_images_computes(batches_of_three, prepare_images, estimated):
+    images, stored = batches_of_three
+    assert images.count == stored.count and images.count > 1
+    known = jnp.array([[[True, False], [False, True], [True, True]]])
+    choices = (jnp.array([estimated]), jnp.array([False]), known)
+    expected, given = prepare_images(images, *choices), stored.prepare(None, {}, *choices)
+    for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-2, rtol=1e-2)
+
+
+def test_inputs_that_are_views_cannot_be_cached_for_several(modules, ball, three_inputs):
+    arrays = {"views": np.zeros((8, 16, 16, 2)), "inputs": np.zeros((8, 3)), "order": np.zeros((8, 8))}
+    record = latents.Latents("ball", "anchor", arrays | {"input_fov": np.zeros(8)})
+    with pytest.raises(ValueError, match=r"each in a frame of its own, but anchor\.diffusion\.max_inputs is 3; draw"):
+        stages.get("anchor").sources["latents"].check(record, three_inputs)
+
+
+def test_latents_of_older_versions_are_refused(cached):
+    record = cached["anchor"]
+    old = dataclasses.replace(record, arrays={k: v for k, v in record.arrays.items() if k != "input_fov"})
+    with pytest.raises(ValueError, match="latents of an older version, without fields of view"):
+        stages.get("anchor").sources["latents"].check(old, CONFIG)
