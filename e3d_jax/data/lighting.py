@@ -41,4 +41,5 @@ def brightness(normals: Float[np.ndarray, "*n 3"], lights: Lights | None = None)
     """
     if lights is None:
         return (AMBIENT + KEY_STRENGTH * (0.5 + 0.5 * normals @ KEY_LIGHT))[..., None]
-    return lights.ambient + (0.5 + 0.5 * normals @ lights.directions.T) @ lights.colors
+    ambient, directions, colors = (np.asarray(x) for x in (lights.ambient, lights.directions, lights.colors))
+    return ambient + (0.5 + 0.5 * normals @ directions.T) @ colors

@@ -95,8 +95,9 @@ def bounds(
     mask = alpha > COVERED * alpha.max()
     if not mask.any():
         raise ValueError("an input camera does not see the object")
-    lines = [np.flatnonzero(mask.any(axis)) for axis in (0, 1)]
-    return tuple(np.array(ends) / len(alpha) for ends in ([x[0] for x in lines], [x[-1] + 1 for x in lines]))
+    columns, rows = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))
+    low, high = np.array([columns[0], rows[0]]), np.array([columns[-1] + 1, rows[-1] + 1])
+    return low / len(alpha), high / len(alpha)
 
 
 def framed(

@@ -69,7 +69,7 @@ def attend(
     if kernel := implementation(query.dtype, query.shape[-1], query.shape[-3], key.shape[-3]):
         # The compilation cache's key would miss options that are not operands, such as causality
         # (distributed.stable_cache_keys); lengths are operands.
-        attended = _plain(*flat, implementation=kernel)
+        attended = functools.partial(_plain, implementation=kernel)(*flat)
     else:
         # Chosen by where the program will run, which may be elsewhere when a run on other hardware is planned.
         attended = jax.lax.platform_dependent(*flat, cpu=_attend_on_cpu, default=_attend_elsewhere)

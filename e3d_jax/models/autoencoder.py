@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from e3d_jax import settings
 from e3d_jax.models import attention, blocks, layers
@@ -60,11 +60,14 @@ class ImageAttention(attention.Attention):
         self.group_norm = layers.GroupNorm(channels, types, groups=norm_groups, epsilon=1e-6)
 
     def __call__(
-        self, x: Float[jax.Array, "*lead h w c"], context: Float[jax.Array, "... m e"] | None = None
+        self,
+        x: Float[jax.Array, "*lead h w c"],
+        context: Float[jax.Array, "... m e"] | None = None,
+        lengths: Int[jax.Array, "*lead"] | None = None,
     ) -> Float[jax.Array, "*lead h w c"]:
         """Transform; with ``context`` the keys and values come from there."""
         tokens = self.group_norm(x).reshape(*x.shape[:-3], -1, x.shape[-1])
-        return x + super().__call__(tokens, context).reshape(x.shape)
+        return x + super().__call__(tokens, context, lengths).reshape(x.shape)
 
 
 class Encoder(nnx.Module):

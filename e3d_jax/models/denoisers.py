@@ -105,10 +105,10 @@ class AnchorDenoiser(Denoiser):
         A noisy view has latents and token of the first input, a reference view its own.
         """
         views = noisy.shape[2]
-        given = condition.latents, condition.tokens
+        latents, tokens = condition.latents, condition.tokens
         if not self.injection:
-            given = (jnp.broadcast_to(x[:, :1], x.shape) for x in given)
-        latents, context = (self._by_view(x, views) for x in given)
+            latents, tokens = (jnp.broadcast_to(x[:, :1], x.shape) for x in (latents, tokens))
+        latents, context = (self._by_view(x, views) for x in (latents, tokens))
         sample = noisy
         if self.injection:
             sample = jnp.concatenate([noisy, condition.latents], 2)

@@ -95,7 +95,7 @@ class SpatialTransformer(nnx.Module):
         self,
         x: Float[jax.Array, "*lead n c"],
         context: Float[jax.Array, "... m e"] | None,
-        num_views: Int[jax.Array, " b"] | None,
+        num_views: Int[jax.Array, " b"] | None = None,
     ) -> Float[jax.Array, "*lead n c"]:
         """Transform tokens between the projections."""
         return self.transformer_blocks[0](x, context, num_views)
@@ -139,7 +139,10 @@ class SpatioTemporalTransformer(SpatialTransformer):
         self.context_order: ContextOrder | None = None
 
     def transform(
-        self, x: Float[jax.Array, "b t n c"], context: Float[jax.Array, "b 1 m e"] | None, num_views: None
+        self,
+        x: Float[jax.Array, "b t n c"],
+        context: Float[jax.Array, "b 1 m e"] | None,
+        num_views: Int[jax.Array, " b"] | None = None,
     ) -> Float[jax.Array, "b t n c"]:
         """Transform tokens between the projections; all frames exist."""
         del num_views
