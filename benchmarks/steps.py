@@ -51,8 +51,7 @@ def with_steps(model: system.System, stage: str, steps: int) -> system.System:
 def sample(model: system.System, stage: str, gt: structs.ViewSet) -> np.ndarray:
     """Run one stage on true views; return the views that are scored."""
     if stage == "anchor":
-        pair = jnp.asarray(np.stack(model.prepare(gt.rgba[0])))[None]
-        return model.anchors(pair, jax.random.key(0))[0, 0, 1:]
+        return model.anchors([[model.prepare(gt.rgba[0])]], jax.random.key(0))[0, 0, 1:]
     return model.interpolate(jnp.asarray(gt.rgba[gt.anchors])[None], jax.random.key(0))[0]
 
 
