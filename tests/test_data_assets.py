@@ -16,7 +16,7 @@ from scipy import spatial
 from e3d_jax import cameras, images, views_io
 from e3d_jax.data import assets, photographs, records
 from e3d_jax.data.assets import jobs, reading, textures
-from e3d_jax.stages import anchor
+from e3d_jax.stages import anchor_data
 from tests import tiny
 
 
@@ -204,7 +204,7 @@ def test_records_resume_and_feed_training(mesh_folder, tmp_path):
     assert len(shards) == 2
     record = records.unpack(array_record_module.ArrayRecordReader(shards[0]).read_all()[0])
     assert record.id == "box" and record.provenance["file"] == "box.glb"
-    example = anchor.Images().example(record, np.random.default_rng(0), tiny.config())
+    example = anchor_data.Images().example(record, np.random.default_rng(0), tiny.config())
     assert example.targets.shape == (2, 8, 16, 16, 4)
 
 

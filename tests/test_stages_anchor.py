@@ -10,7 +10,7 @@ import pytest
 from e3d_jax import cameras, config, stages
 from e3d_jax.diffusion import samplers, schedules
 from e3d_jax.models import denoisers, latents
-from e3d_jax.stages import anchor, common, conditions
+from e3d_jax.stages import anchor, anchor_data, common, conditions
 from tests import tiny
 
 STAGE = stages.get("anchor")
@@ -67,7 +67,7 @@ def batch_of_one(example):
 
 @pytest.mark.parametrize("first", range(0, 8, 3))
 def test_anchors_start_at_the_input(ball, first):
-    example = anchor.example_from(ball, [first])
+    example = anchor_data.example_from(ball, [first])
     assert azimuth(example) == pytest.approx(first * np.pi / 4, abs=1e-5)
     np.testing.assert_array_equal(example.targets[0, 0], ball.image(4 * first))
     np.testing.assert_array_equal(example.targets[1, 1], ball.image(4 * ((first + 1) % 8), "normal"))
@@ -92,14 +92,14 @@ def test_anchors_start_with_the_one_nearest_to_an_input_at_any_azimuth(ball, deg
 
 
 def test_labels_of_an_input_at_any_azimuth_are_relative_to_it(ball):
-    example = anchor.example_from(with_input_at(ball, 100), [0])
+    example = anchor_data.example_from(with_input_at(ball, 100), [0])
     batch = batch_of_one(example)
     expected = np.sin(np.radians([-10, 35, 80, 125, 170, 215, 260, 305, 0]))
     np.testing.assert_allclose(batch.labels(None)[0, 0, :, 2], expected, atol=1e-5)
 
 
 def test_normals_of_an_input_at_any_azimuth_are_in_its_frame(ball):
-    example = anchor.example_from(with_input_at(ball, 100, view=8), [0])
+    example = anchor_data.example_from(with_input_at(ball, 100, view=8), [0])
     batch = batch_of_one(example)
     pair = batch.true_inputs()[0, 1, 0]
     # The copied view faces +y, which is 10 degrees before the azimuth of the input.
@@ -119,22 +119,22 @@ def red_is_at(example):
 
 
 def test_a_mirror_swaps_left_and_right_views(ball):
-    example = anchor.example_from(ball, [2])
-    color, mirror = example.targets[0], anchor.mirrored(example).targets[0]
+    example = anchor_data.example_from(ball, [2])
+    color, mirror = example.targets[0], anchor_data.mirrored(example).targets[0]
     for view in range(8):
         np.testing.assert_array_equal(mirror[view], color[-view % 8][:, ::-1])
 
 
 def test_a_mirrored_example_still_starts_at_its_input(ball):
-    example = anchor.mirrored(anchor.example_from(ball, [3]))
+    example = anchor_data.mirrored(anchor_data.example_from(ball, [3]))
     views = cameras.azimuth_of(np.asarray(example.cameras.world_from_cam))
     assert views[0] == pytest.approx(azimuth(example), abs=1e-5)
     np.testing.assert_allclose(np.diff(views) % (2 * np.pi), np.pi / 4, atol=1e-5)
 
 
 def test_normals_of_a_ball_are_those_of_its_mirror_image(ball):
-    example = anchor.example_from(ball, [1])
-    both = [batch_of_one(x) for x in (example, anchor.mirrored(example))]
+    example = anchor_data.example_from(ball, [1])
+    both = [batch_of_one(x) for x in (example, anchor_data.mirrored(example))]
     for turned in ([x.true_inputs() for x in both], [x.true_views() for x in both]):
         one, other = (x[:, 1] for x in turned)
         inside = (one[..., 3] == 1) & (other[..., 3] == 1)
@@ -144,8 +144,8 @@ def test_normals_of_a_ball_are_those_of_its_mirror_image(ball):
 
 
 def test_labels_of_a_mirrored_example_are_those_of_the_example(ball):
-    example = anchor.example_from(ball, [1])
-    both = [batch_of_one(x) for x in (example, anchor.mirrored(example))]
+    example = anchor_data.example_from(ball, [1])
+    both = [batch_of_one(x) for x in (example, anchor_data.mirrored(example))]
     np.testing.assert_allclose(both[1].labels(None), both[0].labels(None), atol=1e-5)
 
 
@@ -200,7 +200,7 @@ def batch():
     first = dataclasses.replace(
         ring, **{name: getattr(ring, name)[:, :1] for name in ("world_from_cam", "focal", "center")}
     )
-    return anchor.Batch(targets[:, :, :1], first, targets, ring, jnp.ones(2, int))
+    return anchor_data.Batch(targets[:, :, :1], first, targets, ring, jnp.ones(2, int))
 
 
 def loss_of(batch, **changes):
@@ -235,13 +235,13 @@ def test_a_network_that_finds_the_true_images_has_no_loss_of_either_kind(batch):
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_conditions_are_chosen_by_their_fractions(batch, monkeypatch, name, position, fraction):
     asked = []
-    prepare = anchor.Batch.prepare
+    prepare = anchor_data.Batch.prepare
 
     def keep(self, model, frozen, *choices):
         asked.append(choices)
         return prepare(self, model, frozen, *choices)
 
-    monkeypatch.setattr(anchor.Batch, "prepare", keep)
+    monkeypatch.setattr(anchor_data.Batch, "prepare", keep)
     loss_of(batch, **{name: fraction})
     np.testing.assert_array_equal(asked[0][position], [bool(fraction)] * 2)
 
@@ -314,18 +314,18 @@ def photographed(ball):
 
 
 def test_a_view_of_the_layout_may_be_the_first_input_and_of_others_only_number_0(ball, photographed):
-    assert anchor.num_fronts(ball) == 8 and anchor.num_fronts(photographed) == 1
+    assert anchor_data.num_fronts(ball) == 8 and anchor_data.num_fronts(photographed) == 1
 
 
 def test_one_to_all_inputs_are_chosen_without_repetition():
-    chosen = [anchor.choose_inputs(1, 5, 4, np.random.default_rng(seed)) for seed in range(200)]
+    chosen = [anchor_data.choose_inputs(1, 5, 4, np.random.default_rng(seed)) for seed in range(200)]
     assert all(each[0] == 0 and len(set(each)) == len(each) for each in chosen)
     counts = np.bincount([len(each) for each in chosen], minlength=5)
     assert counts[0] == 0 and (counts[1:] > 30).all() and {x for each in chosen for x in each} == set(range(5))
 
 
 def test_an_example_has_its_inputs_in_order_and_repeats_the_first_in_place_of_others(photographed):
-    example = anchor.example_from(photographed, [0, 2], slots=3)
+    example = anchor_data.example_from(photographed, [0, 2], slots=3)
     assert example.count == 2
     for slot, view in enumerate((32, 34, 32)):
         np.testing.assert_array_equal(example.inputs[0, slot], photographed.image(view))
@@ -353,7 +353,7 @@ def test_without_injection_there_is_one_input():
 
 
 def test_labels_of_inputs_state_field_of_view_and_elevation_where_known(photographed):
-    batch = batch_of_one(anchor.example_from(photographed, [0, 1, 2], slots=3))
+    batch = batch_of_one(anchor_data.example_from(photographed, [0, 1, 2], slots=3))
     known = jnp.array([[[True, True], [False, True], [True, False]]])
     fov = cameras.fov_of(cameras.ring(32, 1))[0]
     labels = batch.labels(known)[0, 0, 8:]
@@ -365,19 +365,19 @@ def test_labels_of_inputs_state_field_of_view_and_elevation_where_known(photogra
 
 
 def test_labels_of_views_do_not_depend_on_what_is_known_of_inputs(photographed):
-    batch = batch_of_one(anchor.example_from(photographed, [0, 1, 2], slots=3))
+    batch = batch_of_one(anchor_data.example_from(photographed, [0, 1, 2], slots=3))
     nothing = batch.labels(jnp.zeros((1, 3, 2), bool))
     np.testing.assert_array_equal(nothing[:, :, :8], batch.labels(None)[:, :, :8])
 
 
 def test_all_normal_maps_are_in_the_frame_of_the_first_input(photographed):
     """The estimator sees the ball's own normals; turned, they are those that were rendered."""
-    example = batch_of_one(anchor.example_from(with_true_views(photographed), [0, 1, 2], slots=3))
+    example = batch_of_one(anchor_data.example_from(with_true_views(photographed), [0, 1, 2], slots=3))
     true = example.true_inputs()
-    own = dataclasses.replace(example, input_cameras=example.input_cameras)
-    relative = anchor._relative(own.input_cameras.world_from_cam)
+    poses = example.input_cameras.world_from_cam
+    relative = cameras.relative_azimuth(poses, poses[:, :1])
     back = jnp.stack([latents.turn_normals(true[:, 1, i], relative[:, i]) for i in range(3)], 1)
-    np.testing.assert_allclose(anchor.turn_others(back, relative), true[:, 1], atol=1e-5)
+    np.testing.assert_allclose(anchor_data.turn_others(back, poses), true[:, 1], atol=1e-5)
 
 
 def with_true_views(record):
@@ -385,7 +385,7 @@ def with_true_views(record):
 
 
 def test_a_mirrored_input_is_at_the_opposite_azimuth(photographed):
-    example = anchor.mirrored(anchor.example_from(photographed, [0, 1], slots=2))
+    example = anchor_data.mirrored(anchor_data.example_from(photographed, [0, 1], slots=2))
     azimuths = np.degrees(cameras.azimuth_of(np.asarray(example.input_cameras.world_from_cam)))
     np.testing.assert_allclose(azimuths, [0, 260], atol=1e-3)
     np.testing.assert_array_equal(example.inputs[0, 1], photographed.image(33)[:, ::-1])
@@ -394,13 +394,13 @@ def test_a_mirrored_input_is_at_the_opposite_azimuth(photographed):
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 def test_cameras_are_known_by_their_fraction(batch, monkeypatch, fraction):
     asked = []
-    prepare = anchor.Batch.prepare
+    prepare = anchor_data.Batch.prepare
 
     def keep(self, model, frozen, estimated, dropped, known):
         asked.append(known)
         return prepare(self, model, frozen, estimated, dropped, known)
 
-    monkeypatch.setattr(anchor.Batch, "prepare", keep)
+    monkeypatch.setattr(anchor_data.Batch, "prepare", keep)
     loss_of(batch, input_cameras=True, known_cameras_fraction=fraction)
     np.testing.assert_array_equal(asked[0], np.full((2, 1, 2), bool(fraction)))
 

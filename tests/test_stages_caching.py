@@ -224,3 +224,26 @@ def test_latents_of_older_versions_are_refused(cached):
     old = dataclasses.replace(record, arrays={k: v for k, v in record.arrays.items() if k != "input_fov"})
     with pytest.raises(ValueError, match="latents of an older version, without fields of view"):
         stages.get("anchor").sources["latents"].check(old, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def loss_of(three_inputs):
+    """The loss of the anchor stage, of a network whose prediction is not zero."""
+    modules = {name: stages.build(three_inputs, name, layers.Types(rngs=nnx.Rngs(1))) for name in stages.STAGES}
+    noise = np.random.default_rng(0)
+    state = nnx.state(modules["anchor"], nnx.Param)
+    nnx.update(modules["anchor"], jax.tree.map(lambda x: x + 0.2 * noise.standard_normal(x.shape, np.float32), state))
+
+    def loss(modules, batch):
+        key, chosen = jax.random.key(0), three_inputs["anchor"]
+        return stages.get("anchor").loss(modules["anchor"], modules, batch, key, chosen, three_inputs.layout)[0]
+
+    compiled = jax.jit(loss, compiler_options=QUICK)
+    return lambda batch: float(compiled(modules, batch))
+
+
+@pytest.mark.parametrize(("slot", "exists"), [(1, True), (2, False)])
+def test_an_input_changes_the_loss_if_it_exists(batches_of_three, loss_of, slot, exists):
+    images, _ = batches_of_three
+    other = dataclasses.replace(images, inputs=images.inputs.at[:, 0, slot].set(60))
+    assert (abs(loss_of(other) - loss_of(images)) > 1e-5 * loss_of(images)) == exists
