@@ -145,6 +145,7 @@ def test_cut_removes():
     np.testing.assert_array_equal(occupancy(plain(parts), np.array([[0, 0, 0], [0.35, 0, 0]])), [False, True])
 
 
+@pytest.mark.slow
 def test_normalized_objects_touch_the_ball_and_are_centered(batch):
     for i in range(3):
         vertices = synthetic.ground_truth_mesh(objects.take(batch, i), RESOLUTION).vertices

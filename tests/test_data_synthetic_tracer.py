@@ -121,12 +121,14 @@ def examples():
     return generate(range(4, 7))
 
 
+@pytest.mark.slow
 def test_examples_have_their_views_and_normal_maps(examples):
     assert [example.index for example in examples] == [4, 5, 6]
     assert examples[0].rgba.shape == (4, 12, 12, 4)
     assert examples[0].normals.shape == (2, 12, 12, 4)
 
 
+@pytest.mark.slow
 def test_examples_do_not_depend_on_the_batch(examples):
     alone = generate([5])
     np.testing.assert_allclose(examples[1].rgba.astype(int), alone[0].rgba.astype(int), atol=1)
@@ -146,6 +148,7 @@ def names(folder):
     return sorted(path.name.removesuffix(".array_record") for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_records_hold_the_examples(tmp_path, examples):
     assert write(tmp_path, 5) == (5, 0, 0, 0)
     (shard,) = records.find_shards(tmp_path)

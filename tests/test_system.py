@@ -204,25 +204,30 @@ def views(sample):
     return sample(0)
 
 
+@pytest.mark.slow
 def test_all_views_of_the_layout_are_sampled(views):
     assert views.rgba.shape == (32, 32, 32, 4) and np.isfinite(views.rgba).all()
     np.testing.assert_array_equal(views.cameras.world_from_cam, cameras.ring(32).world_from_cam)
 
 
+@pytest.mark.slow
 def test_the_anchors_carry_normal_maps_of_unit_length(views):
     np.testing.assert_array_equal(views.normal_views, cameras.RELEASED.anchors)
     length = np.linalg.norm(views.normals, axis=-1)
     assert (np.isclose(length, 1, atol=1e-3) | (length < 1 - 1e-3)).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_views(sample, views):
     np.testing.assert_array_equal(sample(0).rgba, views.rgba)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_views(sample, views):
     assert np.abs(sample(1).rgba - views.rgba).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_without_interpolation_the_anchors_are_the_only_views(toy, sample, views):
     parts = {name: module for name, module in toy.modules.items() if name != "interpolation"}
     found = sample(0, system.System(toy.config, parts))
@@ -232,6 +237,7 @@ def test_without_interpolation_the_anchors_are_the_only_views(toy, sample, views
     np.testing.assert_array_equal(found.anchors, range(8))
 
 
+@pytest.mark.slow
 def test_a_call_gives_the_views_and_what_each_stage_took(toy, image, views, monkeypatch):
     mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
     monkeypatch.setattr(pipeline, "reconstruct", lambda *_: mesh)

@@ -81,6 +81,7 @@ def test_the_interpolation_stage_gets_only_new_labels(tmp_path):
     assert len(added) == 4 and len([name for name in new if name.startswith("unet.")]) == len(old) + 4
 
 
+@pytest.mark.slow
 def test_other_missing_tensors_are_named(tmp_path):
     pipeline = released.write_pipelines(tmp_path)["interpolation"]
     (file,) = variants.find_files(pipeline / "unet")
