@@ -254,9 +254,9 @@ def test_sampling_takes_shifted_levels(monkeypatch):
         raise PlannedError(grid)
 
     monkeypatch.setattr(samplers, "plan", plan)
-    pair, labels, sampling = jnp.zeros((1, 2, 12, 12, 4)), jnp.zeros((1, 2, 9, 12)), anchor.Sampling(num_steps=4)
+    inputs, labels, sampling = jnp.zeros((1, 2, 1, 12, 12, 4)), jnp.zeros((1, 2, 9, 12)), anchor.Sampling(num_steps=4)
     with pytest.raises(PlannedError) as planned:
-        anchor.sample(Oracle(0), None, pair, labels, jax.random.key(0), diffusion=DIFFUSION, sampling=sampling)
+        anchor.sample(Oracle(0), None, inputs, labels, jax.random.key(0), diffusion=DIFFUSION, sampling=sampling)
     expected = schedules.ddim_grid(4, zero_terminal_snr=True, shift=DIFFUSION.shift)
     np.testing.assert_allclose(planned.value.args[0].sigma, expected.sigma)
 

@@ -66,7 +66,9 @@ def test_another_number_of_anchors_is_refused(ball):
 
 @pytest.mark.parametrize("stage", ["anchor", "interpolation"])
 def test_latents_of_another_size_are_refused_by(stage):
-    record = latents.Latents("ball", stage, {"views": np.zeros((8, 16, 16, 2)), "anchors": np.zeros((8, 3))})
+    inputs = {"inputs": np.zeros((1, 3, 16, 16, 2)), "input_fov": np.zeros(1), "order": np.zeros((1, 8))}
+    arrays = {"views": np.zeros((8, 16, 16, 2)), "anchors": np.zeros((8, 3))}
+    record = latents.Latents("ball", stage, arrays | inputs)
     check(stage, record, tiny.system(32), "latents")
     with pytest.raises(
         ValueError, match="holds latents of 16 x 16, but the config wants 32 x 32; cache images of 64 px"

@@ -136,23 +136,7 @@ class _Scorer:
                 raise ValueError("--align=front draws the truth again, so it needs a true mesh, not true views")
             true, normals = report.read_numbered(gt.views), report.read_numbered(gt.views, "normal")
         else:
-            if self.protocol is None:
-                seen = views_io.read_views(folder).cameras
-                numbers = list(range(len(seen)))
-            else:
-                numbers = self.protocol.views
-                seen = self.protocol.cameras(len(next(iter(pred.values()))))
-            asset = reading.read_asset(gt.mesh)
-            if self.options.align == "front":
-                if numbers[0] not in pred:
-                    raise ValueError(f"view {numbers[0]} is missing, to which --align=front scales the truth; add it")
-                asset, scores["front_scale"] = _scaled(asset, pred[numbers[0]], seen[[0]])
-            with_normals = np.array([at for at, number in enumerate(numbers) if number in pred_normals], int)
-            drawn = assets.render(asset, seen, with_normals).views
-            true = dict(zip(numbers, drawn.rgba, strict=True))
-            known = drawn.normals.any(-1).astype(np.float32)
-            encoded = images.encode_normal(drawn.normals, known)
-            normals = {numbers[at]: rgba for at, rgba in zip(with_normals, encoded, strict=True)}
+            true, normals, scores = self._draw(folder, pred, pred_normals, gt.mesh)
         if self.protocol is not None:
             pred = self.protocol.scored(pred)
         means, pairs = report.score_views(pred, true, table=self.table, notes=self.notes)
@@ -162,6 +146,27 @@ class _Scorer:
                 self.features[0].append(compared.pred)
                 self.features[1].append(compared.gt)
         return scores | means | report.score_normals(pred_normals, normals)
+
+    def _draw(
+        self, folder: pathlib.Path, pred: report.Views, pred_normals: report.Views, mesh: Any
+    ) -> tuple[report.Views, report.Views, dict[str, float]]:
+        """Draw a true mesh as the predicted views show it; return views, encoded normal maps, and the fitted scale."""
+        if self.protocol is None:
+            seen = views_io.read_views(folder).cameras
+            numbers = list(range(len(seen)))
+        else:
+            numbers = self.protocol.views
+            seen = self.protocol.cameras(len(next(iter(pred.values()))))
+        asset, scores = reading.read_asset(mesh), {}
+        if self.options.align == "front":
+            if numbers[0] not in pred:
+                raise ValueError(f"view {numbers[0]} is missing, to which --align=front scales the truth; add it")
+            asset, scores["front_scale"] = _scaled(asset, pred[numbers[0]], seen[[0]])
+        with_normals = [at for at, number in enumerate(numbers) if number in pred_normals]
+        drawn = assets.render(asset, seen, np.array(with_normals, int)).views
+        encoded = images.encode_normal(drawn.normals, drawn.normals.any(-1).astype(np.float32))
+        normals = {numbers[at]: rgba for at, rgba in zip(with_normals, encoded, strict=True)}
+        return dict(zip(numbers, drawn.rgba, strict=True)), normals, scores
 
     def _mesh(self, path: pathlib.Path, gt: inputs.Item | None) -> dict[str, float]:
         pred, scores = export.read_mesh(path), {}

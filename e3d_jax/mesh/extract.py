@@ -57,7 +57,7 @@ def extract_mesh(
             "the signed distance has non-finite values, so the fit has probably diverged; lower its learning rates"
         )
     distance = _one_object(ndimage.gaussian_filter(distance, smoothing), spacing, floater_fraction)
-    # Vertices that single precision cannot tell apart would give degenerate faces, whose removal tears the mesh. So
+    # Vertices that are the same in single precision would give degenerate faces, whose removal tears the mesh. So
     # lattice points keep away from the surface, and no value is much larger than those next to it.
     distance = np.copysign(np.abs(distance).clip(1e-3 * spacing, 2 * spacing), distance)
     vertices, faces = _marching_cubes(distance, spacing)

@@ -2,7 +2,7 @@
 
 No silhouette shows the inside of a bowl, so the hull has a lid. In each view with a normal map, candidates for the
 surface begin where a ray enters the hull and go on behind it. The right one looks the same from elsewhere: another view
-that faces it shows the same normal, and several show the same color. Where nothing tells candidates apart, or other
+that faces it shows the same normal, and several show the same color. Where all candidates look alike, or other
 views do not reach, neighboring pixels do: their normals say how the depth changes between them. The best depths are
 found along rows and columns, in both directions (Hirschmueller, PAMI 2008), on slanted surfaces (Scharstein et al.,
 3DV 2017). Depths of all views are then merged, and what lies in front of them is removed from the hull.
@@ -209,9 +209,9 @@ def _sweep(costs, pixels, step):
         lowest = best.min(-1, keepdims=True)
         change = jnp.full_like(best, jnp.inf)
         for each in (normal, normal_before):
-            towards, towards_before = (direction * each).sum(-1), (direction_before * each).sum(-1)
-            faces = (towards < -FACING) & (towards_before < -FACING)
-            ratio = jnp.where(faces, towards_before / jnp.where(faces, towards, 1.0), 1.0)
+            along_ray, along_before = (direction * each).sum(-1), (direction_before * each).sum(-1)
+            faces = (along_ray < -FACING) & (along_before < -FACING)
+            ratio = jnp.where(faces, along_before / jnp.where(faces, along_ray, 1.0), 1.0)
             by = jnp.log(ratio) / step + start_before - start
             for bend in (-1, 0, 1):
                 change = jnp.minimum(change, _shift(best, by + bend) + BEND * abs(bend))

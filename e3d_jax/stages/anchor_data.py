@@ -264,12 +264,12 @@ class Latents(caching.CachedSource):
 
     def check(self, record: latent_records.Latents, config: Any) -> None:
         """Refuse latents of another size, of another number of anchors, with few inputs, or of an older version."""
+        common.check_latents(record.arrays["views"], config, "anchor")
+        common.check_anchors(len(record.arrays["views"]), config)
         if "input_fov" not in record.arrays:
             raise ValueError(
                 "holds latents of an older version, without fields of view of the inputs; cache them again"
             )
-        common.check_latents(record.arrays["views"], config, "anchor")
-        common.check_anchors(len(record.arrays["views"]), config)
         _check_inputs(len(record.arrays["inputs"]), config)
         if config["anchor"].diffusion.max_inputs > 1 and len(record.arrays["order"]) > 1:
             raise ValueError(
