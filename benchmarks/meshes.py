@@ -1,7 +1,7 @@
 """How good meshes made from ground-truth views are, and how much worse they get if the views contradict each other.
 
     python benchmarks/meshes.py --meshes=DIR --out=scores.json [--quality=standard] [--size=256] [--variants=...]
-        [--ring=level|waving] [--names=NAME,...|hollow]
+        [--ring=level|waving] [--names=NAME,...|hollow] [--depth_width=64]
 
 ``--meshes`` is a folder of meshes (.glb and others), closed ones for volumes to mean something. Each is rendered from
 the ring, reconstructed from 32 views and 8 normal maps, written as a GLB, read again and compared with the original:
@@ -49,6 +49,7 @@ VARIANTS = flags.DEFINE_list("variants", ["normals", "bare", "contradictory"], "
 NAMES = flags.DEFINE_list("names", None, "Names of the meshes; all by default.")
 HELD_OUT = flags.DEFINE_integer("held_out", 8, "Novel views, between the others, that are compared.", lower_bound=1)
 RING = flags.DEFINE_enum("ring", "level", ["level", "waving"], "Elevations: 0, or between -5 and 45 degrees.")
+DEPTH_WIDTH = flags.DEFINE_integer("depth_width", 0, "Width of the depth maps that open hollows; 0 for none.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of perturbations and fits.", lower_bound=0)
 
 Views = structs.ViewSet
@@ -159,6 +160,7 @@ PERTURBATIONS: dict[str, Callable[[Views, Views, np.random.Generator], Views]] =
 def rebuild(views: Views, variant: str, path: pathlib.Path) -> float:
     """Reconstruct a GLB file from views, and return the seconds that it took."""
     settings = config.QUALITIES[QUALITY.value]
+    settings = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, depth_width=DEPTH_WIDTH.value))
     if variant in config.VIEW_SCHEDULES:
         fit = dataclasses.replace(settings.fit, all_views=config.VIEW_SCHEDULES[variant])
         settings = dataclasses.replace(settings, fit=fit)
