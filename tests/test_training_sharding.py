@@ -141,7 +141,13 @@ def _config(optimizer):
 
 def _random(rng, spec, size):
     """Return random arrays in the shapes of a batch."""
-    return jax.tree.map(lambda x: rng.standard_normal((size, *x.shape), np.float32), spec)
+
+    def fill(x):
+        shape = (size, *x.shape)
+        whole = np.issubdtype(x.dtype, np.integer)
+        return np.ones(shape, x.dtype) if whole else rng.standard_normal(shape, np.float32)
+
+    return jax.tree.map(fill, spec)
 
 
 @functools.cache

@@ -61,7 +61,9 @@ def attend(
     """Compute softmax attention with scale 1/sqrt(e); the softmax is in float32 for operands of any type.
 
     Args:
-      query, key, value: the operands.
+      query: what asks.
+      key: what each query is compared with.
+      value: what is averaged.
       lengths: how many of the keys exist, from the first one on; all when not given.
     """
     flat = [x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)]

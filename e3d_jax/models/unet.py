@@ -224,7 +224,8 @@ class UNet(nnx.Module):
         Args:
           x: activations.
           embedding: added inside the residual blocks.
-          context, num_views: of the attentions, see :class:`attention.TransformerBlock`.
+          context: of the attentions, see :class:`attention.TransformerBlock`.
+          num_views: of the attentions, likewise.
 
         Raises:
           ValueError: height or width cannot be halved at every level.
