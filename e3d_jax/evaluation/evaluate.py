@@ -164,7 +164,7 @@ class _Scorer:
             asset, scores["front_scale"] = _scaled(asset, pred[numbers[0]], seen[[0]])
         with_normals = [at for at, number in enumerate(numbers) if number in pred_normals]
         drawn = assets.render(asset, seen, np.array(with_normals, int)).views
-        encoded = images.encode_normal(drawn.normals, drawn.normals.any(-1).astype(np.float32))
+        encoded = images.encode_normal(drawn.normals, np.asarray(drawn.normals.any(-1), np.float32))
         normals = {numbers[at]: rgba for at, rgba in zip(with_normals, encoded, strict=True)}
         return dict(zip(numbers, drawn.rgba, strict=True)), normals, scores
 

@@ -113,7 +113,7 @@ def decimate(
         fewer = vertices, faces
         for block in (True, False):  # First without intersections, which can leave too few collapses.
             if len(fewer[1]) > max_faces:
-                fewer = _collapse(*fewer, max_faces, block)
+                fewer = _collapse(fewer[0], fewer[1], max_faces, block)
     if len(fewer[1]) > max_faces:
         warnings.warn(f"the mesh cannot be reduced to {max_faces} faces; it keeps {len(fewer[1])}", stacklevel=2)
     return fewer
