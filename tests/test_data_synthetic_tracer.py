@@ -157,6 +157,7 @@ def test_records_hold_the_examples(tmp_path, examples):
     np.testing.assert_allclose(record.image(3).astype(int), examples[0].rgba[3].astype(int), atol=1)
 
 
+@pytest.mark.slow
 def test_a_larger_number_of_objects_extends_a_dataset(tmp_path):
     write(tmp_path, 2)
     assert write(tmp_path, 3) == (1, 2, 0, 0)

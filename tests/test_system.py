@@ -319,6 +319,7 @@ def result_of(several, monkeypatch):
     return several
 
 
+@pytest.mark.slow
 def test_several_images_give_the_views_of_one_object(result_of, image):
     result = result_of([image, image[:, ::-1]], azimuths=[0, "right"], elevation=[20, None], fov=30)
     assert result.views.rgba.shape == (32, 32, 32, 4) and np.isfinite(result.views.rgba).all()
