@@ -112,9 +112,9 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     size = result.inputs[0].image.shape[0]
     encoded = images.encode_normal(result.views.normals, np.asarray(result.views.normals.any(-1), np.float32))
     per_row = len(encoded)
-    angles = np.degrees(cameras.azimuth_of(np.asarray(result.views.cameras.world_from_cam)))
+    angles = np.degrees(cameras.azimuth_of(np.asarray(result.views.cameras.world_from_cam))).round(2)
     around = cameras.ring(size, max(per_row - 2 * len(result.inputs), 1))
-    turns = np.degrees(cameras.azimuth_of(around.world_from_cam))
+    turns = np.degrees(cameras.azimuth_of(around.world_from_cam)).round(2)
     first: list[tuple[np.ndarray, str]] = []
     for given in result.inputs:
         first += [(given.image, f"input {given.azimuth:g}"), (given.normal, f"normals {given.azimuth:g}")]
