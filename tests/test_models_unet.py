@@ -131,6 +131,7 @@ def test_a_recomputed_layer_gives_the_gradients_of_parameters_and_input_together
     assert ties == [len(jax.tree.leaves(state)) // 2 + 1] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network, inputs", [(anchor_unet, anchor_inputs), (interpolation_unet, interpolation_inputs)])
 def test_bfloat16_agrees_with_float32(network, inputs):
     exact = call(network(), *inputs())
@@ -238,6 +239,7 @@ def test_views_that_do_not_exist_change_nothing(remat):
     assert np.abs(whole[1, :, :2] - without[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_pass_by_views_that_do_not_exist():
     sample, *rest = anchor_inputs()
     network = anchor_unet(remat="full", attention_levels=(False, True))

@@ -237,6 +237,7 @@ def damage_values(anchor):
     safetensors_numpy.save_file(raw, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -270,6 +271,7 @@ def test_a_bad_pipeline_is_refused_and_leaves_nothing(copied, normals, tmp_path,
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_refused(pipelines, normals, tmp_path, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -278,6 +280,7 @@ def test_a_full_disk_is_refused(pipelines, normals, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_refused_and_leaves_nothing(pipelines, normals, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -311,6 +314,7 @@ def test_export_refuses_a_damaged_config(imported, tmp_path, name, value):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_not_replaced(imported, normals, pipelines):
     with pytest.raises(OSError, match="exists and is not empty"):
         convert.import_pipelines(pipelines, imported, CONFIG, normals)
