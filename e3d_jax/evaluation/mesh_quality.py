@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import igl
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
@@ -79,20 +80,8 @@ def _nonmanifold_vertices(faces: Int[np.ndarray, "f 3"]) -> int:
     """Return the number of vertices whose faces are not connected through edges at the vertex."""
     if not len(faces):
         return 0
-    corner = np.arange(faces.size).reshape(-1, 3)
-    # Each edge of a face, with the corners of the face at its two ends, ordered by vertex.
-    ends, at = (np.stack([x, np.roll(x, -1, axis=1)], -1).reshape(-1, 2) for x in (faces, corner))
-    order = np.argsort(ends, axis=1)
-    ends, at = np.take_along_axis(ends, order, 1), np.take_along_axis(at, order, 1)
-    order = np.lexsort(ends.T)
-    ends, at = ends[order], at[order]
-    same = (ends[1:] == ends[:-1]).all(1)
-    joined = np.concatenate([np.stack([at[:-1][same, k], at[1:][same, k]], -1) for k in (0, 1)])
-    graph = sparse.coo_matrix((np.ones(len(joined)), joined.T), shape=(faces.size, faces.size))
-    _, fan = csgraph.connected_components(graph, directed=False)
-    vertex = np.zeros(fan.max() + 1, np.int64)
-    vertex[fan] = faces.reshape(-1)
-    return int(np.count_nonzero(np.bincount(vertex) > 1))
+    fan = np.asarray(igl.is_vertex_manifold(faces)).reshape(-1)
+    return int(np.count_nonzero(~fan[np.unique(faces)]))
 
 
 def _self_intersecting(corners: Float[np.ndarray, "c 3"], faces: Int[np.ndarray, "f 3"]) -> int:
