@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from e3d_jax.evaluation import (
 from e3d_jax.evaluation import statistics as statistics_lib
 from e3d_jax.mesh import export
 
+# Objects scored at once: more would not fit on a device when surfaces are fitted.
+THREADS = 4
 ALIGNMENTS = ("none", "front", "mesh")
 # What to look at first; other figures follow in the order in which they were made.
 HEADLINE = ("st_lpips", "sharpness", "consistency_psnr", "volume_iou", "chamfer")
@@ -83,7 +86,8 @@ class _Scorer:
 
     def __init__(self, options: Options):
         self.options, self.notes, self.networks = options, {}, {}  # type: ignore[var-annotated]
-        self.features: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        # Of the predicted and of the true views of each folder.
+        self.features: dict[pathlib.Path, tuple[list[np.ndarray], list[np.ndarray]]] = {}
         self.table = dict(metrics.VIEW_METRICS)
         self.protocol = None if options.protocol is None else protocol.load(options.protocol)
         self.learned: dict[str, metrics.Metric] = {}
@@ -141,10 +145,8 @@ class _Scorer:
             pred = self.protocol.scored(pred)
         means, pairs = report.score_views(pred, true, table=self.table, notes=self.notes)
         if self.first is not None and "st_lpips" in means:
-            for pair in pairs:
-                compared = pair.learned(self.first)
-                self.features[0].append(compared.pred)
-                self.features[1].append(compared.gt)
+            compared = [pair.learned(self.first) for pair in pairs]
+            self.features[folder] = [each.pred for each in compared], [each.gt for each in compared]
         return scores | means | report.score_normals(pred_normals, normals)
 
     def _draw(
@@ -186,11 +188,12 @@ class _Scorer:
 
     def sets(self) -> dict[str, float]:
         """Return the distances between all predicted and all true views."""
-        if self.first is None or not self.features[0]:
+        if not self.features:
             return {}
         name = f"kid_st_lpips_{self.options.trunk}_layer5"
+        pred, gt = zip(*(self.features[folder] for folder in sorted(self.features)), strict=True)
         try:
-            return {name: kid.kid(*(np.stack(features) for features in self.features))}
+            return {name: kid.kid(np.concatenate(pred), np.concatenate(gt))}
         except missing.NotScored as error:
             self.notes[name] = str(error)
             return {}
@@ -234,9 +237,11 @@ def evaluate(
         where = f" in the protocol {options.protocol}" if listed is not None else ""
         raise ValueError(f"{pred} and {gt} have no object in common{where}; name the objects of both alike")
     scorer, objects, errors = _Scorer(options), {}, {}
-    for name in names:
+    with futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        running = {name: pool.submit(scorer.score, found[name], truths.get(name)) for name in names}
+    for name, future in running.items():
         try:
-            objects[name] = scorer.score(found[name], truths.get(name))
+            objects[name] = future.result()
         except (OSError, ValueError) as error:
             errors[name] = str(error)
     errors |= {name: "the prediction lacks it" for name in listed or truths if name not in found}
