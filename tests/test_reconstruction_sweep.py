@@ -9,7 +9,7 @@ import pytest
 
 from e3d_jax import cameras, images, structs
 from e3d_jax.mesh import extract, preview
-from e3d_jax.reconstruction import fit, hull, sweep
+from e3d_jax.reconstruction import fields, fit, hull, sweep
 from tests import sphere
 
 RING = cameras.ViewLayout(num_views=8, elevation=20.0, elevation_swing=25.0)
@@ -51,6 +51,13 @@ def test_a_bowl_is_hollow_and_its_hull_is_not():
     _, found = along_axis(carved, box)
     inside = (heights > -0.25) & (heights < 0.05)
     assert (filled[inside] < 0).all() and (found[inside] > 0).mean() > 0.6
+
+
+def test_views_of_its_outside_do_not_hide_the_inside_of_a_bowl():
+    _, base, box, carved = hull_and_carved(bowl)
+    points = np.asarray(fields.lattice(box, base.shape)).reshape(-1, 3)
+    empty = (base < 0).ravel() & (bowl(points) > 0.03) & (points[:, 2] < RIM)
+    assert (carved.ravel()[empty] > 0).mean() > 0.89  # 0.85 where these views count
 
 
 def test_the_wall_of_a_bowl_remains():

@@ -2,10 +2,12 @@
 
 No silhouette shows the inside of a bowl, so the hull has a lid. In each view with a normal map, candidates for the
 surface begin where a ray enters the hull and go on behind it. The right one looks the same from elsewhere: another view
-that faces it shows the same normal, and several show the same color. Where all candidates look alike, or other
-views do not reach, neighboring pixels do: their normals say how the depth changes between them. The best depths are
-found along rows and columns, in both directions (Hirschmueller, PAMI 2008), on slanted surfaces (Scharstein et al.,
-3DV 2017). Depths of all views are then merged, and what lies in front of them is removed from the hull.
+that faces it shows the same normal, and several show the same color. Views that look at the outside of a wall say
+nothing about what is behind it; the hull is such a wall where its normal is the one that the view shows. Where all
+candidates look alike, or other views do not reach, the normals of neighboring pixels say how the depth changes between
+them. The best depths are found along rows and columns, in both directions (Hirschmueller, PAMI 2008), on slanted
+surfaces (Scharstein et al., 3DV 2017). Depths of all views are then merged, and what lies in front of them is removed
+from the hull.
 
 Symbols: v views, a views with a normal map, s points per side of a raster over their images, k candidates per ray.
 Candidates are spaced evenly in the logarithm of the distance, so that neighbors on a plane differ by the same number of
@@ -33,8 +35,11 @@ BEND = 0.1  # cost of one candidate more or less than the normals say
 JUMP, EDGE = 4.0, 0.3  # largest cost of any change between pixels of similar, and of different normals
 SIMILAR = 0.94  # cosine of normals of a smooth surface
 NEARER = 0.0005  # cost of a candidate over the one before it
+UNKNOWN = 0.3  # cost of candidates that no other view sees
+SOLID = 0.9  # cosine of the normals of hull and view at which the hull is taken for the surface
 FACING = 0.15  # least cosine at which a view sees a surface
 HOLLOW = 3.0  # candidates behind the hull at which a hollow begins; closer ones are as likely errors of the depth
+BEHIND = 3.0  # cells behind a solid surface at which a point is surely hidden
 MARGIN = 0.7  # cells that are left in front of a surface, so that thin walls are not lost between lattice points
 
 
@@ -48,12 +53,14 @@ class _Raster:
       normals: world normals, zero where unknown.
       colors: RGB in [0, 1].
       start: distance at which the rays enter the hull; infinite where they miss it.
+      solid: whether the hull is the surface there, because its normal is the one that the view shows.
     """
 
     rays: structs.Rays
     normals: Float[Array, "*a s s 3"]
     colors: Float[Array, "*a s s 3"]
     start: Float[Array, "*a s s"]
+    solid: Bool[Array, "*a s s"]
 
 
 @jax.tree_util.register_dataclass
@@ -96,14 +103,14 @@ def _round(views: _Views, base, box, width):
     start = jnp.where(jnp.isfinite(raster.start), raster.start, 1.0)
 
     def cost(inputs):
-        own, one, start = inputs
+        own, rays, start = inputs
         t = start[..., None] * along
-        points = (one.rays.origins[..., None, :] + t[..., None] * one.rays.directions[..., None, :]).reshape(-1, 3)
-        differing = _disagreement(views, own, one, points)
+        points = (rays.origins[..., None, :] + t[..., None] * rays.directions[..., None, :]).reshape(-1, 3)
+        differing = _disagreement(views, own, raster, points, BEHIND * spacing)
         return jnp.where(inside(points) > spacing, OUTSIDE, differing).reshape(t.shape)
 
     known = jnp.isfinite(raster.start) & ((raster.normals**2).sum(-1) > 0.5)
-    costs = jax.lax.map(cost, (jnp.arange(len(views.index)), raster, start))
+    costs = jax.lax.map(cost, (jnp.arange(len(views.index)), raster.rays, start))
     costs = jnp.where(known[..., None], costs, 0) + NEARER * jnp.arange(CANDIDATES)
     behind = _match(costs, jnp.log(start) / step, raster, known, step)
     hollow = _opened(behind > HOLLOW)
@@ -121,7 +128,11 @@ def _rasterize(views: _Views, inside, box, width) -> _Raster:
     column, row = jnp.moveaxis(pixels.astype(jnp.int32), -1, 0)
     rays = cameras.pixel_rays(many, jnp.broadcast_to(pixels, (len(views.index), *pixels.shape)))
     enter = jax.lax.map(lambda each: _enter(each, inside, box), rays)
-    return _Raster(rays, views.normals[:, row, column], views.rgba[views.index][:, row, column, :3], enter)
+    at = rays.origins + jnp.where(jnp.isfinite(enter), enter, 1.0)[..., None] * rays.directions
+    slope = jax.grad(lambda points: inside(points).sum())(at.reshape(-1, 3)).reshape(at.shape)
+    normals, colors = views.normals[:, row, column], views.rgba[views.index][:, row, column, :3]
+    solid = jnp.isfinite(enter) & ((fields.normalize(slope) * normals).sum(-1) > SOLID)
+    return _Raster(rays, normals, colors, enter, solid)
 
 
 def _enter(rays: structs.Rays, inside, box):
@@ -138,10 +149,14 @@ def _enter(rays: structs.Rays, inside, box):
     return jnp.where((distance < 0).any(1), crossing, jnp.inf).reshape(rays.origins.shape[:-1])
 
 
-def _disagreement(views: _Views, own, one: _Raster, points):
-    """Return how much other views differ from one view at the candidates ``points``, in [0, 2]; 0 if none faces."""
-    spread = lambda x: jnp.repeat(x.reshape(-1, 3), CANDIDATES, 0)  # noqa: E731
-    normal, color = spread(one.normals), spread(one.colors)
+def _disagreement(views: _Views, own, raster: _Raster, points, behind):
+    """Return how much other views differ from the view ``own`` at its candidates ``points``, in [0, 2].
+
+    Points that are more than ``behind`` farther from a view than a solid surface are hidden from it.
+    """
+    spread = lambda x: jnp.repeat(x[own].reshape(-1, 3), CANDIDATES, 0)  # noqa: E731
+    normal, color = spread(raster.normals), spread(raster.colors)
+    size, width = jnp.array([views.cameras.width, views.cameras.height]), raster.start.shape[1]
 
     def look(view):
         """Return where a view shows the points, and whether it faces them."""
@@ -158,7 +173,10 @@ def _disagreement(views: _Views, own, one: _Raster, points):
     def compare_normals(best, index):
         row, column, faces = look(views.index[index])
         error = (1 - (views.normals[index, row, column] * normal).sum(-1)) / NORMAL_SCALE
-        return _smallest(best, error, faces), None
+        cell = (index, row * width // size[1], column * width // size[0])
+        far = jnp.linalg.norm(points - views.cameras.world_from_cam[views.index[index], :3, 3], axis=-1)
+        hidden = raster.solid[cell] & (far > raster.start[cell] + behind)
+        return _smallest(best, error, faces & ~hidden), None
 
     def compare_colors(best, view):
         row, column, faces = look(view)
@@ -171,7 +189,7 @@ def _disagreement(views: _Views, own, one: _Raster, points):
     normals, _ = jax.lax.scan(compare_normals, none[:1], jnp.arange(len(views.index)))
     colors, _ = jax.lax.scan(compare_colors, none, every)
     return sum(
-        jnp.where(jnp.isfinite(best), best, 0).sum(0) / jnp.maximum(jnp.isfinite(best).sum(0), 1)
+        jnp.nan_to_num(jnp.nanmean(jnp.where(jnp.isfinite(best), best, jnp.nan), 0), nan=UNKNOWN)
         for best in (normals, colors)
     )
 
