@@ -11,7 +11,10 @@ from e3d_jax import presets, stages
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(params=["mini", "mini:smoke", "envision3d", "envision3d:released", "envision3d:smoke"])
+PRESETS = ("mini", "mini:smoke", "base", "base:smoke", "envision3d", "envision3d:released", "envision3d:smoke")
+
+
+@pytest.fixture(params=PRESETS)
 def preset(request):
     return presets.load(request.param)
 

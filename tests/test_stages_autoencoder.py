@@ -100,3 +100,30 @@ def test_uniform_images_have_a_finite_gradient_of_contrast():
 def test_halving_takes_means_of_four_pixels():
     image = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(autoencoder.halve(image)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+
+
+class Watched(Copier):
+    """An autoencoder whose latents are 0, almost without variance; it remembers what it decoded."""
+
+    def encode(self, images):
+        self.images = images
+        return jnp.zeros((len(images), 64, 64, 1)), jnp.full((len(images), 64, 64, 1), -60.0)
+
+    def decode(self, latent):
+        self.decoded = latent
+        return self.images
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.1, 0.1), (0.1, 0.9)])
+def test_the_noise_on_latents_is_as_strong_as_drawn_for_each_image(low, high):
+    model, images = Watched(), jnp.zeros((1, 64, 8, 8, 4), jnp.uint8)
+    chosen = config.ComponentConfig(model=None, loss=autoencoder.Loss(latent_noise=(low, high)))
+    STAGE.loss(model, {}, autoencoder.Batch(images), jax.random.key(1), chosen, cameras.RELEASED)
+    strength = model.decoded.std((1, 2, 3))
+    np.testing.assert_allclose([strength.min(), strength.max()], [low, high], atol=0.06)
+    np.testing.assert_allclose(strength.mean(), (low + high) / 2, atol=0.06)
+
+
+def test_a_range_of_noise_with_swapped_ends_is_refused():
+    with pytest.raises(ValueError, match=r"latent_noise is 0\.2, 0\.1; expected the smaller number first"):
+        autoencoder.Loss(latent_noise=(0.2, 0.1))

@@ -16,6 +16,7 @@ import ml_collections
 from e3d_jax import presets
 
 LATENT_CHANNELS = 8
+MAX_INPUTS = 4
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -23,6 +24,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     presets.check_variant("base", variant, ("smoke",))
     values = {
         "size": 256,
+        # A level ring never looks into a bowl.
+        "layout": {"elevation": 10.0, "elevation_swing": 25.0, "elevation_waves": 2},
+        "inputs": {"count": MAX_INPUTS},
         "autoencoder": _autoencoder(),
         "normals": _normals(),
         "anchor": _anchor(),
@@ -60,7 +64,7 @@ def _autoencoder() -> dict[str, Any]:
     }
     # Muon reaches in 450 steps what takes AdamW more than 1,850 (docs/base_training.md).
     train = _train(batch_size=8, steps=12_000, optimizer="muon", learning_rate=1e-3)
-    loss = {"kl_weight": 3e-5, "scale_weight": 0.25, "contrast_weight": 1.0}
+    loss = {"kl_weight": 3e-5, "scale_weight": 0.25, "contrast_weight": 1.0, "latent_noise": (0.0, 0.15)}
     return {"model": {"kl": network}, "loss": loss, "train": train}
 
 
@@ -99,10 +103,22 @@ def _anchor() -> dict[str, Any]:
     return {
         "model": {"unet": _unet((128, 192, 256), (2, 3, 4), 2), "image_encoder": _image_encoder()},
         # Latents of half the width halve the noise that hides them; sixteen maps of one object need four times as much.
-        "diffusion": {"prediction": "v", "zero_terminal_snr": True, "shift": 2.0},
+        "diffusion": {
+            "prediction": "v",
+            "zero_terminal_snr": True,
+            "shift": 2.0,
+            "max_inputs": MAX_INPUTS,
+            "input_cameras": True,
+        },
         "sampling": {"sampler": "dpm_solver", "num_steps": 12},
         "loss": {"cond_dropout": 0.1},
-        "train": _train(steps=10_000, optimizer="muon", learning_rate=1e-3),
+        "train": _train(
+            steps=60_000,
+            optimizer="muon",
+            learning_rate=1e-3,
+            # Many sittings, each of which goes on where the last one ended.
+            lr_schedule="constant",
+        ),
     }
 
 
@@ -110,8 +126,9 @@ def _interpolation() -> dict[str, Any]:
     unet = _unet((96, 128, 192), (1, 2, 3), 1) | {"added_time_dim": 64}
     return {
         "model": {"unet": unet, "image_encoder": _image_encoder()},
+        "loss": {"cond_dropout": 0.1},
         "sampling": {"num_steps": 1, "noise_max": 100.0, "anchor_noise": 0.05},
-        "train": _train(steps=2350),
+        "train": _train(steps=10_000, optimizer="muon", learning_rate=1e-3),
     }
 
 

@@ -45,6 +45,19 @@ class Loss(settings.Settings):
         0.0,
         at_least=0,
     )
+    latent_noise: tuple[float, float] = settings.setting(
+        "Range of the standard deviation of noise on the latents that are decoded, drawn for each image. What a "
+        "diffusion model samples is not exact, either. Meant for a decoder in training alone: an encoder evades the "
+        "noise by larger latents.",
+        (0.0, 0.0),
+        at_least=0,
+    )
+
+    def check(self) -> None:
+        """Refuse a range whose ends are swapped."""
+        low, high = self.latent_noise
+        if low > high:
+            raise ValueError(f"latent_noise is {low}, {high}; expected the smaller number first")
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +113,12 @@ class Autoencoder(base.Stage):
         rgba = common.unit(batch.images)
         target = latents.network_image(rgba.reshape(-1, *rgba.shape[2:]), model.in_channels)
         mean, logvar = model.encode(target)
-        latent = mean + jnp.exp(logvar / 2) * jax.random.normal(key, mean.shape, mean.dtype)
+        variance = jnp.exp(logvar)
+        if settings.loss.latent_noise[1]:
+            key, key_noise = jax.random.split(key)
+            low, high = settings.loss.latent_noise
+            variance += jax.random.uniform(key_noise, (len(mean), 1, 1, 1), mean.dtype, low, high) ** 2
+        latent = mean + jnp.sqrt(variance) * jax.random.normal(key, mean.shape, mean.dtype)
         decoded = model.decode(latent)
         difference = decoded - target
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
