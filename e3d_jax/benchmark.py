@@ -107,14 +107,14 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
 
     gt_mesh = synthetic.ground_truth_mesh(params)
     try:
-        mesh = model.reconstruct(views, seed, clock)
+        mesh, inputs = model.reconstruct(views, inputs, seed, clock)
     except ValueError:  # The views do not agree on an object.
         mesh_scores = metrics.missing_scores(metrics.MESH_METRICS)
     else:
         mesh_scores = report.mesh_scores(mesh, gt_mesh)
         result = system.Result(inputs, views, mesh, clock.seconds, clock.peak_memory)
         outputs.write_result(out / f"object_{index:03d}", result, seed=seed, config=model.config)
-    rebuilt = model.reconstruct(gt, seed, system.Clock(progress=False))
+    rebuilt, _ = model.reconstruct(gt, (), seed, system.Clock(progress=False))
     scores |= prefixed("mesh", mesh_scores) | prefixed("gt_views_mesh", report.mesh_scores(rebuilt, gt_mesh))
     return scores | {"seconds": sum(clock.seconds.values())}
 

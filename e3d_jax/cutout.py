@@ -1,4 +1,4 @@
-"""What the transparency of a picture means: a cut-out object, or merely rounded corners or a border."""
+"""What the transparency of a picture means: a whole object that is cut out, or something else."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,6 +10,8 @@ FRAME = 0.03
 CORNER = 0.2
 # A shadow covers at least this fraction of the object and its colors differ less than this from gray.
 SHADOW, GRAY = 0.06, 0.06
+# An object is cut off by a side of the picture along at least this fraction of its own extent.
+CUT = 0.1
 
 
 def opaque_frame(alpha: Float[np.ndarray, "h w"]) -> tuple[slice, slice] | None:
@@ -35,6 +37,19 @@ def looks_like_photo(alpha: Float[np.ndarray, "h w"]) -> bool:
     y, x = ((np.arange(size) + 0.5) * 2 / size - 1 for size in inner.shape)
     ellipse = y[:, None] ** 2 + x**2 <= 1
     return _is_rectangle(inner) or (sides == 4 and bool((inner != ellipse).mean() < 0.01))
+
+
+def is_cut_off(alpha: Float[np.ndarray, "h w"]) -> bool:
+    """Return whether an object seems to continue beyond a side of the picture.
+
+    One that reaches all four sides is taken for a whole object that the picture was trimmed to.
+    """
+    solid = alpha > 0.5
+    ends = solid[0], solid[-1], solid[:, 0], solid[:, -1]
+    extents = (*[solid.any(0).sum()] * 2, *[solid.any(1).sum()] * 2)
+    if all(end.any() for end in ends):
+        return False
+    return any(end.sum() >= CUT * extent > 0 for end, extent in zip(ends, extents, strict=True))
 
 
 def _box(solid: Bool[np.ndarray, "h w"]) -> tuple[tuple[slice, slice], int]:

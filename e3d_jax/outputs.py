@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from e3d_jax import cameras, images, reports, system, views_io
+from e3d_jax import cameras, images, reports, structs, system, views_io
 from e3d_jax import config as config_lib
 from e3d_jax.mesh import export, preview
 
@@ -66,6 +66,8 @@ def write_result(
                 images.write_png(partial / f"{name}.png", given.image)
                 images.write_png(partial / f"{name}_normal.png", given.normal)
             views_io.write_views(partial / "views", result.views)
+            if posed := _posed([given for given in result.inputs if given.camera is not None]):
+                views_io.write_views(partial / "view_inputs", posed)
             export.write_glb(partial / "mesh.glb", result.mesh)
             images.write_png(partial / "contact_sheet.png", contact_sheet(result))
             preview.write_turntable(partial / "turntable.gif", result.mesh)
@@ -98,9 +100,43 @@ def _names(result: system.Result) -> dict[str, system.Input]:
 
 
 def _described(name: str, given: system.Input) -> dict[str, Any]:
-    """Return what a report says of an input; angles in degrees."""
+    """Return what a report says of an input; angles in degrees, lengths in object units."""
     camera = {key: getattr(given, key) for key in ("azimuth", "elevation", "fov")}
-    return {"file": f"{name}.png", **camera, **{f"{key}_found": how for key, how in given.found.items()}}
+    described = {"file": f"{name}.png", **camera, **{f"{key}_found": how for key, how in given.found.items()}}
+    if given.camera is None:
+        return described
+    distance = float(np.linalg.norm(np.asarray(given.camera.camera.world_from_cam)[0, :3, 3]))
+    return described | {
+        "roll": given.camera.roll,
+        "distance": distance,
+        "scale": float(np.asarray(given.camera.camera.focal)[0, 0]) / distance,
+        "silhouette_iou": given.camera.agreement,
+        "pixels_used": given.camera.used,
+    }
+
+
+def _posed(inputs: list[system.Input]) -> structs.ViewSet | None:
+    """Return the pictures with their cameras; smaller ones are extended at the right and below."""
+    if not inputs:
+        return None
+    found = [given.camera.camera for given in inputs]
+    size, every = max(each.width for each in found), np.arange(len(inputs))
+    return structs.ViewSet(
+        rgba=np.stack(
+            [np.pad(each.picture.rgba, ((0, size - len(each.picture.rgba)),) * 2 + ((0, 0),)) for each in inputs]
+        ),
+        cameras=structs.Cameras(
+            *(
+                np.concatenate([getattr(each, name) for each in found])
+                for name in ("world_from_cam", "focal", "center")
+            ),
+            width=size,
+            height=size,
+        ),
+        normal_views=every[:0],
+        normals=np.zeros((0, size, size, 3), np.float32),
+        anchors=every,
+    )
 
 
 def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
@@ -117,7 +153,7 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     turns = np.degrees(cameras.azimuth_of(around.world_from_cam)).round(2)
     first: list[tuple[np.ndarray, str]] = []
     for given in result.inputs:
-        first += [(given.image, f"input {given.azimuth:g}"), (given.normal, f"normals {given.azimuth:g}")]
+        first += [(given.image, _camera_label(given)), (given.normal, f"normals {given.azimuth:g}")]
     looks = preview.render_mesh(result.mesh, around)
     first += [(look, f"mesh {angle:g}") for look, angle in zip(looks, turns, strict=True)]
     views = [(view, f"view {angle:g}") for view, angle in zip(result.views.rgba, angles, strict=True)]
@@ -127,6 +163,17 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     width = max(map(len, rows))
     tiles = [[_labeled(*tile) for tile in row] + [blank] * (width - len(row)) for row in rows]
     return np.concatenate([np.concatenate(row, 1) for row in tiles], 0)
+
+
+def _camera_label(given: system.Input) -> str:
+    """Return the label of an input: its camera, and how that was found."""
+    lines = [f"input {given.azimuth:g}"]
+    for name, how in given.found.items():
+        value = getattr(given, name)
+        lines.append(f"{name} {how}" if value is None else f"{name} {value:.1f} {how}")
+    if given.camera is not None:
+        lines.append(f"scale {_described('', given)['scale']:.0f} px")
+    return "\n".join(lines)
 
 
 def _labeled(image: np.ndarray, text: str) -> Float[np.ndarray, "h w 3"]:

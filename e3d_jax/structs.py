@@ -86,6 +86,19 @@ class ViewSet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Photo:
+    """A posed image of a size of its own.
+
+    Attributes:
+      rgba: color and coverage, [0, 1], straight alpha.
+      camera: a single camera.
+    """
+
+    rgba: Float[np.ndarray, "h w 4"]
+    camera: Cameras
+
+
+@dataclasses.dataclass(frozen=True)
 class Texture:
     """An image wrapped around a mesh.
 

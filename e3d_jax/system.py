@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,10 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float
 
-from e3d_jax import cameras, distributed, images, reports, settings, stages, structs
+from e3d_jax import cameras, cutout, distributed, images, reports, settings, stages, structs
 from e3d_jax import config as config_lib
 from e3d_jax.models import latents
-from e3d_jax.reconstruction import pipeline
+from e3d_jax.reconstruction import pipeline, registration
 from e3d_jax.stages import anchor, conditions, interpolation
 from e3d_jax.weights import folder
 
@@ -44,7 +45,10 @@ class Input:
       elevation: of its camera in degrees; None if unknown.
       fov: horizontal field of view of the whole image in degrees; None if unknown.
       crop_fov: that of the crop.
-      found: how ``elevation`` and ``fov`` were found: "given", "assumed" by the weights, or "unknown to the model".
+      found: how ``elevation`` and ``fov`` were found: "given", "fitted to the mesh", or before there is a mesh,
+        "assumed" by the weights or "unknown to the model".
+      picture: the crop in its own resolution, for the reconstruction.
+      camera: of ``picture``, once it is found.
     """
 
     image: Float[np.ndarray, "h w 4"]
@@ -54,6 +58,8 @@ class Input:
     fov: Number | None = None
     crop_fov: float | None = None
     found: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    picture: registration.Picture | None = None
+    camera: registration.Found | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +159,7 @@ class System:
                 for one, azimuth, level, span in zip(given, angles, levels, fovs, strict=True)
             )
         views = self.generate(inputs, seed, clock)
-        mesh = self.reconstruct(views, seed, clock)
+        mesh, inputs = self.reconstruct(views, inputs, seed, clock)
         return Result(inputs, views, mesh, clock.seconds, clock.peak_memory)
 
     def _directions(self, count: int, azimuths: Sequence[Number | str] | None) -> list[float]:
@@ -187,13 +193,28 @@ class System:
             between = self.interpolate(jnp.asarray(color)[None], keys[1], advance)[0]
         return self.assemble(color, maps, between)
 
-    def reconstruct(self, views: structs.ViewSet, seed: int, clock: "Clock") -> structs.Mesh:
-        """Fit the mesh of views, see :func:`e3d_jax.reconstruction.pipeline.reconstruct`."""
+    def reconstruct(
+        self, views: structs.ViewSet, inputs: Sequence[Input], seed: int, clock: "Clock"
+    ) -> tuple[structs.Mesh, tuple[Input, ...]]:
+        """Fit the mesh of views and inputs, see :func:`e3d_jax.reconstruction.pipeline.reconstruct_with`.
+
+        Args:
+          views: of the layout.
+          inputs: what :meth:`prepare` makes of the images; none for the mesh of the views alone.
+          seed: of the fit.
+          clock: gets the time.
+
+        Returns:
+          The mesh, and the inputs with their cameras.
+        """
         chosen = self.config.system.reconstruction
+        pictures = [each.picture for each in inputs if each.picture is not None]
         with clock.stage("reconstruction", chosen.fit.steps) as advance:
-            return pipeline.reconstruct(
-                views, chosen, jax.random.key(seed), lambda *_: advance(chosen.fit.steps_per_chunk)
+            mesh, found = pipeline.reconstruct_with(
+                views, pictures, chosen, jax.random.key(seed), lambda *_: advance(chosen.fit.steps_per_chunk)
             )
+        cameras_of = iter(found)
+        return mesh, tuple(each if each.picture is None else _located(each, next(cameras_of)) for each in inputs)
 
     def prepare(
         self,
@@ -205,10 +226,16 @@ class System:
         fov: Number | None = None,
     ) -> Input:
         """Cut out and frame an image as in training, and find its normal map; arguments of a call, for one image."""
-        found = {}
+        found, told = {}, {"elevation": elevation, "fov": fov}
         elevation, found["elevation"] = self._angle("elevation", elevation, ELEVATIONS)
         fov, found["fov"] = self._angle("fov", fov, FOVS)
         whole = images.matte(_checked(image))
+        if cutout.is_cut_off(whole[..., 3]):
+            warnings.warn(
+                f"the object in the image from azimuth {azimuth:g} seems to be cut off at the border, so its shape may "
+                "come out wrong; give an image that shows all of it",
+                stacklevel=2,
+            )
         box = images.object_box(whole[..., 3])
         framed = images.crop(whole, box, self.size)
         alpha = framed[..., 3:]
@@ -232,7 +259,8 @@ class System:
         # Lengths on the image plane go with tangents of half angles.
         part = box[2] / whole.shape[1]
         crop_fov = None if fov is None else math.degrees(2 * math.atan(part * math.tan(math.radians(fov) / 2)))
-        return Input(framed, encoded, azimuth, elevation, fov, crop_fov, found)
+        picture = registration.cropped(whole, box, azimuth, **told)
+        return Input(framed, encoded, azimuth, elevation, fov, crop_fov, found, picture)
 
     def _angle(self, name: str, given: Number | None, limits: tuple[float, float]) -> tuple[Number | None, str]:
         """Return the angle of an input camera that the models assume or are given, and how it was found."""
@@ -356,6 +384,12 @@ def load(
     dtype = distributed.compute_dtype()
     types = {"dtype": dtype, "param_dtype": dtype}
     return System(config, {name: folder.restore(path, name, config, **types) for name in config.components})
+
+
+def _located(given: Input, camera: registration.Found) -> Input:
+    """Return an input with its camera."""
+    found = {name: how if how == "given" else "fitted to the mesh" for name, how in given.found.items()}
+    return dataclasses.replace(given, elevation=camera.elevation, fov=camera.fov, found=found, camera=camera)
 
 
 def _one_each(name: str, given: Any, count: int) -> list[Number | None]:

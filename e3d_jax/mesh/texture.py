@@ -1,9 +1,11 @@
-"""A texture atlas for a mesh, painted from the views that see it.
+"""A texture atlas for a mesh, painted from the views and photos that see it.
 
 Symbols: n texels, v views, k the views that see a texel most directly.
 """
 
 import functools
+import math
+from collections.abc import Sequence
 from concurrent import futures
 
 import jax
@@ -15,7 +17,8 @@ from jaxtyping import Array, Float
 from scipy import ndimage, sparse
 from scipy.sparse import csgraph, linalg
 
-from e3d_jax import raycast, structs
+from e3d_jax import cameras as cameras_lib
+from e3d_jax import images, raycast, structs
 from e3d_jax.mesh import extract
 
 PADDING = 4  # texels between charts
@@ -24,6 +27,10 @@ SHARPNESS = 4.0  # power of the cosine that weights views which see a texel dire
 PRIOR = 0.02  # weight of the fitted color; a view that sees a texel straight on has weight 1
 UNSEEN = 0.1  # a point counts as unseen if the total weight of the views is below this
 TOLERANCE = 0.15  # color difference at which a view starts to count as an outlier
+# Photos: cosines between which they begin to be used; distances from the outlines that they show, as fractions of their
+# width; and over which length, in object units, their difference from the views is averaged, and carried on.
+COSINES, OUTLINES = (0.1, 0.4), (1 / 400, 1 / 80)
+AVERAGED, CARRIED = 0.03, 1.0
 CHART_FACES = 400  # approximate maximum per chart; flattening time grows faster than linearly with it
 
 
@@ -34,13 +41,15 @@ def paint(
     size: int,
     *,
     view_weights: Float[structs.ArrayLike, " v"] | None = None,
+    photos: Sequence[structs.Photo] = (),
 ) -> structs.Mesh:
     """Add a texture to a mesh.
 
     A texel is the mean of the colors that the views show there, weighted by how directly they see it, without views
     that disagree with the others; the fitted color contributes as well. Parts that no view sees continue the colors
-    around them. Texels between the charts continue the nearest chart, so that no seams appear when the texture is
-    filtered or shrunk.
+    around them. Where photos see the surface, texels have their colors. Elsewhere the views are changed by what the
+    photos differ from them nearby, so that there is no step at the border. Texels between the charts continue the
+    nearest chart, so that no seams appear when the texture is filtered or shrunk.
 
     Args:
       mesh: a closed mesh.
@@ -48,6 +57,7 @@ def paint(
       views: the images.
       size: width and height of the texture in pixels.
       view_weights: trust in each view; equal by default.
+      photos: images that count more than the views.
 
     Raises:
       ValueError: ``size`` is below 16.
@@ -71,11 +81,90 @@ def paint(
     fraction = raycast.corner_values(unseen[mesh.faces[hits.face]], hits)
     fitted = extract.in_chunks(color_fn, points)
     fitted = (1 - fraction) * fitted + fraction * raycast.corner_values(calm[mesh.faces[hits.face]], hits)
+    colors, _ = look(points, normals, fitted.astype(np.float32))
+    if photos:
+        texel = math.sqrt(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).area / max(len(points), 1))
+        shown = [_Shown(mesh, photo, texel) for photo in photos]
+        own, share = _seen(shown, mesh.vertices, smooth)
+        step = _carried(mesh, own - calm, share)
+        own, share = _seen(shown, points, normals)
+        colors = colors + raycast.corner_values(step[mesh.faces[hits.face]], hits)
+        colors = (1 - share) * colors.clip(0, 1) + share * own
     image, covered = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
-    image[texels], _ = look(points, normals, fitted.astype(np.float32))
+    image[texels] = colors
     covered[texels] = True
     row, column = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
     return structs.Mesh(mesh.vertices, mesh.faces, mesh.colors, structs.Texture(image[row, column], corner_uv))
+
+
+class _Shown:
+    """A photo, and how far each of its pixels can be trusted to show the mesh."""
+
+    def __init__(self, mesh: structs.Mesh, photo: structs.Photo, texel: float):
+        pose, width = np.asarray(photo.camera.world_from_cam)[0], photo.camera.width
+        pixel = float(np.linalg.norm(pose[:3, 3]) / np.asarray(photo.camera.focal)[0, 0])
+        size = min(width, math.ceil(width * pixel / texel))  # More pixels than texels would alias.
+        self._pose = pose
+        self._camera = cameras_lib.cropped(photo.camera, np.zeros((1, 2)), np.full(1, float(width)), size)
+        rgba = images.crop(photo.rgba, (0.0, 0.0, float(width)), size)
+        depth = depth_maps(mesh, self._camera)[0]
+        footprint = depth / np.asarray(self._camera.focal)[0, 0]
+        nearest, farthest = ndimage.minimum_filter(depth, 3), ndimage.maximum_filter(depth, 3)
+        steep = 3 / COSINES[0]  # Where depths differ more within three pixels, one part of the mesh hides another.
+        with np.errstate(invalid="ignore"):
+            inner = (rgba[..., 3] > 0.9) & (farthest - nearest < steep * footprint)
+        away = ndimage.distance_transform_edt(np.pad(inner, 1))[1:-1, 1:-1] / size
+        self._nearest = np.where(np.isfinite(nearest), nearest, -1.0)
+        trust = _ramp(away, OUTLINES)
+        self._maps = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:], trust[..., None]], -1)
+
+    def look(self, points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]):
+        """Return the colors ``[n, 3]`` of surface points, how far they can be trusted ``[n, 1]``, and the cosines."""
+        toward = self._pose[:3, 3] - points
+        cosine = (toward * normals).sum(-1) / np.linalg.norm(toward, axis=-1)
+        cam = -toward @ self._pose[:3, :3]
+        pixel = cam[:, :2] / np.maximum(cam[:, 2:], 1e-6) * np.asarray(self._camera.focal) + self._camera.center - 0.5
+        at = pixel[:, 1], pixel[:, 0]
+        sample = functools.partial(ndimage.map_coordinates, coordinates=at, mode="constant")
+        red, green, blue, alpha, trust = (sample(each, order=1) for each in np.moveaxis(self._maps, -1, 0))
+        slack = cam[:, 2] / np.asarray(self._camera.focal)[0, 0] * (1 + 1.5 / np.maximum(cosine, 0.05))
+        visible = cam[:, 2] < sample(self._nearest, order=0, cval=-1.0) + slack
+        colors = np.stack([red, green, blue], -1) / np.maximum(alpha, 1e-6)[:, None]
+        return colors, np.where(visible, trust * _ramp(cosine, COSINES), 0.0)[:, None], cosine[:, None]
+
+
+def _ramp(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Return a smooth step from 0 at the lower limit to 1 at the upper one."""
+    x = ((values - limits[0]) / (limits[1] - limits[0])).clip(0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _seen(shown: list[_Shown], points, normals):
+    """Return the colors that photos show, those that look straight on first, and the share of texels they have."""
+    looks = [each.look(points, normals) for each in shown]
+    weights = np.stack([trust * np.maximum(cosine, 0.0) ** (2 * SHARPNESS) for _, trust, cosine in looks])
+    colors = (weights * np.stack([color for color, _, _ in looks])).sum(0) / np.maximum(weights.sum(0), 1e-12)
+    return colors.astype(np.float32), np.max([trust for _, trust, _ in looks], 0).astype(np.float32)
+
+
+def _carried(mesh: structs.Mesh, step: Float[np.ndarray, "p 3"], share: Float[np.ndarray, "p 1"]):
+    """Return differences of vertex colors that are smooth where the photos see the mesh, and fade from there."""
+    start, end = mesh.faces, np.roll(mesh.faces, -1, 1)
+    length = np.linalg.norm(mesh.vertices[start] - mesh.vertices[end], axis=-1).mean()
+    hold = (length / AVERAGED) ** 2 * share
+    return _smoothed(_adjacency(mesh), hold * step, hold + (length / CARRIED) ** 2)
+
+
+def _adjacency(mesh: structs.Mesh) -> sparse.csr_array:
+    """Return the graph of the edges of a mesh."""
+    edges = mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
+    return sparse.coo_array((np.ones(len(edges)), edges.T), 2 * (len(mesh.vertices),)).tocsr()
+
+
+def _smoothed(graph: sparse.csr_array, pull: Float[np.ndarray, "p 3"], hold: Float[np.ndarray, "p 1"]):
+    """Return the values x that minimize the squared differences along edges and ``hold * (x - pull / hold)**2``."""
+    system = sparse.diags_array(graph.sum(1) + hold[:, 0]) - graph
+    return linalg.splu(system.tocsc()).solve(pull.astype(np.float64)).astype(np.float32)
 
 
 def _continued(mesh, smooth, look):
@@ -86,15 +175,11 @@ def _continued(mesh, smooth, look):
     """
     colors, weights = look(mesh.vertices, smooth.astype(np.float32), mesh.colors.astype(np.float32))
     unseen = weights[:, 0] < UNSEEN
-    edges = mesh.faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-    count = len(mesh.vertices)
-    adjacency = sparse.coo_array((np.ones(len(edges)), edges.T), (count, count)).tocsr()
-    _, part = csgraph.connected_components(adjacency, directed=False)
+    graph = _adjacency(mesh)
+    _, part = csgraph.connected_components(graph, directed=False)
     unseen &= (np.bincount(part, ~unseen) > 0)[part]  # A part without any seen vertex has nothing to continue.
-    hold = np.where(unseen, 1e-4, 1e4)
-    system = sparse.diags_array(adjacency.sum(1) + hold) - adjacency
-    calm = linalg.splu(system.tocsc()).solve(hold[:, None] * colors.astype(np.float64))
-    return unseen[:, None].astype(np.float32), calm.astype(np.float32).clip(0, 1)
+    hold = np.where(unseen, 1e-4, 1e4)[:, None]
+    return unseen[:, None].astype(np.float32), _smoothed(graph, hold * colors, hold).clip(0, 1)
 
 
 def unwrap(mesh: structs.Mesh, size: int) -> Float[np.ndarray, "f 3 2"]:

@@ -1,6 +1,7 @@
-"""The rays and points of each step of a fit: pixels of the views, sampled on the device."""
+"""The rays and points of each step of a fit: pixels of the views and pictures, sampled on the device."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +18,34 @@ NEAR_OBJECT = 0.9  # fraction of the rays that go through pixels near the object
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Views on the device.
+    """Views on the device, followed by pictures, which have sizes of their own.
 
     Attributes:
-      rgba: every pixel of every view.
+      rgba: every pixel of every view, one view after another.
       normals: unit normals in the world frame; zero where unknown.
-      cameras: the camera of each view.
+      first: index of the first pixel of each view.
+      widths: of the views in pixels.
+      counts: number of pixels of each view.
+      cameras: the camera of each view; those of the pictures are unknown at first.
       anchors: views whose masks and normals are trusted.
+      num_views: number of views that rays come from, without the pictures while their cameras are unknown.
+      num_anchors: the same of the anchors.
       weights: trust in each view.
       near_object: pixel indices of each view, those near its silhouette first.
       num_near: number of pixels near the silhouette of each view.
     """
 
-    rgba: Float[Array, "v hw 4"]
-    normals: Float[Array, "v hw 3"]
+    rgba: Float[Array, "n 4"]
+    normals: Float[Array, "n 3"]
+    first: Int[Array, " v"]
+    widths: Int[Array, " v"]
+    counts: Int[Array, " v"]
     cameras: structs.Cameras
     anchors: Int[Array, " k"]
+    num_views: Int[Array, ""]
+    num_anchors: Int[Array, ""]
     weights: Float[Array, " v"]
-    near_object: Int[Array, "v hw"]
+    near_object: Int[Array, " n"]
     num_near: Int[Array, " v"]
 
 
@@ -70,30 +81,71 @@ class Batch:
     nearby: Float[Array, "*b n 3"]
 
 
-def load(views: structs.ViewSet, weights: Float[structs.ArrayLike, " v"], *, contrast: float) -> Pixels:
-    """Move views to the device.
+def load(
+    views: structs.ViewSet,
+    weights: Float[structs.ArrayLike, " v"],
+    *,
+    contrast: float,
+    pictures: Sequence[Float[np.ndarray, "_ _ 4"]] = (),
+) -> Pixels:
+    """Move views to the device, and pictures that take part once :func:`join` is told their cameras.
 
     Args:
       views: the views.
       weights: trust in each view.
-      contrast: factor that sharpens the coverage around one half.
+      contrast: factor that sharpens the coverage of the views around one half.
+      pictures: RGBA with straight alpha.
     """
     num_views, height, width = views.rgba.shape[:3]
     alpha = ((views.rgba[..., 3:] - 0.5) * contrast + 0.5).clip(0, 1)
-    rgba = np.concatenate([views.rgba[..., :3], alpha], -1)
-    normals = np.zeros((num_views, height * width, 3), np.float32)
-    normals[views.normal_views] = views.normals.reshape(-1, height * width, 3)
-    reach = max(2, width // 24)
-    near = [ndimage.maximum_filter(alpha, 2 * reach + 1).ravel() > 0 for alpha in views.rgba[..., 3]]
+    sharp = [*np.concatenate([views.rgba[..., :3], alpha], -1), *pictures]
+    normals = np.zeros((num_views, height, width, 3), np.float32)
+    normals[views.normal_views] = views.normals
+    near = [_near(image[..., 3]) for image in (*views.rgba, *pictures)]
+    counts = [row.size for row in near]
+    later, whole = np.arange(num_views, len(counts)), [*range(num_views), *[0] * len(pictures)]
     return Pixels(
-        rgba=jnp.asarray(rgba.reshape(num_views, -1, 4)),
-        normals=jnp.asarray(normals),
-        cameras=jax.tree.map(jnp.asarray, views.cameras),
-        anchors=jnp.asarray(views.anchors, jnp.int32),
-        weights=jnp.asarray(weights, jnp.float32),
-        near_object=jnp.asarray(np.stack([np.argsort(~row, kind="stable") for row in near]), jnp.int32),
+        rgba=jnp.asarray(np.concatenate([image.reshape(-1, 4) for image in sharp])),
+        normals=jnp.asarray(np.pad(normals.reshape(-1, 3), ((0, sum(counts[num_views:])), (0, 0)))),
+        first=jnp.asarray(np.cumsum([0, *counts[:-1]]), jnp.int32),
+        widths=jnp.asarray([image.shape[1] for image in sharp], jnp.int32),
+        counts=jnp.asarray(counts, jnp.int32),
+        cameras=jax.tree.map(jnp.asarray, views.cameras[np.array(whole)]),
+        anchors=jnp.asarray([*views.anchors, *later], jnp.int32),
+        num_views=jnp.int32(num_views),
+        num_anchors=jnp.int32(len(views.anchors)),
+        weights=jnp.asarray([*weights, *[0.0] * len(pictures)], jnp.float32),
+        near_object=jnp.asarray(np.concatenate([np.argsort(~row, kind="stable") for row in near]), jnp.int32),
         num_near=jnp.asarray([max(1, row.sum()) for row in near], jnp.int32),
     )
+
+
+def join(pixels: Pixels, found: Sequence[structs.Cameras | None]) -> Pixels:
+    """Let pictures take part as anchors of full weight, except those whose camera is None."""
+    if not any(found):
+        return pixels
+    first = len(pixels.widths) - len(found)
+    pose, focal, center = (np.array(x) for x in jax.tree.leaves(pixels.cameras))
+    for view, camera in enumerate(found, first):
+        if camera is not None:
+            pose[view], focal[view], center[view] = (np.asarray(x)[0] for x in jax.tree.leaves(camera))
+    known = jnp.asarray([camera is not None for camera in found], jnp.float32)
+    placed = dataclasses.replace(
+        pixels.cameras, world_from_cam=jnp.asarray(pose), focal=jnp.asarray(focal), center=jnp.asarray(center)
+    )
+    return dataclasses.replace(
+        pixels,
+        cameras=placed,
+        num_views=jnp.int32(len(pixels.widths)),
+        num_anchors=jnp.int32(len(pixels.anchors)),
+        weights=pixels.weights.at[first:].set(known),
+    )
+
+
+def _near(alpha: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, " hw"]:
+    """Return which pixels are near the silhouette of an image."""
+    reach = max(2, alpha.shape[1] // 24)
+    return ndimage.maximum_filter(alpha, 2 * reach + 1).ravel() > 0
 
 
 def sample(
@@ -109,15 +161,14 @@ def sample(
       settings: numbers of rays, samples and points, and the schedule of the views.
     """
     rays, box = settings.rays, cache.box
-    num_views, num_pixels = pixels.rgba.shape[:2]
     choice_key, place_key, background_key, point_key, nearby_key = jax.random.split(key, 5)
     chance = jax.random.uniform(choice_key, (4, rays))
-    anchor = pixels.anchors[_pick(chance[0], len(pixels.anchors))]
+    anchor = pixels.anchors[_pick(chance[0], pixels.num_anchors)]
     all_views = fit_schedules.uses_all_views(progress, settings.all_views)
-    view = jnp.where(all_views, _pick(chance[0], num_views), anchor)
-    near = pixels.near_object[view, _pick(chance[1], pixels.num_near[view])]
-    pixel = jnp.where(chance[3] < NEAR_OBJECT, near, _pick(chance[2], num_pixels))
-    width = pixels.cameras.width
+    view = jnp.where(all_views, _pick(chance[0], pixels.num_views), anchor)
+    first, width = pixels.first[view], pixels.widths[view]
+    near = pixels.near_object[first + _pick(chance[1], pixels.num_near[view])]
+    pixel = jnp.where(chance[3] < NEAR_OBJECT, near, _pick(chance[2], pixels.counts[view]))
     through = cameras.pixel_rays(pixels.cameras[view], jnp.stack([pixel % width, pixel // width], -1) + 0.5)
     axes = jnp.swapaxes(pixels.cameras.world_from_cam[view, :3, :2], 1, 2)
     forward = (through.directions * pixels.cameras.world_from_cam[view, :3, 2]).sum(-1, keepdims=True)
@@ -136,8 +187,8 @@ def sample(
         view=view,
         across=axes * (forward / pixels.cameras.focal[view])[..., None],
         placed=placed,
-        rgba=pixels.rgba[view, pixel],
-        normals=pixels.normals[view, pixel],
+        rgba=pixels.rgba[first + pixel],
+        normals=pixels.normals[first + pixel],
         anchor=jnp.isin(view, pixels.anchors),
         weights=pixels.weights[view],
         background=jax.random.uniform(background_key, (rays, 3)),

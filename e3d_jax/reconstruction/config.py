@@ -132,6 +132,11 @@ class ReconstructionSettings(Settings):
         at_least=0,
         at_most=10,
     )
+    input_pixels: bool = setting(
+        "Fit and paint the mesh with the pixels of the input pictures too, from the cameras that are found for them; "
+        "False leaves it to the generated views.",
+        True,
+    )
     fit: FitSettings = setting("How the signed distance field is fitted.", FitSettings())
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from e3d_jax.reconstruction import batches, config, fields, fit_losses, fit_sche
 
 # Called with the number of steps done, the mean losses of the last chunk, and the field so far.
 OnChunk = Callable[[int, Mapping[str, float], fields.Field], None]
+# Returns the cameras of pictures, None for those that are to be left out.
+Locate = Callable[[fields.Field], Sequence[structs.Cameras | None]]
+PICTURES_FROM = 0.5  # progress at which the surface is good enough to find the cameras of pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,13 @@ class Fitted:
 
 
 def fit(
-    views: structs.ViewSet, settings: config.FitSettings, key: jax.Array, on_chunk: OnChunk | None = None
+    views: structs.ViewSet,
+    settings: config.FitSettings,
+    key: jax.Array,
+    on_chunk: OnChunk | None = None,
+    *,
+    pictures: Sequence[Float[np.ndarray, "_ _ 4"]] = (),
+    locate: Locate | None = None,
 ) -> Fitted:
     """Fit a field to posed views (NeuS, arXiv 2106.10689, on a multi-resolution grid).
 
@@ -41,17 +50,24 @@ def fit(
       settings: sizes, schedules and weights.
       key: seed of the initial layers and the rays; the same key gives the same field.
       on_chunk: called after every chunk of steps.
+      pictures: RGBA, of any sizes, that take part in the second half of the fit as anchors do.
+      locate: finds their cameras.
 
     Raises:
       ValueError: no view shows an object, the views share no object inside ``half_extent``, or the fit diverges.
     """
     if not len(views.normal_views):
         settings = dataclasses.replace(settings, color_weight=settings.bare_color_weight)
-    field, pixels = start(views, settings, key)
-    return Fitted(optimize(field, pixels, settings, key, on_chunk), pixels.weights)
+    field, pixels = start(views, settings, key, pictures)
+    return Fitted(optimize(field, pixels, settings, key, on_chunk, locate), pixels.weights[: len(views.rgba)])
 
 
-def start(views: structs.ViewSet, settings: config.FitSettings, key: jax.Array) -> tuple[fields.Field, batches.Pixels]:
+def start(
+    views: structs.ViewSet,
+    settings: config.FitSettings,
+    key: jax.Array,
+    pictures: Sequence[Float[np.ndarray, "_ _ 4"]] = (),
+) -> tuple[fields.Field, batches.Pixels]:
     """Return the field before the first step, and the views on the device.
 
     Its surface is the visual hull, without the hollows that views with normal maps look into.
@@ -71,7 +87,7 @@ def start(views: structs.ViewSet, settings: config.FitSettings, key: jax.Array) 
         jax.random.fold_in(key, 0),
         base,
         box,
-        num_views=len(views.rgba),
+        num_views=len(views.rgba) + len(pictures),
         levels=settings.levels,
         color_levels=settings.color_levels,
         features=settings.features,
@@ -79,7 +95,7 @@ def start(views: structs.ViewSet, settings: config.FitSettings, key: jax.Array) 
         sharpness=settings.sharpness,
     )
     weights = fit_schedules.view_weights(views.cameras) if settings.favor_front else jnp.ones(len(agree))
-    return field, batches.load(views, weights * agree, contrast=settings.mask_contrast)
+    return field, batches.load(views, weights * agree, contrast=settings.mask_contrast, pictures=pictures)
 
 
 def _hull(views: structs.ViewSet, settings: config.FitSettings):
@@ -116,6 +132,7 @@ def optimize(
     settings: config.FitSettings,
     key: jax.Array,
     on_chunk: OnChunk | None = None,
+    locate: Locate | None = None,
 ) -> fields.Field:
     """Take all steps, starting from what :func:`start` returns; arguments as in :func:`fit`.
 
@@ -124,6 +141,8 @@ def optimize(
     """
     state, run_key = optimizer().init(field), jax.random.fold_in(key, 1)
     for first in range(0, settings.steps, settings.steps_per_chunk):
+        if locate is not None and first >= PICTURES_FROM * settings.steps:
+            pixels, locate = batches.join(pixels, locate(field)), None
         field, state, metrics = run_chunk(field, state, pixels, run_key, jnp.int32(first), settings)
         if on_chunk is not None:
             on_chunk(first + settings.steps_per_chunk, {name: float(value) for name, value in metrics.items()}, field)

@@ -2,14 +2,20 @@
 
 import dataclasses
 import functools
+import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from e3d_jax import structs
 from e3d_jax.mesh import extract, texture
-from e3d_jax.reconstruction import config, fields, fit
+from e3d_jax.reconstruction import config, fields, fit, registration
+
+SEARCHED_CELLS = 96  # marching-cubes cells of the mesh that pictures are compared with
+LEAST_AGREEMENT = 0.7  # of the silhouettes of a picture and of the mesh; below, it shows something else
 
 
 def reconstruct(
@@ -19,7 +25,40 @@ def reconstruct(
     on_chunk: fit.OnChunk | None = None,
 ) -> structs.Mesh:
     """Fit a field to the views, extract its surface and paint it; arguments and errors as in :func:`fit.fit`."""
-    fitted = fit.fit(views, settings.fit, key, on_chunk)
+    return reconstruct_with(views, (), settings, key, on_chunk)[0]
+
+
+def reconstruct_with(
+    views: structs.ViewSet,
+    pictures: Sequence[registration.Picture],
+    settings: config.ReconstructionSettings,
+    key: jax.Array,
+    on_chunk: fit.OnChunk | None = None,
+) -> tuple[structs.Mesh, tuple[registration.Found, ...]]:
+    """Do the same with pictures of the object, whose cameras are found when half of the fit is done.
+
+    From then on they take part in the fit, and the texture has their colors where they see the surface. A picture whose
+    silhouette disagrees with the mesh is left out, with a warning.
+
+    Returns:
+      The mesh, and the cameras of the pictures.
+    """
+    found: list[registration.Found] = []
+
+    def locate(field: fields.Field) -> list[structs.Cameras | None]:
+        mesh = extract.extract_mesh(*surface_functions(field), field.box, SEARCHED_CELLS)
+        found[:] = [registration.find(mesh, picture) for picture in pictures]
+        return [each.camera if each.agreement >= LEAST_AGREEMENT else None for each in found]
+
+    joining = pictures if settings.input_pixels else ()
+    fitted = fit.fit(
+        views,
+        settings.fit,
+        key,
+        on_chunk,
+        pictures=[picture.rgba for picture in joining],
+        locate=locate if joining else None,
+    )
     distance_fn, color_fn = surface_functions(fitted.field)
     mesh = extract.extract_mesh(
         distance_fn,
@@ -29,9 +68,39 @@ def reconstruct(
         max_faces=settings.max_faces,
         smoothing=settings.smoothing,
     )
-    center = np.asarray(views.cameras.center) - np.asarray(fitted.field.view_shifts)
-    views = dataclasses.replace(views, cameras=dataclasses.replace(views.cameras, center=center))
-    return texture.paint(mesh, color_fn, views, settings.texture_size, view_weights=fitted.view_weights)
+    shifts = np.asarray(fitted.field.view_shifts)
+    views = dataclasses.replace(views, cameras=_shifted(views.cameras, shifts[: len(views.rgba)]))
+    if len(found) < len(pictures):
+        locate(fitted.field)
+    for number, shift in enumerate(shifts[len(views.rgba) :]):
+        found[number] = _checked(mesh, joining[number], found[number], shift)
+    photos = [structs.Photo(one.rgba, each.camera) for one, each in zip(pictures, found, strict=True) if each.used]
+    weights = fitted.view_weights
+    return texture.paint(mesh, color_fn, views, settings.texture_size, view_weights=weights, photos=photos), tuple(
+        found
+    )
+
+
+def _checked(
+    mesh: structs.Mesh, picture: registration.Picture, found: registration.Found, shift: Float[np.ndarray, "2"]
+) -> registration.Found:
+    """Return the camera of a picture after the fit; warn if the silhouettes disagree, and the picture is not used."""
+    camera = _shifted(found.camera, shift[None])
+    agreement = registration.agreement(mesh, picture, camera)
+    used = min(agreement, found.agreement) >= LEAST_AGREEMENT
+    if not used:
+        warnings.warn(
+            f"the picture from azimuth {picture.azimuth:g} does not show the object of the generated views (the "
+            f"silhouettes agree by {found.agreement:.0%}), so its pixels are not used; check the picture and its "
+            "direction",
+            stacklevel=3,
+        )
+    return dataclasses.replace(found, camera=camera, agreement=agreement, used=used)
+
+
+def _shifted(cameras: structs.Cameras, shifts: Float[np.ndarray, "v 2"]) -> structs.Cameras:
+    """Return cameras whose images are moved by the shifts of :class:`fields.Field`."""
+    return dataclasses.replace(cameras, center=np.asarray(cameras.center) - shifts)
 
 
 def surface_functions(field: fields.Field) -> tuple[extract.DistanceFn, extract.ColorFn]:
