@@ -31,6 +31,7 @@ TOLERANCE = 0.15  # color difference at which a view starts to count as an outli
 # width; and over which length, in object units, their difference from the views is averaged, and carried on.
 COSINES, OUTLINES = (0.1, 0.4), (1 / 400, 1 / 80)
 AVERAGED, CARRIED = 0.03, 1.0
+DARK = 0.1  # added to colors before their ratio is taken, which light and exposure change alike everywhere
 CHART_FACES = 400  # approximate maximum per chart; flattening time grows faster than linearly with it
 
 
@@ -86,10 +87,10 @@ def paint(
         texel = math.sqrt(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).area / max(len(points), 1))
         shown = [_Shown(mesh, photo, texel) for photo in photos]
         own, share = _seen(shown, mesh.vertices, smooth)
-        step = _carried(mesh, own - calm, share)
+        step = _carried(mesh, np.log((own + DARK) / (calm + DARK)), share)
         own, share = _seen(shown, points, normals)
-        colors = colors + raycast.corner_values(step[mesh.faces[hits.face]], hits)
-        colors = (1 - share) * colors.clip(0, 1) + share * own
+        changed = (colors + DARK) * np.exp(raycast.corner_values(step[mesh.faces[hits.face]], hits)) - DARK
+        colors = (1 - share) * changed.clip(0, 1) + share * own
     image, covered = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     image[texels] = colors
     covered[texels] = True
@@ -148,7 +149,7 @@ def _seen(shown: list[_Shown], points, normals):
 
 
 def _carried(mesh: structs.Mesh, step: Float[np.ndarray, "p 3"], share: Float[np.ndarray, "p 1"]):
-    """Return differences of vertex colors that are smooth where the photos see the mesh, and fade from there."""
+    """Return differences at the vertices, made smooth where the photos see the mesh, and fading from there."""
     start, end = mesh.faces, np.roll(mesh.faces, -1, 1)
     length = np.linalg.norm(mesh.vertices[start] - mesh.vertices[end], axis=-1).mean()
     hold = (length / AVERAGED) ** 2 * share
