@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from e3d_jax import images
+from e3d_jax import cutout, images
 
 SIZE = 96
 
@@ -104,3 +104,25 @@ def test_a_gray_object_is_not_a_shadow():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         images.matte(rgba)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "cut"),
+    [
+        (slice(10, 50), slice(20, 40), False),
+        (slice(10, 64), slice(20, 40), True),
+        (slice(10, 50), slice(0, 40), True),
+        (slice(0, 64), slice(0, 64), False),
+    ],
+    ids=["inside", "below", "left", "trimmed"],
+)
+def test_objects_that_go_on_beyond_the_border(rows, columns, cut):
+    alpha = np.zeros((64, 64), np.float32)
+    alpha[rows, columns] = 1
+    assert cutout.is_cut_off(alpha) == cut
+
+
+def test_a_touch_of_the_border_does_not_cut_an_object_off():
+    alpha = np.zeros((64, 64), np.float32)
+    alpha[10:63, 4:60] = alpha[63, 30:33] = 1
+    assert not cutout.is_cut_off(alpha)

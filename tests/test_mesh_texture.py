@@ -138,3 +138,29 @@ def test_depth_maps_are_along_the_optical_axis():
 def test_tiny_textures_are_refused():
     with pytest.raises(ValueError, match="at least 16"):
         texture.paint(ball(), gray, views_of_ball(), 8)
+
+
+def photo_of_ball(light=1.0, size=96) -> structs.Photo:
+    """A photo from the front, in another light and with a pattern that the views lack."""
+    camera = cameras.ring(size, 1)
+    rgba = preview.render_mesh(ball(4), camera)[0]
+    rgba[..., :3] *= light
+    rgba[46:50, 46:50, :3] = 0
+    return structs.Photo(rgba, camera)
+
+
+def test_a_photo_paints_what_it_sees():
+    mesh = texture.paint(ball(), gray, views_of_ball(), 4 * SIZE, photos=[photo_of_ball()])
+    front, beside = colors_at(mesh, [[1.0, 0, 0], [1.0, 0.2, 0]])
+    assert front.max() < 0.05, "although 16 views show another color"
+    np.testing.assert_allclose(beside, position_color(RADIUS * np.array([1, 0.2, 0]) / 1.02), atol=0.02)
+
+
+def test_the_light_of_a_photo_goes_on_behind_its_border():
+    mesh = texture.paint(ball(), gray, views_of_ball(), 2 * SIZE, photos=[photo_of_ball(light=0.7)])
+    angle = np.radians(np.arange(20, 160, 4.0))
+    around = np.stack([np.cos(angle), np.sin(angle), 0 * angle], -1)
+    shown = colors_at(mesh, around) / position_color(RADIUS * around)
+    np.testing.assert_allclose(shown[:10], 0.7, atol=0.05)
+    assert np.abs(np.diff(shown, axis=0)).max() < 0.06, "no step"
+    assert shown[-1].max() < 0.85

@@ -10,6 +10,7 @@ from PIL import Image
 
 from e3d_jax import cameras, outputs, reports, structs, system, views_io
 from e3d_jax.mesh import export, preview
+from e3d_jax.reconstruction import registration
 from tests import tiny
 
 SIZE = 16
@@ -128,6 +129,35 @@ def test_the_report_says_where_images_were_taken_from_and_how_that_was_found(tmp
         "fov_found": "unknown to the model",
     }
     assert (tmp_path / "ball/input_1.png").exists() and (tmp_path / "ball/input_1_normal.png").exists()
+
+
+def located(size, elevation):
+    """An input with its camera."""
+    camera = cameras.ring(size, 1, elevation=np.radians(elevation))
+    rgba = np.full((size, size, 4), 0.5, np.float32)
+    picture = registration.Picture(rgba, 0.0, (0.0, 0.0, size, size))
+    found = registration.Found(camera, elevation, 39.6, 1.5, 0.97, used=True)
+    names = {"elevation": "fitted to the mesh", "fov": "fitted to the mesh"}
+    return system.Input(rgba[:SIZE, :SIZE], rgba[:SIZE, :SIZE], 0.0, elevation, 39.6, None, names, picture, found)
+
+
+def test_pictures_are_written_with_their_cameras(tmp_path):
+    both = dataclasses.replace(small_result(), inputs=(located(20, 25.0), located(32, 5.0)))
+    outputs.write_result(tmp_path / "ball", both, seed=7, config=CONFIG)
+    posed = views_io.read_views(tmp_path / "ball/view_inputs")
+    assert posed.rgba.shape == (2, 32, 32, 4) and not posed.rgba[0, 20:].any(), "extended, not resampled"
+    np.testing.assert_allclose(np.degrees(cameras.elevation_of(posed.cameras.world_from_cam)), [25, 5], atol=1e-3)
+    np.testing.assert_allclose(posed.cameras.center, [[10, 10], [16, 16]])
+    first = json.loads((tmp_path / "ball/report.json").read_text())["inputs"][0]
+    assert first["elevation_found"] == "fitted to the mesh" and first["pixels_used"]
+    assert (first["silhouette_iou"], first["roll"]) == (0.97, 1.5)
+    assert first["scale"] == pytest.approx(20 * 1.38906 / 1.5, rel=1e-4)
+
+
+def test_labels_of_inputs_say_how_their_cameras_were_found():
+    lines = outputs._camera_label(located(20, 25.0)).splitlines()
+    assert lines[1:3] == ["elevation 25.0 fitted to the mesh", "fov 39.6 fitted to the mesh"]
+    assert outputs._camera_label(small_result().inputs[0]) == "input 0"
 
 
 def test_large_tiles_of_the_contact_sheet_have_labels():

@@ -124,3 +124,26 @@ def test_a_pose_that_is_not_finite_is_named(views):
     poses[2, 0, 3] = np.nan
     with pytest.raises(ValueError, match="poses of views 2 are not finite"):
         fit.fit(with_cameras(views, world_from_cam=poses), TOLERANT, jax.random.key(0))
+
+
+def test_pictures_get_rays_once_their_cameras_are_known(views):
+    pictures = [np.ones((48, 48, 4), np.float32), np.ones((20, 20, 4), np.float32)]
+    field, pixels = fit.start(views, TOLERANT, jax.random.key(0), pictures)
+    cache = occupancy.cache_field(field, jnp.ones(len(TOLERANT.levels)), TOLERANT.cache_cells)
+
+    def drawn(pixels):
+        return batches.sample(jax.random.key(1), pixels, jnp.float32(0.15), cache, TOLERANT)
+
+    assert drawn(pixels).view.max() == 7
+    camera = dataclasses.replace(views.cameras[[2]], focal=np.full((1, 2), 77, np.float32), width=48, height=48)
+    batch = drawn(batches.join(pixels, [camera, None]))
+    assert set(np.unique(batch.view)) == set(range(10)), "views differ in size"
+    np.testing.assert_array_equal(batch.weights, batch.view != 9)
+    ours = np.asarray(batch.view) == 8
+    assert (np.asarray(batch.rgba)[ours] == 1).all() and np.asarray(batch.anchor)[ours].all()
+    np.testing.assert_allclose(
+        np.asarray(batch.rays.origins)[ours],
+        views.cameras.world_from_cam[2, :3, 3][None] * np.ones((ours.sum(), 1)),
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(batch.across)[ours, 0], axis=-1).max(), 1 / 77, rtol=1e-3)

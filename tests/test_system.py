@@ -9,7 +9,7 @@ from flax import nnx
 import e3d_jax
 from e3d_jax import cameras, images, presets, stages, structs, system
 from e3d_jax.models import layers
-from e3d_jax.reconstruction import pipeline
+from e3d_jax.reconstruction import pipeline, registration
 from e3d_jax.stages import conditions
 from e3d_jax.weights import folder
 from tests import tiny
@@ -47,6 +47,13 @@ def image():
     rgba[..., 3] = 0
     rgba[10:30, 20:50] = [0.8, 0.2, 0.1, 1]
     return rgba
+
+
+def reconstruct_nothing(views, pictures, *_):
+    """Return a triangle, and for each picture the angles that are told, or 12 and 34 degrees."""
+    mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
+    found = [registration.Found(cameras.ring(32, 1), x.elevation or 12.0, x.fov or 34.0, 0.0, 0.9) for x in pictures]
+    return mesh, tuple(found)
 
 
 # -- Loading ----------------------------------------------------------------------------------------------------------
@@ -239,8 +246,7 @@ def test_without_interpolation_the_anchors_are_the_only_views(toy, sample, views
 
 @pytest.mark.slow
 def test_a_call_gives_the_views_and_what_each_stage_took(toy, image, views, monkeypatch):
-    mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
-    monkeypatch.setattr(pipeline, "reconstruct", lambda *_: mesh)
+    monkeypatch.setattr(pipeline, "reconstruct_with", reconstruct_nothing)
     result = toy(image)
     np.testing.assert_array_equal(result.views.rgba, views.rgba)
     assert list(result.seconds) == list(result.peak_memory) == ["input", "anchors", "interpolation", "reconstruction"]
@@ -314,8 +320,7 @@ def several(toy):
 
 @pytest.fixture
 def result_of(several, monkeypatch):
-    mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
-    monkeypatch.setattr(pipeline, "reconstruct", lambda *_: mesh)
+    monkeypatch.setattr(pipeline, "reconstruct_with", reconstruct_nothing)
     return several
 
 
@@ -324,10 +329,10 @@ def test_several_images_give_the_views_of_one_object(result_of, image):
     result = result_of([image, image[:, ::-1]], azimuths=[0, "right"], elevation=[20, None], fov=30)
     assert result.views.rgba.shape == (32, 32, 32, 4) and np.isfinite(result.views.rgba).all()
     assert [each.azimuth for each in result.inputs] == [0, 90]
-    assert [each.elevation for each in result.inputs] == [20, None]
+    assert [each.elevation for each in result.inputs] == [20, 12]
     assert [each.found for each in result.inputs] == [
         {"elevation": "given", "fov": "given"},
-        {"elevation": "unknown to the model", "fov": "given"},
+        {"elevation": "fitted to the mesh", "fov": "given"},
     ]
 
 
@@ -387,3 +392,14 @@ def test_weights_that_take_level_images_refuse_another_elevation(toy, image):
 def test_weights_that_take_level_images_say_so(toy, image):
     found = toy.prepare(image)
     assert (found.elevation, found.fov, found.found["elevation"]) == (0.0, 39.59, "assumed")
+
+
+def test_an_object_that_is_cut_off_is_warned_of(toy, image):
+    with pytest.warns(UserWarning, match=r"from azimuth 0 seems to be cut off at the border, .*; give an image that"):
+        toy.prepare(image[:25])
+
+
+def test_the_reconstruction_is_told_only_the_angles_that_are_given(several, image):
+    picture = several.prepare(image, azimuth=90.0, fov=60).picture
+    assert (picture.azimuth, picture.elevation, picture.fov) == (90, None, 60)
+    assert len(picture.rgba) == 35, "not resampled to the size of the views"
