@@ -93,7 +93,7 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
     params = synthetic.take(synthetic.sample_batch("test", TEST_SEED, [index]), 0)
     gt = ground_truth_views(params, layout.cameras(model.size), layout.anchors)
     clock = system.Clock(progress=False)
-    inputs = (model.prepare(gt.rgba[0]),)
+    inputs: tuple[system.Input, ...] = (model.prepare(gt.rgba[0]),)
     views = model.generate(inputs, seed, clock)
     scores: dict[str, Any] = {"family": synthetic.family_of("test", TEST_SEED, index)}
     scores |= score_views(views, gt) | score_consistency(views, seed)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def write_result(
                 images.write_png(partial / f"{name}.png", given.image)
                 images.write_png(partial / f"{name}_normal.png", given.normal)
             views_io.write_views(partial / "views", result.views)
-            if posed := _posed([given for given in result.inputs if given.camera is not None]):
+            if posed := _posed(result.inputs):
                 views_io.write_views(partial / "view_inputs", posed)
             export.write_glb(partial / "mesh.glb", result.mesh)
             images.write_png(partial / "contact_sheet.png", contact_sheet(result))
@@ -115,21 +116,19 @@ def _described(name: str, given: system.Input) -> dict[str, Any]:
     }
 
 
-def _posed(inputs: list[system.Input]) -> structs.ViewSet | None:
-    """Return the pictures with their cameras; smaller ones are extended at the right and below."""
-    if not inputs:
+def _posed(inputs: Sequence[system.Input]) -> structs.ViewSet | None:
+    """Return the pictures with their cameras, if these are known; smaller ones are extended at the right and below."""
+    pairs = [(each.picture.rgba, each.camera.camera) for each in inputs if each.picture and each.camera]
+    if not pairs:
         return None
-    found = [given.camera.camera for given in inputs]
-    size, every = max(each.width for each in found), np.arange(len(inputs))
+    pictures, found = zip(*pairs, strict=True)
+    size, every = max(each.width for each in found), np.arange(len(found))
     return structs.ViewSet(
-        rgba=np.stack(
-            [np.pad(each.picture.rgba, ((0, size - len(each.picture.rgba)),) * 2 + ((0, 0),)) for each in inputs]
-        ),
+        rgba=np.stack([np.pad(each, ((0, size - len(each)), (0, size - len(each)), (0, 0))) for each in pictures]),
         cameras=structs.Cameras(
-            *(
-                np.concatenate([getattr(each, name) for each in found])
-                for name in ("world_from_cam", "focal", "center")
-            ),
+            world_from_cam=np.concatenate([each.world_from_cam for each in found]),
+            focal=np.concatenate([each.focal for each in found]),
+            center=np.concatenate([each.center for each in found]),
             width=size,
             height=size,
         ),

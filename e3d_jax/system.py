@@ -226,7 +226,7 @@ class System:
         fov: Number | None = None,
     ) -> Input:
         """Cut out and frame an image as in training, and find its normal map; arguments of a call, for one image."""
-        found, told = {}, {"elevation": elevation, "fov": fov}
+        found, angles = {}, [None if angle is None else float(angle) for angle in (elevation, fov)]
         elevation, found["elevation"] = self._angle("elevation", elevation, ELEVATIONS)
         fov, found["fov"] = self._angle("fov", fov, FOVS)
         whole = images.matte(_checked(image))
@@ -259,7 +259,7 @@ class System:
         # Lengths on the image plane go with tangents of half angles.
         part = box[2] / whole.shape[1]
         crop_fov = None if fov is None else math.degrees(2 * math.atan(part * math.tan(math.radians(fov) / 2)))
-        picture = registration.cropped(whole, box, azimuth, **told)
+        picture = registration.cropped(whole, box, azimuth, elevation=angles[0], fov=angles[1])
         return Input(framed, encoded, azimuth, elevation, fov, crop_fov, found, picture)
 
     def _angle(self, name: str, given: Number | None, limits: tuple[float, float]) -> tuple[Number | None, str]:

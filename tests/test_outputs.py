@@ -135,7 +135,7 @@ def located(size, elevation):
     """An input with its camera."""
     camera = cameras.ring(size, 1, elevation=np.radians(elevation))
     rgba = np.full((size, size, 4), 0.5, np.float32)
-    picture = registration.Picture(rgba, 0.0, (0.0, 0.0, size, size))
+    picture = registration.Picture(rgba, 0.0, (0.0, 0.0, float(size), float(size)))
     found = registration.Found(camera, elevation, 39.6, 1.5, 0.97, used=True)
     names = {"elevation": "fitted to the mesh", "fov": "fitted to the mesh"}
     return system.Input(rgba[:SIZE, :SIZE], rgba[:SIZE, :SIZE], 0.0, elevation, 39.6, None, names, picture, found)

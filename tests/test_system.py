@@ -50,7 +50,7 @@ def image():
 
 
 def reconstruct_nothing(views, pictures, *_):
-    """Return a triangle, and for each picture the angles that are told, or 12 and 34 degrees."""
+    """Return a triangle, and for each picture the angles that are given, or 12 and 34 degrees."""
     mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
     found = [registration.Found(cameras.ring(32, 1), x.elevation or 12.0, x.fov or 34.0, 0.0, 0.9) for x in pictures]
     return mesh, tuple(found)
@@ -399,7 +399,7 @@ def test_an_object_that_is_cut_off_is_warned_of(toy, image):
         toy.prepare(image[:25])
 
 
-def test_the_reconstruction_is_told_only_the_angles_that_are_given(several, image):
+def test_the_reconstruction_gets_only_the_angles_that_are_given(several, image):
     picture = several.prepare(image, azimuth=90.0, fov=60).picture
     assert (picture.azimuth, picture.elevation, picture.fov) == (90, None, 60)
     assert len(picture.rgba) == 35, "not resampled to the size of the views"

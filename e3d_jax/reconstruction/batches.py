@@ -88,7 +88,7 @@ def load(
     contrast: float,
     pictures: Sequence[Float[np.ndarray, "_ _ 4"]] = (),
 ) -> Pixels:
-    """Move views to the device, and pictures that take part once :func:`join` is told their cameras.
+    """Move views to the device, and pictures that take part once :func:`join` is given their cameras.
 
     Args:
       views: the views.

@@ -1,7 +1,7 @@
 """Where a picture was taken from: its camera relative to a mesh, found by silhouette and color.
 
-The azimuth is told. Elevation, field of view, roll, size, and place in the picture are searched for, unless they are
-told too: first on a grid of elevations and fields of view, at which size and place follow from the bounding boxes of
+The azimuth is given. Elevation, field of view, roll, size, and place in the picture are searched for, unless they are
+given too: first on a grid of elevations and fields of view, at which size and place follow from the bounding boxes of
 the silhouettes, then by least squares on the differences of coverage and color. Colors are compared up to a linear
 change of each channel, because a picture may be lit or exposed otherwise.
 """
@@ -141,10 +141,10 @@ class _Search:
 
     def grid(self) -> list[Float[np.ndarray, "6"]]:
         """Return cameras at which the bounding boxes of the silhouettes agree."""
-        told = self._picture
-        levels = ELEVATIONS if told.elevation is None else [told.elevation]
+        given = self._picture
+        levels = ELEVATIONS if given.elevation is None else [given.elevation]
         focal = [0.5 / math.tan(math.radians(fov) / 2) for fov in FOVS]
-        focal = focal if told.fov is None else [self._width / 2 / math.tan(math.radians(told.fov) / 2)]
+        focal = focal if given.fov is None else [self._width / 2 / math.tan(math.radians(given.fov) / 2)]
         return [self._framed(float(level), math.log(each)) for level in levels for each in focal]
 
     def _framed(self, level: float, focal: float) -> Float[np.ndarray, "6"]:
@@ -175,7 +175,8 @@ class _Search:
         ray = np.append((np.array(place) - self._axis) / math.exp(focal), 1.0)
         ray /= np.linalg.norm(ray)
         bend = np.cross([0, 0, 1], ray)
-        bend *= np.arcsin(min(np.linalg.norm(bend), 1.0)) / max(np.linalg.norm(bend), 1e-12)
+        length = float(np.linalg.norm(bend))
+        bend *= math.asin(min(length, 1.0)) / max(length, 1e-12)
         turned = transform.Rotation.from_euler("z", roll, degrees=True) * transform.Rotation.from_rotvec(-bend)
         pose[:3, :3] = pose[:3, :3] @ turned.as_matrix()
         pose[:3, 3] = away * toward
@@ -224,7 +225,7 @@ class _Search:
         return float((self.residuals(values, size) ** 2).sum())
 
     def refine(self, values: Float[np.ndarray, "6"], size: int, rounds: int) -> Float[np.ndarray, "6"]:
-        """Return the values of least cost near the given ones (Levenberg and Marquardt); told angles are kept."""
+        """Return the values of least cost near the given ones (Levenberg and Marquardt); given angles are kept."""
         free = np.array([self._picture.elevation is None, True, self._picture.fov is None, True, True, True])
         steps = STEP * np.diag(UNITS)[free]
         here, damping = self.residuals(values, size), 0.01
