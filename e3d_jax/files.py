@@ -32,6 +32,26 @@ def glob(folder: str | os.PathLike, pattern: str) -> list[str]:
     return sorted(str(path) for path in below.glob(pattern)) if below.exists() else []
 
 
+def make_folder(folder: str | os.PathLike) -> None:
+    """Make a folder and those above it; buckets need none.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    if not is_remote(folder):
+        with write_errors(folder):
+            pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def read(path: str | os.PathLike) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return epath.Path(path).read_bytes()
+
+
 @contextlib.contextmanager
 def write_errors(path: str | os.PathLike) -> Iterator[None]:
     """Re-raise I/O errors from this block as one OSError that names the path.

@@ -1,6 +1,7 @@
 """A dataset of images becomes one of cached latents."""
 
 import dataclasses
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from flax import nnx
 
 from e3d_jax import stages
-from e3d_jax.data import loader, records
+from e3d_jax.data import loader, manifest, records
 from e3d_jax.models import layers
 from e3d_jax.training import cache
 from e3d_jax.weights import folder
@@ -95,12 +96,16 @@ def cut(record):
 
 
 @pytest.mark.parametrize(("bad", "message"), [(cut(conftest.ball_record(1)), ""), (conftest.ball_record(1, 64), "64")])
-def test_a_record_that_cannot_be_cached_is_named(weights, tmp_path, bad, message):
+def test_a_record_that_cannot_be_cached_is_named_and_skipped(weights, tmp_path, capsys, bad, message):
     with records.Writer(tmp_path / "a.array_record") as writer:
         for record in (conftest.ball_record(0), bad):
             writer.write(records.pack(record))
-    with pytest.raises(ValueError, match=rf"record 1 of a\.array_record \(ball-1\) cannot be used: .*{message}"):
-        cache.cache_dataset(CONFIG, "anchor", weights, str(tmp_path), str(tmp_path / "out"), workers=1)
+    out = tmp_path / "out"
+    assert cache.cache_dataset(CONFIG, "anchor", weights, str(tmp_path), str(out), workers=1) == (1, 0, 1, 0)
+    reason = rf"record 1 of a\.array_record \(ball-1\) cannot be used: .*{message}"
+    assert re.search(reason, capsys.readouterr().err)
+    found = manifest.read(out)
+    assert found is not None and re.search(reason, found["quarantine"]["item 1 of a"])
 
 
 def test_arrays_that_are_not_finite_are_refused_with_their_record():

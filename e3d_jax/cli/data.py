@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from e3d_jax.cli.flags import Command, Flags, no_arguments
+from e3d_jax.cli.flags import Command, Flags
 
 
 def _common(flags: Flags) -> None:
@@ -13,6 +13,7 @@ def _common(flags: Flags) -> None:
     )
     flags.integer("workers", None, "Processes; one per core when not given.", at_least=1)
     flags.string("shard", "0/1", "I/N: do the I-th of N parts of the work, counted from 0.")
+    flags.runner()
     flags.config("mini")
 
 
@@ -56,7 +57,6 @@ def run_synthetic(flags: Flags, arguments: list[str]) -> None:
     from e3d_jax.data import engine
     from e3d_jax.data.synthetic import jobs
 
-    no_arguments(arguments)
     jobs.write_records(
         flags.out,
         flags.objects,
@@ -67,6 +67,7 @@ def run_synthetic(flags: Flags, arguments: list[str]) -> None:
         batch=flags.batch,
         workers=flags.workers,
         shard=engine.parse_shard(flags.shard),
+        runner=flags.chosen_runner(arguments),
     )
 
 
@@ -85,8 +86,10 @@ def run_assets(flags: Flags, arguments: list[str]) -> None:
     """Draw meshes."""
     from e3d_jax.data import assets, engine, records
 
-    no_arguments(arguments)
+    more = {"runner": flags.chosen_runner(arguments)} if flags.format == "records" else {}
     if flags.format == "folder":
+        if flags.engine == "beam" or arguments:
+            raise ValueError("--format=folder is made on this machine; drop --engine=beam and its options")
         config = flags.parsed_config()
         views = flags.views or config.layout.num_views
         anchors = views if views % config.layout.num_anchors else config.layout.num_anchors
@@ -96,7 +99,8 @@ def run_assets(flags: Flags, arguments: list[str]) -> None:
         rig = _rig(flags, normals=flags.normals)
     settings = assets.RenderSettings(rig, y_up=flags.y_up, poses=flags.poses, inputs=_inputs(flags))
     write = assets.write_folders if flags.format == "folder" else assets.write_records
-    counts = write(flags.meshes, flags.out, settings, workers=flags.workers, shard=engine.parse_shard(flags.shard))
+    shard = engine.parse_shard(flags.shard)
+    counts = write(flags.meshes, flags.out, settings, workers=flags.workers, shard=shard, **more)
     flawed = f" ({counts.flawed} with warnings)" if counts.flawed else ""
     print(f"{counts.made} rendered{flawed}, {counts.already} there already, {counts.skipped} skipped; see {flags.out}")
     if not counts.made and not counts.already:
@@ -109,7 +113,7 @@ SUBCOMMANDS = {
         run_synthetic,
         "Draw training records of synthetic objects.\n\n"
         "e3d data synthetic --out=DIR --objects=N [--seed=0] [--split=train] [--size=128] [--views=32]\n"
-        "    [--inputs=0] [--shard=I/N]\n\n"
+        "    [--inputs=0] [--shard=I/N] [--engine=beam [-- OPTIONS OF BEAM]]\n\n"
         "Objects that are in --out are kept, so the same call continues an interrupted one, and a larger --objects\n"
         "extends a dataset. Several machines or devices share the work by --shard=I/N and one folder.",
     ),
@@ -118,7 +122,7 @@ SUBCOMMANDS = {
         run_assets,
         "Draw training records, or folders of views, of meshes (GLB, glTF, OBJ, PLY, STL) or of their renders.\n\n"
         "e3d data assets --meshes=DIR --out=DIR2 [--format=records] [--views=32] [--size=128] [--nonormals]\n"
-        "    [--poses=1] [--inputs=0] [--shard=I/N]\n\n"
+        "    [--poses=1] [--inputs=0] [--shard=I/N] [--engine=beam [-- OPTIONS OF BEAM]]\n\n"
         "--format=folder writes one folder of views per object, with depths. --poses=N draws every mesh N times: as\n"
         "in its file, then turned at random. Folders of views that were rendered elsewhere become records, too, if\n"
         "their cameras are those of the layout, in its order; a folder of views may hold input images from any\n"

@@ -42,7 +42,8 @@ class Flags:
     """
 
     def __init__(self, argv: list[str]):
-        self._argv = [_spelled(argument) for argument in argv]
+        end = argv.index("--") if "--" in argv else len(argv)
+        self._argv, self._others = [_spelled(argument) for argument in argv[:end]], argv[end:]
         self._values = flags.FlagValues()
         self._has_config = False
 
@@ -82,6 +83,26 @@ class Flags:
         """Define ``--name`` and ``--noname``."""
         flags.DEFINE_bool(name, default, doc, flag_values=self._values)
 
+    def runner(self) -> None:
+        """Define ``--engine``: what does jobs that make datasets."""
+        self.choice("engine", "local", ["local", "beam"], "The processes of this machine, or Apache Beam.")
+
+    def chosen_runner(self, arguments: list[str]) -> Any:
+        """Return the :class:`e3d_jax.data.engine.Runner`; the arguments are options of Apache Beam.
+
+        Raises:
+          OSError: Apache Beam is missing.
+          ValueError: there are arguments, but no use for them.
+        """
+        if self.engine == "beam":
+            from e3d_jax.data import beam  # It is an extra.
+
+            return beam.Runner(arguments)
+        from e3d_jax.data import engine
+
+        no_arguments(arguments)
+        return engine.write_shards
+
     def config(self, default: str) -> None:
         """Define ``--config=NAME_OR_FILE[:VARIANT]`` and ``--config.SETTING=VALUE``.
 
@@ -115,7 +136,7 @@ class Flags:
         return stages.parse_config(values.to_dict())
 
     def parse(self) -> list[str]:
-        """Read the command line; return the arguments that are not flags.
+        """Read the command line; return the arguments that are not flags, and all after ``--``.
 
         Raises:
           flags.Error: a flag does not exist, is missing, or has a bad value.
@@ -124,7 +145,7 @@ class Flags:
             name = argument.removeprefix("--")
             if argument.startswith("--") and name in self._values and not self._values[name].boolean:
                 raise ValueError(f"{argument} has no value; flags are given as {argument}=VALUE")
-        return self._values(["e3d", *self._argv])[1:]
+        return self._values(["e3d", *self._argv, *self._others])[1:]
 
     def help(self) -> str:
         """Return all flags, and the settings if there is a config, with their meaning."""

@@ -1,24 +1,26 @@
-"""The one runner of jobs that make datasets: work by shard in, shards of records out.
+"""Jobs that make datasets: work by shard in, shards of records out.
 
-    counts = engine.write_shards(out, shards, engine.Work(prepare=read, device=draw, finish=pack), workers=8)
+    job = engine.Job(out, shards, functools.partial(make_work, config), seed=0)
+    counts = engine.write_shards(job, workers=8)
 
-A job is a list of :class:`Shard`, each the name of a file and the items that become its records, and one
-:class:`Work`, which says how an item becomes a record, in up to three steps:
+A job is a list of :class:`Shard`, each the name of a file and the items that become its records, and a function that
+makes the :class:`Work`, which says how an item becomes a record, in up to three steps:
 
     prepare   item -> value, in worker processes: read, decode, render
     device    values -> values, a generator in this process: draw or encode on the accelerator
     finish    value -> record, in worker processes: compress, pack
 
 Records keep the order of their items, few are in memory at a time, and the steps overlap. What cannot be made is a
-:class:`Skipped` in place of a value: it is reported in one line, counted, and left out. What lacks something is
-:class:`Flawed`: it is kept, reported, and counted.
+:class:`Skipped` in place of a value: it is reported in one line, counted, and left out. An item that ends its worker
+process is skipped likewise. What lacks something is :class:`Flawed`: it is kept, reported, and counted.
 
 Resuming follows one rule: a shard that exists is whole and is left alone. Shards get their names only when they are
 whole, so running an interrupted job again completes it. Several machines share a job by ``--shard=I/N``
 (:func:`parse_shard`): machine I takes every N-th shard, or every N-th item where names of shards are not fixed.
 
-The records of a shard depend on its items alone. ``work.results(shard.items)`` makes them in one process, so that
-another runner, such as Apache Beam with one shard per element, may take the place of :func:`write_shards`.
+The records of a shard depend on its items alone. A :data:`Runner` does a whole job: :func:`write_shards` on this
+machine, :class:`e3d_jax.data.beam.Runner` on those of Apache Beam. Both write :func:`write_shard` by shard, its receipt
+with it, and the manifest at the end (:mod:`e3d_jax.data.manifest`).
 
 Results that are files of their own instead of records go through :func:`run`.
 """
@@ -32,13 +34,12 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import tqdm
 
 from e3d_jax import files
-from e3d_jax.data import parallel, records
+from e3d_jax.data import manifest, parallel, records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,12 @@ class Skipped:
     """
 
     reason: str
+
+
+# Stands in the place of an item until it is named.
+KILLED = Skipped(
+    "ended its process whenever it was tried: it damages the process, or there is too little memory (lower --workers)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +95,21 @@ class Shard:
     Attributes:
       name: the file's, without its suffix.
       items: what its records are made of; read one by one, so that a sequence may load them lazily.
+      names: of the items, if they have names.
     """
 
     name: str
     items: Sequence[Any]
+    names: Sequence[str] = ()
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return self.name + records.SUFFIX
+
+    def item_name(self, index: int) -> str:
+        """Return the name of an item by its number."""
+        return self.names[index] if self.names else f"item {index} of {self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +128,12 @@ class Work:
     device: Callable[[Iterator[Any]], Iterator[Any]] | None = None
     finish: Callable[[Any], Any] | None = None
 
-    def results(self, items: Iterable[Any], pool: futures.Executor | None = None) -> Iterator[Any]:
+    def results(self, items: Iterable[Any], pool: parallel.HostProcesses | None = None) -> Iterator[Any]:
         """Yield one result, :class:`Flawed` or :class:`Skipped` per item, in order.
 
         Args:
           items: what to work on; taken only as needed.
           pool: the worker processes; without it everything runs in this process.
-
-        Raises:
-          OSError: a worker process was killed.
         """
         results = _apply(self.prepare, items, pool)
         if self.device is not None:
@@ -126,11 +141,44 @@ class Work:
         return _apply(self.finish, results, pool)
 
 
-def _apply(function: Callable | None, items: Iterable[Any], pool: futures.Executor | None) -> Iterator[Any]:
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A dataset to make.
+
+    Attributes:
+      out: its folder.
+      shards: all of them, or this machine's part.
+      make_work: returns the work; called once by each process that makes records, so that it may load weights there,
+        and picklable.
+      seed: of its randomness, if there is one; for the manifest.
+    """
+
+    out: str | os.PathLike
+    shards: Sequence[Shard]
+    make_work: Callable[[], Work]
+    seed: int | None = None
+
+    def missing(self) -> list[Shard]:
+        """Return the shards that do not exist yet."""
+        there = {pathlib.PurePath(path).name for path in files.glob(self.out, f"*{records.SUFFIX}")}
+        return [shard for shard in self.shards if shard.file not in there]
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Does jobs; given the number of worker processes, one per core if it is None."""
+
+    def __call__(self, job: Job, *, workers: int | None = None) -> Counts:
+        """Write the shards that do not exist yet, and the manifest; return numbers of items."""
+
+
+def _apply(function: Callable | None, items: Iterable[Any], pool: parallel.HostProcesses | None) -> Iterator[Any]:
     if function is None:
         return iter(items)
     function = functools.partial(_unless_skipped, function)
-    return map(function, items) if pool is None else parallel.in_order(pool, function, items)
+    if pool is None:
+        return map(function, items)
+    return (KILLED if result is parallel.KILLED else result for result in pool.in_order(function, items))
 
 
 def _unless_skipped(function: Callable[[Any], Any], value: Any) -> Any:
@@ -156,57 +204,98 @@ def _pass_by(device: Callable[[Iterator[Any]], Iterator[Any]], values: Iterator[
     yield from (skipped for skipped in order if skipped is not None)
 
 
-def write_shards(out: str | os.PathLike, shards: Sequence[Shard], work: Work, *, workers: int | None = None) -> Counts:
-    """Write the shards of a job that do not exist yet, with a progress bar.
+def write_shards(job: Job, *, workers: int | None = None) -> Counts:
+    """Write the shards of a job that do not exist yet on this machine, with a progress bar.
 
     Args:
-      out: folder of the dataset.
-      shards: all shards of the job, or of this machine's part of it.
-      work: makes records (bytes) of items.
+      job: what to make.
       workers: processes; one per core by default, 0 for none but this one.
 
     Returns:
       Numbers of items; a shard of which every item is skipped is not written.
 
     Raises:
-      OSError: the folder cannot be written to, or a worker process was killed.
+      OSError: the folder cannot be written to.
     """
-    there = {pathlib.PurePath(path).name for path in files.glob(out, f"*{records.SUFFIX}")}
-    missing = [shard for shard in shards if shard.name + records.SUFFIX not in there]
-    total, rest = (sum(len(shard.items) for shard in some) for some in (shards, missing))
+    missing = job.missing()
+    total, rest = (sum(len(shard.items) for shard in some) for some in (job.shards, missing))
     with _processes(workers, rest) as pool, _Progress(total, total - rest) as progress:
+        work = job.make_work() if missing else Work()
         results = work.results(itertools.chain.from_iterable(shard.items for shard in missing), pool)
         for shard in missing:
-            made = progress.follow(itertools.islice(results, len(shard.items)))
-            if (first := next(made, None)) is None:
-                continue
-            with records.Writer(files.join(out, shard.name + records.SUFFIX)) as writer:
-                for record in itertools.chain([first], made):
-                    writer.write(record)
+            made = itertools.islice(results, len(shard.items))
+            write_shard(job, shard, progress.follow(named(shard, made)))
+    manifest.write(job.out)
     return progress.counts
 
 
+def write_shard(job: Job, shard: Shard, results: Iterable[Any]) -> manifest.Receipt:
+    """Write a shard and, just before it gets its name, its receipt; no file if every item is skipped.
+
+    Args:
+      job: which the shard belongs to.
+      shard: to write.
+      results: one per item, named.
+
+    Raises:
+      OSError: the folder cannot be written to.
+    """
+    register = manifest.Register()
+    with contextlib.ExitStack() as stack:
+        writer: records.Writer | None = None
+        for index, result in enumerate(results):
+            if isinstance(result, Skipped):
+                register.quarantine[shard.item_name(index)] = result.reason
+                continue
+            register.flawed += isinstance(result, Flawed)
+            record = result.value if isinstance(result, Flawed) else result
+            if writer is None:
+                writer = stack.enter_context(records.Writer(files.join(job.out, shard.file)))
+            writer.write(record)
+            register.add(record)
+        receipt = register.receipt(shard.file, job.seed, shard.names)
+        manifest.write_receipt(job.out, receipt)
+    return receipt
+
+
+def named(shard: Shard, results: Iterable[Any]) -> Iterator[Any]:
+    """Yield results, with the name of the item where its process was killed."""
+    for index, result in enumerate(results):
+        yield Skipped(f"{shard.item_name(index)} {KILLED.reason}") if result is KILLED else result
+
+
+def messages(result: Any) -> list[str]:
+    """Return the lines that report a result."""
+    lines = []
+    if isinstance(result, Skipped):
+        lines = ["skipped: " + result.reason]
+    elif isinstance(result, Flawed):
+        lines = ["warning: " + warning for warning in result.warnings]
+    return [line.replace("\n", " ") for line in lines]
+
+
 def run(items: Sequence[Any], work: Work, *, already: int = 0, workers: int | None = None) -> Counts:
-    """Make items whose results are files that the work itself writes; arguments as of :func:`write_shards`.
+    """Make items whose results are files that the work itself writes.
 
     Args:
       items: those that are missing.
       work: writes the result of each.
       already: number of items that were there before.
-      workers: processes.
+      workers: as of :func:`write_shards`.
 
     Raises:
-      OSError: a result cannot be written, or a worker process was killed.
+      OSError: a result cannot be written.
     """
     with (
         _processes(workers, len(items)) as pool,
         _Progress(already + len(items), already) as progress,
     ):
-        collections.deque(progress.follow(work.results(items, pool)), maxlen=0)
+        results = named(Shard("the job", items, [str(item) for item in items]), work.results(items, pool))
+        collections.deque(progress.follow(results), maxlen=0)
     return progress.counts
 
 
-def _processes(workers: int | None, items: int) -> contextlib.AbstractContextManager[futures.Executor | None]:
+def _processes(workers: int | None, items: int) -> contextlib.AbstractContextManager[parallel.HostProcesses | None]:
     """Return the worker processes of a job; no more than items."""
     workers = min(os.cpu_count() or 1 if workers is None else workers, items)
     return parallel.host_processes(workers) if workers else contextlib.nullcontext()
@@ -226,25 +315,18 @@ class _Progress:
         self._bar.close()
 
     def follow(self, results: Iterable[Any]) -> Iterator[Any]:
-        """Yield the results that were not skipped."""
+        """Yield results, counted and reported."""
         for result in results:
             made, _, skipped, flawed = self.counts
             if isinstance(result, Skipped):
                 self.counts = self.counts._replace(skipped=skipped + 1)
-                self._say("skipped: " + result.reason)
-            elif isinstance(result, Flawed):
-                self.counts = self.counts._replace(made=made + 1, flawed=flawed + 1)
-                for warning in result.warnings:
-                    self._say("warning: " + warning)
-                yield result.value
             else:
-                self.counts = self.counts._replace(made=made + 1)
-                yield result
+                flawed += isinstance(result, Flawed)
+                self.counts = self.counts._replace(made=made + 1, flawed=flawed)
+            for message in messages(result):
+                tqdm.tqdm.write(message, sys.stderr)
+            yield result
             self._bar.update()
-
-    @staticmethod
-    def _say(text: str) -> None:
-        tqdm.tqdm.write(text.replace("\n", " "), sys.stderr)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

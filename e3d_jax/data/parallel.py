@@ -1,14 +1,19 @@
 """Work of the host spread over processes, in order and in bounded memory."""
 
 import collections
-import concurrent.futures
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import Any
+
+# Times that an item is tried alone before it is given up.
+TRIES = 2
+KILLED = object()
 
 
 def one_core_each() -> None:
@@ -37,37 +42,92 @@ def _end_with(process: Any) -> None:
     os._exit(1)
 
 
-@contextlib.contextmanager
-def host_processes(count: int | None) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Start worker processes, one per core if ``count`` is None, that leave the accelerator to this process.
+@dataclasses.dataclass
+class _Pending:
+    """An item and its result to be, or None if it will be tried alone."""
 
-    Work that has not begun when the block ends is dropped: results that are wanted have been asked for by then.
+    item: Any
+    future: futures.Future | None
+
+    def is_lost(self) -> bool:
+        """Return, when there is a result, whether its process died instead."""
+        return self.future is not None and isinstance(self.future.exception(), futures.BrokenExecutor)
+
+
+class HostProcesses:
+    """Worker processes that leave the accelerator to this process; those that die are replaced.
+
+    Args:
+      count: of processes.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._pool, self._lone = _start(count), _start(1)
+
+    def in_order(self, function: Callable[[Any], Any], items: Iterable[Any], ahead: int = 64) -> Iterator[Any]:
+        """Yield the results of ``function`` in order; items are taken when fewer than ``ahead`` are pending.
+
+        When a process dies, all items that were in work are lost. They are done again, those that may have killed it in
+        a process of their own; the result of an item that does so whenever it is tried is :data:`KILLED`.
+        """
+        waiting: collections.deque[_Pending] = collections.deque()
+        for item in items:
+            waiting.append(_Pending(item, _submit(self._pool, function, item)))
+            if len(waiting) > ahead:
+                yield self._take(function, waiting)
+        while waiting:
+            yield self._take(function, waiting)
+
+    def _take(self, function: Callable[[Any], Any], waiting: collections.deque[_Pending]) -> Any:
+        """Remove the first item and return its result."""
+        if waiting[0].is_lost():
+            self._pool.shutdown()  # Until all items know that they are lost.
+            self._pool = _start(self._count)
+            # Items are begun in order, so the one that killed its process is among the first.
+            for number, pending in enumerate([pending for pending in waiting if pending.is_lost()]):
+                pending.future = None if number < self._count else _submit(self._pool, function, pending.item)
+        first = waiting.popleft()
+        return self._alone(function, first.item) if first.future is None else first.future.result()
+
+    def _alone(self, function: Callable[[Any], Any], item: Any) -> Any:
+        for _ in range(TRIES):
+            future = _submit(self._lone, function, item)
+            if not isinstance(future.exception(), futures.BrokenExecutor):
+                return future.result()
+            self._lone.shutdown()
+            self._lone = _start(1)
+        return KILLED
+
+    def close(self) -> None:
+        """End the processes; work that has not begun is dropped."""
+        for pool in (self._pool, self._lone):
+            pool.shutdown(cancel_futures=True)
+
+
+def _start(count: int) -> futures.ProcessPoolExecutor:
+    """Return processes, each of which starts when there is work for it."""
+    return futures.ProcessPoolExecutor(
+        count, mp_context=multiprocessing.get_context("spawn"), initializer=live_with_parent
+    )
+
+
+def _submit(pool: futures.Executor, function: Callable[[Any], Any], item: Any) -> futures.Future:
+    try:
+        return pool.submit(function, item)
+    except futures.BrokenExecutor as error:  # A process has died already.
+        future: futures.Future = futures.Future()
+        future.set_exception(error)
+        return future
+
+
+@contextlib.contextmanager
+def host_processes(count: int | None) -> Iterator[HostProcesses]:
+    """Start worker processes, one per core if ``count`` is None, for the time of a block.
+
+    Results that are wanted have been asked for when it ends.
     """
     one_core_each()
     os.environ["JAX_PLATFORMS"] = "cpu"  # This process has read it already, when it imported JAX.
-    pool = concurrent.futures.ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=live_with_parent
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def in_order(
-    pool: concurrent.futures.Executor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int = 64
-) -> Iterator[Any]:
-    """Yield the results of ``function`` in order, of which at most ``ahead`` are pending; items are taken no sooner.
-
-    Raises:
-      OSError: a worker process was killed.
-    """
-    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
-    except concurrent.futures.BrokenExecutor as error:
-        raise OSError("a worker process was killed, probably out of memory; lower --workers") from error
+    with contextlib.closing(HostProcesses(count or os.cpu_count() or 1)) as processes:
+        yield processes

@@ -36,6 +36,7 @@ from PIL import Image
 
 from e3d_jax import cameras as cameras_lib
 from e3d_jax import files, structs
+from e3d_jax.data import manifest
 
 SCHEMA = 2
 SUFFIX = ".array_record"
@@ -257,11 +258,11 @@ class Writer:
 
 
 def find_shards(folder: str | os.PathLike) -> list[str]:
-    """Return the record shards of a dataset, sorted.
+    """Return the record shards of a dataset, sorted, after comparing them with its manifest if it has one.
 
     Raises:
       FileNotFoundError: the folder has none.
-      ValueError: a shard is empty or truncated, or in a bucket; names each.
+      ValueError: a shard is empty or truncated, missing, or in a bucket; names it.
     """
     shards = files.glob(files.readable(folder), f"*{SUFFIX}")
     if not shards:
@@ -269,17 +270,23 @@ def find_shards(folder: str | os.PathLike) -> list[str]:
             f"no record shards (*{SUFFIX}) in {str(folder)!r}; make some with "
             f"'e3d data synthetic --out={folder} --objects=1000'"
         )
-    check_shards(shards)
+    check_shards(shards, manifest.expected(folder, shards))
     return shards
 
 
-def check_shards(paths: list[str]) -> None:
-    """Refuse shards that cannot be read.
+def check_shards(paths: Sequence[str], numbers: Mapping[str, int] | None = None) -> None:
+    """Refuse shards that cannot be read or that do not hold as many records as expected.
+
+    Args:
+      paths: of the shards.
+      numbers: of records, by path, as far as they are known.
 
     Raises:
-      ValueError: a shard is empty or truncated; names each.
+      ValueError: names each.
     """
-    if broken := [path for path in paths if not _readable(path)]:
+    counts = {path: _count(path) for path in paths}
+    numbers = counts if numbers is None else counts | dict(numbers)
+    if broken := [path for path, count in counts.items() if not count or count != numbers[path]]:
         raise ValueError(f"truncated or damaged record shards: {', '.join(broken)}; delete or rewrite them")
 
 
@@ -300,12 +307,12 @@ def check_schema(folder: str | os.PathLike) -> None:
             raise ValueError(f"{folder} cannot be extended: {error}, into an empty folder") from error
 
 
-def _readable(path: str) -> bool:
-    """Return whether a shard's footer, which is written last, can be read."""
+def _count(path: str) -> int:
+    """Return the number of records of a shard by its footer, which is written last; 0 if that cannot be read."""
     try:
         reader = array_record_module.ArrayRecordReader(path)
-        readable = reader.ok() and reader.num_records() > 0
+        count = reader.num_records() if reader.ok() else 0
         reader.close()
-        return readable
+        return count
     except (RuntimeError, ValueError, IndexError):
-        return False
+        return 0

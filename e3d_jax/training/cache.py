@@ -59,8 +59,11 @@ def cache_dataset(
     seed: int = 0,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    runner: engine.Runner = engine.write_shards,
 ) -> engine.Counts:
     """Cache a dataset of images for a stage; shards keep their names, and those that exist are kept.
+
+    Records that cannot be used are skipped.
 
     Args:
       config: of the system.
@@ -71,29 +74,34 @@ def cache_dataset(
       seed: of the noise in the anchors of windows.
       workers: decoding processes; one per core when not given.
       shard: (i, n): do every n-th shard from the i-th on.
+      runner: does the job.
 
     Raises:
       FileNotFoundError: records or weights are missing.
-      ValueError: the dataset does not hold images that the stage can learn from, a record cannot be used, or the stage
-        cannot be trained on cached latents.
+      ValueError: the dataset does not hold images that the stage can learn from, or the stage cannot be trained on
+        cached latents.
       OSError: ``out`` cannot be written.
     """
     index, count = shard
-    definition = stages.get(stage)
-    if loader.kind_of([dataset], definition, config) != "images":
+    if loader.kind_of([dataset], stages.get(stage), config) != "images":
         raise ValueError(f"{dataset} holds cached latents; give a dataset of images")
-    source = cached_source(config, stage)
-    compute = make_compute(config, stage, weights, seed)
+    cached_source(config, stage)
     paths = records.find_shards(dataset)[index::count]
     shards = [
         engine.Shard(pathlib.PurePath(path).name.removesuffix(records.SUFFIX), PackedRecords(path)) for path in paths
     ]
-    work = engine.Work(
-        prepare=functools.partial(_read, definition.sources["images"], source, config),
-        device=functools.partial(compute_objects, compute),
+    work = functools.partial(make_work, config, stage, str(folder.resolve(weights)), seed)
+    return runner(engine.Job(out, shards, work, seed), workers=workers)
+
+
+def make_work(config: config_lib.SystemConfig, stage: str, weights: str, seed: int) -> engine.Work:
+    """Load the weights and return the work of caching; arguments and exceptions as of :func:`make_compute`."""
+    images, source = stages.get(stage).sources["images"], cached_source(config, stage)
+    return engine.Work(
+        prepare=functools.partial(_read, images, source, config),
+        device=functools.partial(compute_objects, make_compute(config, stage, weights, seed)),
         finish=functools.partial(_pack, stage),
     )
-    return engine.write_shards(out, shards, work, workers=workers)
 
 
 def cached_source(config: config_lib.SystemConfig, stage: str) -> caching.CachedSource:
@@ -112,7 +120,7 @@ def cached_source(config: config_lib.SystemConfig, stage: str) -> caching.Cached
 
 def _read(
     images: base.Source, source: caching.CachedSource, config: config_lib.SystemConfig, item: tuple[str, int, Any]
-) -> Decoded:
+) -> Decoded | engine.Skipped:
     path, index, data = item
     try:
         if isinstance(data, Exception):
@@ -122,7 +130,7 @@ def _read(
         return record.id, source.read(record, config)
     except Exception as error:  # Decoders of damaged bytes raise anything.
         folder = path.rpartition("/")[0]
-        raise ValueError(f"{damage.describe(folder, [path], index, data, error)}; write it again") from error
+        return engine.Skipped(f"{damage.describe(folder, [path], index, data, error)}; write it again")
 
 
 def _pack(stage: str, computed: Decoded) -> bytes:

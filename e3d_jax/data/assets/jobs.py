@@ -16,7 +16,7 @@ from scipy import spatial
 
 from e3d_jax import cameras as cameras_lib
 from e3d_jax import files, images, structs, views_io
-from e3d_jax.data import engine, photographs, records
+from e3d_jax.data import engine, manifest, photographs, records
 from e3d_jax.data.assets import reading, rendering
 
 OBJECTS_PER_SHARD = 64
@@ -56,6 +56,9 @@ class Job:
     name: str
     path: pathlib.Path
     pose: int
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def find_assets(folder: str | os.PathLike, *, rendered: bool = False) -> dict[str, pathlib.Path]:
@@ -269,6 +272,7 @@ def write_records(
     *,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    runner: engine.Runner = engine.write_shards,
 ) -> engine.Counts:
     """Make records of the meshes and folders of views below a folder that a dataset lacks.
 
@@ -278,6 +282,7 @@ def write_records(
       settings: how to draw.
       workers: processes; one per core by default, 0 for none but this one.
       shard: (i, n): do the i-th of n parts of the assets, into shards of its own.
+      runner: does the job.
 
     Returns:
       How many objects were made, were there already, were skipped because they cannot be read, and were made without a
@@ -294,9 +299,9 @@ def write_records(
     names = (f"assets-{shard[0]:04d}-{number:06d}" for number in itertools.count())
     free = (name for name in names if name + records.SUFFIX not in taken)
     parts = [missing[first : first + OBJECTS_PER_SHARD] for first in range(0, len(missing), OBJECTS_PER_SHARD)]
-    shards = [engine.Shard(name, part) for part, name in zip(parts, free, strict=False)]
-    work = engine.Work(prepare=functools.partial(make_record, settings))
-    counts = engine.write_shards(out, shards, work, workers=workers)
+    shards = [engine.Shard(name, part, list(map(str, part))) for part, name in zip(parts, free, strict=False)]
+    work = functools.partial(engine.Work, prepare=functools.partial(make_record, settings))
+    counts = runner(engine.Job(out, shards, work), workers=workers)
     return counts._replace(already=len(jobs) - len(missing))
 
 
@@ -320,13 +325,17 @@ def write_folders(
 
 
 def recorded(folder: str | os.PathLike) -> set[str]:
-    """Return the names of the objects in a dataset.
+    """Return the names of the objects in a dataset: those in the receipts of its shards, or else in the shards.
 
     Raises:
-      ValueError: a shard is damaged, or holds other records.
+      ValueError: a shard or a receipt is damaged, or a shard holds other records.
     """
     names: set[str] = set()
+    receipts = {receipt.shard: receipt for receipt in manifest.read_receipts(folder)}
     for path in files.glob(folder, f"*{records.SUFFIX}"):
+        if receipt := receipts.get(pathlib.PurePath(path).name):
+            names |= set(receipt.items) - set(receipt.quarantine)
+            continue
         with files.local_copy(path) as local:
             records.check_shards([local])
             reader = array_record_module.ArrayRecordReader(local)

@@ -63,8 +63,24 @@ def plan(
     for block in blocks:
         missing = np.array([index for index in block if index not in there])
         for run in np.split(missing, np.flatnonzero(np.diff(missing) != 1) + 1) if len(missing) else ():
-            shards.append(engine.Shard(name.format(run[0], len(run)), run.tolist()))
+            names = [examples.name_of(split, seed, index) for index in run.tolist()]
+            shards.append(engine.Shard(name.format(run[0], len(run)), run.tolist(), names))
     return shards, sum(map(len, blocks)) - sum(len(each.items) for each in shards)
+
+
+def make_work(split: str, seed: int, rig: records.Rig, inputs: cameras.InputCameras | None, batch: int) -> engine.Work:
+    """Return the work of drawing objects by number; arguments as of :func:`write_records`."""
+    draw = functools.partial(
+        examples.generate,
+        split,
+        seed,
+        cameras=rig.cameras,
+        normal_views=np.array(rig.normal_views, int),
+        inputs=inputs,
+        batch=batch,
+    )
+    finish = functools.partial(pack, split=split, seed=seed, rig=rig, effects=inputs.effects if inputs else 0.0)
+    return engine.Work(device=draw, finish=finish)
 
 
 def write_records(
@@ -78,6 +94,7 @@ def write_records(
     batch: int = 64,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    runner: engine.Runner = engine.write_shards,
 ) -> engine.Counts:
     """Draw on the device, encode in other processes, and write the objects that a dataset lacks.
 
@@ -91,6 +108,7 @@ def write_records(
       batch: objects per call of the device.
       workers: encoding processes; one per core by default, 0 for none but this one.
       shard: (i, n): do the i-th of n parts of the work.
+      runner: does the job.
 
     Raises:
       OSError: the folder cannot be written to.
@@ -99,16 +117,5 @@ def write_records(
     shards, already = plan(out, count, split, seed, shard)
     if already:
         records.check_schema(out)
-    normal_views = np.array(rig.normal_views, int)
-    draw = functools.partial(
-        examples.generate,
-        split,
-        seed,
-        cameras=rig.cameras,
-        normal_views=normal_views,
-        inputs=inputs,
-        batch=batch,
-    )
-    finish = functools.partial(pack, split=split, seed=seed, rig=rig, effects=inputs.effects if inputs else 0.0)
-    counts = engine.write_shards(out, shards, engine.Work(device=draw, finish=finish), workers=workers)
-    return counts._replace(already=already)
+    work = functools.partial(make_work, split, seed, rig, inputs, batch)
+    return runner(engine.Job(out, shards, work, seed), workers=workers)._replace(already=already)
