@@ -1,19 +1,20 @@
-"""Storage: files that are never seen half-written, on this machine or in a bucket.
+"""Storage: files that are never seen half-written, on this machine or in an object store.
 
-Shards of records are listed, written and copied here. Paths go through :mod:`etils.epath`, so ``gs://BUCKET/...``
-works where a client for it is installed (``gcsfs``). A shard for a bucket is written to a temporary folder and copied
-once it is whole. Reading shards is left to ArrayRecord; not all of its builds can open ``gs://``, and for those the
-bucket must be copied or mounted.
+Paths with ``://``, such as ``gs://BUCKET/FOLDER`` and ``s3://BUCKET/FOLDER``, go to fsspec, which needs a client of the
+store (``gcsfs``, ``s3fs``). The clients try again, ever later, what a store refuses for the moment. Stores show an
+object only when it is complete, so it is sent under its own name; nothing is renamed there.
+
+:mod:`e3d_jax.stores` copies whole folders.
 """
 
 import contextlib
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
-from etils import epath
+import fsspec
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -21,19 +22,37 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def store(path: str | os.PathLike) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it.
+
+    Raises:
+      OSError: the client of the store is missing.
+    """
+    try:
+        # Other machines write there, so nothing is remembered of what was listed.
+        return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
+    except ImportError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
 def join(folder: str | os.PathLike, *names: str) -> str:
     """Return the path of a file below a folder."""
-    return str(epath.Path(folder).joinpath(*names))
+    if is_remote(folder):
+        return "/".join((os.fspath(folder).rstrip("/"), *names))
+    return os.path.join(folder, *names)
 
 
 def glob(folder: str | os.PathLike, pattern: str) -> list[str]:
-    """Return the sorted paths below a folder that match a pattern; none if the folder does not exist."""
-    below = epath.Path(folder)
-    return sorted(str(path) for path in below.glob(pattern)) if below.exists() else []
+    """Return the sorted paths in a folder that match a pattern; none if the folder does not exist."""
+    if is_remote(folder):
+        system, inside = store(folder)
+        protocol = os.fspath(folder).partition("://")[0]
+        return sorted(f"{protocol}://{path.lstrip('/')}" for path in system.glob(f"{inside}/{pattern}"))
+    return sorted(str(path) for path in pathlib.Path(folder).glob(pattern))
 
 
 def make_folder(folder: str | os.PathLike) -> None:
-    """Make a folder and those above it; buckets need none.
+    """Make a folder and those above it; stores need none.
 
     Raises:
       OSError: it cannot be made.
@@ -49,7 +68,10 @@ def read(path: str | os.PathLike) -> bytes:
     Raises:
       OSError: it cannot be read.
     """
-    return epath.Path(path).read_bytes()
+    if is_remote(path):
+        system, inside = store(path)
+        return system.cat_file(inside)
+    return pathlib.Path(path).read_bytes()
 
 
 @contextlib.contextmanager
@@ -67,83 +89,53 @@ def write_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename it: it appears whole or not at all.
+    """Write a file that appears whole or not at all.
 
     Raises:
       OSError: the folder does not exist or cannot be written to.
     """
     with write_errors(path):
         if is_remote(path):
-            epath.Path(path).write_bytes(data)  # Buckets show an object only once it is complete.
+            system, inside = store(path)
+            system.pipe_file(inside, data)
             return
-        path = pathlib.Path(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            pathlib.Path(name).unlink(missing_ok=True)
-            raise
+        with _temporary(pathlib.Path(path)) as local:
+            local.write_bytes(data)
 
 
 @contextlib.contextmanager
 def staged(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yield a local file to write, which becomes ``path`` when the block ends well and is removed otherwise.
 
-    Folders on the way are made. The file is named PATH.incomplete until then; for a bucket it is a temporary one that
-    is uploaded at the end.
+    Folders on the way are made.
 
     Raises:
       OSError: the folder cannot be written to.
     """
-    target = epath.Path(path)
-    incomplete = target.with_name(target.name + ".incomplete")
+    make_folder(os.path.dirname(path))
     with contextlib.ExitStack() as stack:
         with write_errors(path):
             if is_remote(path):
-                local = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / target.name
+                local = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), os.path.basename(path))
             else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                local = pathlib.Path(incomplete)
-        try:
-            yield local
-            with write_errors(path):
-                if is_remote(path):
-                    with local.open("rb") as source, incomplete.open("wb") as upload:
-                        shutil.copyfileobj(source, upload)
-                    incomplete.replace(target)
-                else:
-                    os.replace(local, target)
-        finally:
-            local.unlink(missing_ok=True)
-
-
-def readable(path: str | os.PathLike) -> str:
-    """Return the path by which libraries that read local files can read a file.
-
-    Raises:
-      ValueError: it is in a bucket, from which shards cannot be read.
-    """
-    if is_remote(path):
-        raise ValueError(f"{path} is in a bucket, from which records cannot be read; copy or mount it")
-    return os.fspath(path)
+                local = stack.enter_context(_temporary(pathlib.Path(path)))
+        yield local
+        with write_errors(path):
+            if is_remote(path):
+                system, inside = store(path)
+                system.put_file(str(local), inside)
+            stack.close()
 
 
 @contextlib.contextmanager
-def local_copy(path: str | os.PathLike) -> Iterator[str]:
-    """Yield a local path of a file: its own, or that of a temporary copy where it is remote.
-
-    Raises:
-      OSError: the file cannot be read.
-    """
-    if not is_remote(path):
-        yield os.fspath(path)
-        return
-    remote = epath.Path(path)
-    with tempfile.TemporaryDirectory() as folder:
-        local = pathlib.Path(folder) / remote.name
-        with remote.open("rb") as source, local.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
-        yield str(local)
+def _temporary(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a new file beside another, which it replaces when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".incomplete")
+    os.close(handle)
+    try:
+        yield pathlib.Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise

@@ -71,20 +71,7 @@ def ball():
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """The URL of a bucket that is kept in memory."""
-    memory = pytest.importorskip("fsspec.implementations.memory")
-    from etils.epath import backend
-
-    class Storage(memory.MemoryFileSystem):
-        store, pseudo_dirs = {}, [""]
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return super()._strip_protocol(path.removeprefix("gs:/"))
-
-        def glob(self, path, **options):
-            return [found.lstrip("/") for found in super().glob(path, **options)]
-
-    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: Storage(skip_instance_cache=True))
-    return "gs://bucket"
+def bucket(tmp_path, monkeypatch):
+    """The URL of a bucket that is kept in memory; copies of it are in a folder of the test."""
+    monkeypatch.setenv("E3D_STORE_CACHE", str(tmp_path / "copies"))
+    return f"memory://{tmp_path.name}"

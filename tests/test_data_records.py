@@ -6,7 +6,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from e3d_jax import cameras, files
+from e3d_jax import cameras, files, stores
 from e3d_jax.data import records
 
 
@@ -119,8 +119,7 @@ def test_a_shard_for_a_bucket_is_written_whole(bucket, ball):
     with records.Writer(f"{bucket}/set/a.array_record") as writer:
         writer.write(records.pack(ball))
     assert files.glob(f"{bucket}/set", "*") == [f"{bucket}/set/a.array_record"]
-    with files.local_copy(f"{bucket}/set/a.array_record") as local:
-        records.check_shards([local])
+    records.check_shards([stores.local(f"{bucket}/set/a.array_record")])
 
 
 def test_an_interrupted_shard_leaves_nothing_in_a_bucket(bucket, ball):

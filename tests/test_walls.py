@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(e3d_jax.__file__).parent
 ROOMS = (
     "structs",
     "files",
+    "stores",
     "settings",
     "distributed",
     "cameras",

@@ -12,12 +12,12 @@ from e3d_jax.cli.flags import Flags, no_arguments
 
 def define(flags: Flags) -> None:
     """Define the flags."""
-    flags.string("out", None, "Folder for the scores.", required=True)
+    flags.target("out", "Folder for the scores.")
     flags.string("weights", "mini", "Bundled weights or a weights folder.")
     flags.integer("objects", 40, "Number of synthetic test objects.")
     flags.integer("start", 0, "Index of the first synthetic test object.")
     flags.switch("meshes", True, "Also reconstruct and score meshes (most of the run time).")
-    flags.string("real", None, "Folder of real meshes and front images.")
+    flags.source("real", None, "Folder of real meshes and front images.")
     flags.integer("seed", 0, "Seed of the generated views.")
     flags.string("cache", None, "Folder of JAX's compilation cache.")
 

@@ -1,5 +1,6 @@
 """Draw training records."""
 
+import contextlib
 import dataclasses
 
 from e3d_jax.cli.flags import Command, Flags
@@ -73,7 +74,7 @@ def run_synthetic(flags: Flags, arguments: list[str]) -> None:
 
 def define_assets(flags: Flags) -> None:
     """Define the flags of ``assets``."""
-    flags.string("meshes", None, "Folder of meshes or of folders of views, to any depth.", required=True)
+    flags.source("meshes", None, "Folder of meshes or of folders of views, to any depth.", required=True)
     flags.choice("format", "records", ["records", "folder"], "Training records, or a folder of views per object.")
     flags.integer("views", None, "Cameras: all of the layout or its anchors; any number with --format=folder.")
     flags.switch("normals", True, "Draw normal maps of the anchors.")
@@ -84,6 +85,7 @@ def define_assets(flags: Flags) -> None:
 
 def run_assets(flags: Flags, arguments: list[str]) -> None:
     """Draw meshes."""
+    from e3d_jax import stores
     from e3d_jax.data import assets, engine, records
 
     more = {"runner": flags.chosen_runner(arguments)} if flags.format == "records" else {}
@@ -100,7 +102,8 @@ def run_assets(flags: Flags, arguments: list[str]) -> None:
     settings = assets.RenderSettings(rig, y_up=flags.y_up, poses=flags.poses, inputs=_inputs(flags))
     write = assets.write_folders if flags.format == "folder" else assets.write_records
     shard = engine.parse_shard(flags.shard)
-    counts = write(flags.meshes, flags.out, settings, workers=flags.workers, shard=shard, **more)
+    with stores.mirrored(flags.out) if flags.format == "folder" else contextlib.nullcontext(flags.out) as out:
+        counts = write(flags.meshes, out, settings, workers=flags.workers, shard=shard, **more)
     flawed = f" ({counts.flawed} with warnings)" if counts.flawed else ""
     print(f"{counts.made} rendered{flawed}, {counts.already} there already, {counts.skipped} skipped; see {flags.out}")
     if not counts.made and not counts.already:

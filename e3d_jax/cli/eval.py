@@ -8,15 +8,14 @@ with bootstrap 95 % intervals over the objects. See docs/evaluation.md for every
 """
 
 import json
-import pathlib
 
 from e3d_jax.cli.flags import Flags, no_arguments
 
 
 def define(flags: Flags) -> None:
     """Define the flags."""
-    flags.string("pred", None, "Views or meshes to score.", required=True)
-    flags.string("gt", None, "Ground truth: views or meshes. Without it, only what needs no truth is scored.")
+    flags.source("pred", None, "Views or meshes to score.", required=True)
+    flags.source("gt", None, "Ground truth: views or meshes. Without it, only what needs no truth is scored.")
     flags.string("json", None, "File of the report.")
     flags.string("markdown", None, "File of the table.")
     flags.choice(
@@ -29,8 +28,8 @@ def define(flags: Flags) -> None:
     flags.string("protocol", None, "Score a fixed list of objects and views: synthetic40 or scans20.")
     flags.switch("consistency", False, "Also fit a surface to half of the views; always done without --gt.")
     flags.choice("trunk", "alex", ["alex", "vgg"], "Network of the learned distances.")
-    flags.string("lpips", None, "File of torchvision's weights of that network, for LPIPS.")
-    flags.string("against", None, "Report of another system, for paired differences.")
+    flags.source("lpips", None, "File of torchvision's weights of that network, for LPIPS.")
+    flags.source("against", None, "Report of another system, for paired differences.")
     flags.integer("seed", 0, "Seed of sampled points, fits and intervals.")
 
 
@@ -54,6 +53,6 @@ def run(flags: Flags, arguments: list[str]) -> None:
     table = evaluate.markdown(report)
     print(table)
     if flags.json is not None:
-        files.write_atomically(pathlib.Path(flags.json), json.dumps(report, indent=1).encode())
+        files.write_atomically(flags.json, json.dumps(report, indent=1).encode())
     if flags.markdown is not None:
-        files.write_atomically(pathlib.Path(flags.markdown), f"{table}\n".encode())
+        files.write_atomically(flags.markdown, f"{table}\n".encode())

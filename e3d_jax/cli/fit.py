@@ -16,8 +16,8 @@ def define(flags: Flags) -> None:
     """Define the flags."""
     from e3d_jax.reconstruction import config
 
-    flags.string("views", None, "Folder with transforms.json, RGBA views and optional normal maps.", required=True)
-    flags.string("out", None, "Folder for the results.", required=True)
+    flags.source("views", None, "Folder with transforms.json, RGBA views and optional normal maps.", required=True)
+    flags.target("out", "Folder for the results.")
     flags.choice("quality", "standard", list(config.QUALITIES), "Speed against detail.")
     flags.integer("steps", None, "Optimizer steps (default: set by --quality).", at_least=1)
     flags.integer("resolution", None, "Marching-cubes cells along the longest side.", at_least=8)

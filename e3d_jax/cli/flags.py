@@ -1,9 +1,10 @@
 """One dialect of flags for all commands, and one way to end in a sentence."""
 
+import contextlib
 import logging as python_logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from e3d_jax import config as config_lib
-from e3d_jax import presets, settings, stages
+from e3d_jax import presets, settings, stages, stores
 
 
 class Command(NamedTuple):
@@ -46,6 +47,8 @@ class Flags:
         self._argv, self._others = [_spelled(argument) for argument in argv[:end]], argv[end:]
         self._values = flags.FlagValues()
         self._has_config = False
+        self._sources: list[str] = []
+        self._targets: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return self._values[name].value
@@ -53,6 +56,31 @@ class Flags:
     def string(self, name: str, default: str | None, doc: str, *, required: bool = False) -> None:
         """Define ``--name=TEXT``."""
         flags.DEFINE_string(name, default, doc, flag_values=self._values, required=required)
+
+    def source(self, name: str, default: str | None, doc: str, *, required: bool = False) -> None:
+        """Define ``--name=PATH`` of a file or folder to read; a URL becomes the path of a copy."""
+        self._sources.append(name)
+        self.string(name, default, doc, required=required)
+
+    def target(self, name: str, doc: str) -> None:
+        """Define ``--name=PATH`` of a folder to write, which must be given; a URL becomes the path of a copy."""
+        self._targets.append(name)
+        self.string(name, None, doc, required=True)
+
+    @contextlib.contextmanager
+    def local_copies(self) -> Iterator[None]:
+        """Put local paths in the places of URLs, and send what was written there at the end.
+
+        Raises:
+          OSError: see :func:`e3d_jax.stores.local` and :func:`e3d_jax.stores.mirrored`.
+        """
+        with contextlib.ExitStack() as stack:
+            for name in self._sources:
+                if (given := self._values[name].value) is not None:
+                    self._values[name].value = stores.local(given)
+            for name in self._targets:
+                self._values[name].value = stack.enter_context(stores.mirrored(self._values[name].value))
+            yield
 
     def strings(self, name: str, doc: str) -> None:
         """Define ``--name=TEXT``, which may be repeated."""
@@ -207,7 +235,8 @@ def run(module: ModuleType | Command, command: str, argv: list[str]) -> None:
             print(f"e3d {command}: {doc.strip()}\n\nFlags:\n{given.help()}")
             return
         arguments = given.parse()
-        module.run(given, arguments)
+        with given.local_copies():
+            module.run(given, arguments)
     except (ValueError, OSError, flags.Error) as error:
         sys.exit(f"e3d {command}: {_sentence(error)}")
 

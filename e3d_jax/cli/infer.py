@@ -29,9 +29,9 @@ def define(flags: Flags) -> None:
     from e3d_jax import presets, system
     from e3d_jax.weights import folder
 
-    flags.string("out", None, "Where the results go, one folder per image.", required=True)
+    flags.target("out", "Where the results go, one folder per image.")
     flags.string("weights", "mini", "Bundled weights, or a folder such as WORKDIR/weights of training.")
-    flags.string("normal", None, "Normal map of the (single) image; estimated when not given.")
+    flags.source("normal", None, "Normal map of the (single) image; estimated when not given.")
     flags.strings("view", "DIRECTION:IMAGE, a further image of the (single) object: right:side.png, or 210:other.png.")
     flags.string("elevation", "auto", "Degrees by which the cameras look down on the object.")
     flags.string("fov", "auto", "Horizontal field of view of the images in degrees.")
@@ -47,11 +47,11 @@ def run(flags: Flags, arguments: list[str]) -> None:
     """Process one image after another; a bad one does not stop the others."""
     import jax
 
-    from e3d_jax import outputs, system
+    from e3d_jax import outputs, stores, system
 
     logging.set_verbosity(logging.ERROR)
     warnings.formatwarning = lambda message, *_, **__: f"e3d infer: {message}\n"
-    pictures = [pathlib.Path(argument) for argument in arguments]
+    pictures = [pathlib.Path(stores.local(argument)) for argument in arguments]
     if not pictures:
         raise ValueError("no image given; usage: e3d infer IMAGE [IMAGE ...] --out=DIR")
     if not flags.out:
@@ -96,13 +96,13 @@ def _view(text: str) -> tuple[float, pathlib.Path]:
     Raises:
       ValueError: it has another form, or the direction is unknown.
     """
-    from e3d_jax import cameras
+    from e3d_jax import cameras, stores
 
     direction, colon, path = text.partition(":")
     if not colon or not path:
         raise ValueError(f"--view is {text!r}; expected DIRECTION:IMAGE, as in right:side.png or 210:other.png")
     try:
-        return cameras.direction(direction), pathlib.Path(path)
+        return cameras.direction(direction), pathlib.Path(stores.local(path))
     except ValueError as error:
         raise ValueError(f"--view is {text!r}: {error}") from error
 

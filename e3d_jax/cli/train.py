@@ -17,11 +17,11 @@ from e3d_jax.cli.flags import Flags, no_arguments
 def define(flags: Flags) -> None:
     """Define the flags."""
     flags.string("stage", None, "The stage to train.", required=True)
-    flags.string("workdir", None, "Where checkpoints, metrics and weights go.", required=True)
+    flags.string("workdir", None, "Where checkpoints, metrics and weights go; may be gs:// or s3://.", required=True)
     flags.string("init", None, "Weights folder to start from, such as 'e3d weights init' makes.")
     flags.strings("data", "Folder of record shards, as FOLDER or FOLDER@WEIGHT; WORKDIR/records if not given.")
     flags.string("heldout", None, "Folder of records of held-out objects to evaluate on.")
-    flags.string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs://.")
+    flags.string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs:// or s3://.")
     flags.string("profile", None, "FIRST,LAST: write a trace of these steps, counted from 1.")
     flags.switch("distributed", False, "Call jax.distributed.initialize(); TPU pods and SLURM are detected.")
     flags.string("coordinator", None, "HOST:PORT of process 0, if it is not detected.")
@@ -34,7 +34,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     """Join the other processes, if any, and train."""
     import jax
 
-    from e3d_jax import distributed
+    from e3d_jax import distributed, files, stages, stores
     from e3d_jax.data import loader
     from e3d_jax.training import loop
 
@@ -43,16 +43,22 @@ def run(flags: Flags, arguments: list[str]) -> None:
     jax.config.update("jax_threefry_partitionable", True)
     distributed.stable_cache_keys()
     distributed.join(flags.distributed, flags.coordinator, flags.processes, flags.process)
-    loop.train(
-        config,
-        flags.stage,
-        flags.workdir,
-        loader.parse_weights(flags.data or [f"{flags.workdir}/records"]),
-        flags.init,
-        heldout=flags.heldout,
-        checkpoints=flags.checkpoints,
-        profile=_steps(flags.profile),
-    )
+    checkpoints = flags.checkpoints
+    if not checkpoints and files.is_remote(flags.workdir):
+        checkpoints = files.join(flags.workdir, flags.stage, "checkpoints")
+    # What is only read, is written there without a copy, or holds for this host alone.
+    apart = ["records/", *(f"{name}/{what}" for name in stages.STAGES for what in ("checkpoints/", "lock.json"))]
+    with stores.mirrored(flags.workdir, without=apart, upload=jax.process_index() == 0) as workdir:
+        loop.train(
+            config,
+            flags.stage,
+            workdir,
+            loader.parse_weights(flags.data or [f"{flags.workdir}/records"]),
+            flags.init,
+            heldout=flags.heldout,
+            checkpoints=checkpoints,
+            profile=_steps(flags.profile),
+        )
 
 
 def _steps(profile: str | None) -> tuple[int, int] | None:

@@ -7,15 +7,15 @@ NORMALS = "Omnidata's checkpoint (.ckpt), or weights with a normal estimator"
 
 
 def _pipelines(flags: Flags) -> None:
-    flags.string("anchor", None, f"Stage-1 pipeline: {PIPELINE}.", required=True)
-    flags.string("interpolation", None, f"Stage-2 pipeline: {PIPELINE}.", required=True)
+    flags.source("anchor", None, f"Stage-1 pipeline: {PIPELINE}.", required=True)
+    flags.source("interpolation", None, f"Stage-2 pipeline: {PIPELINE}.", required=True)
 
 
 def define_import(flags: Flags) -> None:
     """Define the flags of ``import``."""
     _pipelines(flags)
-    flags.string("normals", "mini", f"{NORMALS}.")
-    flags.string("out", None, "Weights folder to make.", required=True)
+    flags.source("normals", "mini", f"{NORMALS}.")
+    flags.target("out", "Weights folder to make.")
     flags.config("envision3d")
 
 
@@ -31,9 +31,9 @@ def run_import(flags: Flags, arguments: list[str]) -> None:
 
 def define_export(flags: Flags) -> None:
     """Define the flags of ``export``."""
-    flags.string("weights", None, "Weights folder.", required=True)
+    flags.source("weights", None, "Weights folder.", required=True)
     flags.choice("dtype", None, ["float16", "bfloat16", "float32"], "Type of the tensors; as stored when not given.")
-    flags.string("out", None, "Folder to make, with anchor/ and interpolation/.", required=True)
+    flags.target("out", "Folder to make, with anchor/ and interpolation/.")
 
 
 def run_export(flags: Flags, arguments: list[str]) -> None:
@@ -48,7 +48,7 @@ def run_export(flags: Flags, arguments: list[str]) -> None:
 def define_verify(flags: Flags) -> None:
     """Define the flags of ``verify``."""
     _pipelines(flags)
-    flags.string("recorded", None, ".npz of the original's inputs and outputs.", required=True)
+    flags.source("recorded", None, ".npz of the original's inputs and outputs.", required=True)
 
 
 def run_verify(flags: Flags, arguments: list[str]) -> None:
@@ -72,10 +72,10 @@ def define_init(flags: Flags) -> None:
     from e3d_jax.weights import pretrained
 
     flags.choice("from", None, sorted(pretrained.SOURCES), "Pretrained model.", required=True)
-    flags.string("pipeline", None, f"Pipeline of that model: {PIPELINE}.", required=True)
-    flags.string("normals", None, f"Normal estimator for training of the anchor stage: {NORMALS}.")
+    flags.source("pipeline", None, f"Pipeline of that model: {PIPELINE}.", required=True)
+    flags.source("normals", None, f"Normal estimator for training of the anchor stage: {NORMALS}.")
     flags.integer("seed", 0, "Seed of the new layers.")
-    flags.string("out", None, "Weights folder to make.", required=True)
+    flags.target("out", "Weights folder to make.")
     flags.config("envision3d")
 
 
@@ -94,8 +94,8 @@ def define_from_checkpoint(flags: Flags) -> None:
     flags.string("stage", None, "The stage that was trained.", required=True)
     flags.string("checkpoints", None, "Folder of the run's checkpoints; may be gs://.", required=True)
     flags.integer("step", None, "Which checkpoint; the newest when not given.", at_least=1)
-    flags.string("init", None, "Weights folder that the run started from, for what it did not train.")
-    flags.string("out", None, "Weights folder to add the stage to.", required=True)
+    flags.source("init", None, "Weights folder that the run started from, for what it did not train.")
+    flags.target("out", "Weights folder to add the stage to.")
     flags.config("mini")
 
 

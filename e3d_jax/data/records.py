@@ -35,7 +35,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from e3d_jax import cameras as cameras_lib
-from e3d_jax import files, structs
+from e3d_jax import files, stores, structs
 from e3d_jax.data import manifest
 
 SCHEMA = 2
@@ -260,17 +260,21 @@ class Writer:
 def find_shards(folder: str | os.PathLike) -> list[str]:
     """Return the record shards of a dataset, sorted, after comparing them with its manifest if it has one.
 
+    ArrayRecord reads local files, so of a dataset in a store these are this host's copies (:mod:`e3d_jax.stores`).
+
     Raises:
       FileNotFoundError: the folder has none.
-      ValueError: a shard is empty or truncated, missing, or in a bucket; names it.
+      OSError: the dataset cannot be copied.
+      ValueError: a shard is empty or truncated, or missing; names it.
     """
-    shards = files.glob(files.readable(folder), f"*{SUFFIX}")
-    if not shards:
+    if not files.glob(folder, f"*{SUFFIX}"):
         raise FileNotFoundError(
             f"no record shards (*{SUFFIX}) in {str(folder)!r}; make some with "
             f"'e3d data synthetic --out={folder} --objects=1000'"
         )
-    check_shards(shards, manifest.expected(folder, shards))
+    copy = stores.local(folder, without=(f"{manifest.RECEIPTS}/",))
+    shards = files.glob(copy, f"*{SUFFIX}")
+    check_shards(shards, manifest.expected(copy, shards))
     return shards
 
 
@@ -297,10 +301,9 @@ def check_schema(folder: str | os.PathLike) -> None:
       ValueError: says to choose another folder.
     """
     for path in files.glob(folder, f"*{SUFFIX}")[:1]:
-        with files.local_copy(path) as local:
-            reader = array_record_module.ArrayRecordReader(local)
-            first = reader.read([0])[0]
-            reader.close()
+        reader = array_record_module.ArrayRecordReader(stores.local(path))
+        first = reader.read([0])[0]
+        reader.close()
         try:
             fields_of(first)
         except ValueError as error:

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from e3d_jax import config as config_lib
-from e3d_jax import distributed, stages
+from e3d_jax import distributed, files, stages, stores
 from e3d_jax.data import damage, engine, loader, records
 from e3d_jax.data import latents as latent_records
 from e3d_jax.stages import base, caching
@@ -33,10 +33,20 @@ Decoded = tuple[str, dict[str, np.ndarray]]
 
 
 class PackedRecords(Sequence):
-    """The records of a shard, each with the shard and its number, read one by one; see :class:`damage.Numbered`."""
+    """The records of a shard, each with the shard and its number, read one by one; see :class:`damage.Numbered`.
+
+    A shard at a URL is read from a copy on the machine that reads it.
+    """
 
     def __init__(self, path: str):
-        self._path, self._records = path, damage.Numbered(loader.open_shards([path]))
+        self._path = path
+
+    def __reduce__(self):
+        return PackedRecords, (self._path,)
+
+    @functools.cached_property
+    def _records(self) -> damage.Numbered:
+        return damage.Numbered(loader.open_shards([stores.local(self._path)]))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -86,11 +96,13 @@ def cache_dataset(
     if loader.kind_of([dataset], stages.get(stage), config) != "images":
         raise ValueError(f"{dataset} holds cached latents; give a dataset of images")
     cached_source(config, stage)
+    folder.resolve(weights)
     paths = records.find_shards(dataset)[index::count]
+    names = [pathlib.PurePath(path).name for path in paths]
     shards = [
-        engine.Shard(pathlib.PurePath(path).name.removesuffix(records.SUFFIX), PackedRecords(path)) for path in paths
+        engine.Shard(name.removesuffix(records.SUFFIX), PackedRecords(files.join(dataset, name))) for name in names
     ]
-    work = functools.partial(make_work, config, stage, str(folder.resolve(weights)), seed)
+    work = functools.partial(make_work, config, stage, weights, seed)
     return runner(engine.Job(out, shards, work, seed), workers=workers)
 
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 
 class Checkpoints:
-    """The checkpoints in a folder, local or ``gs://``.
+    """The checkpoints in a folder, local, ``gs://`` or ``s3://``.
 
     Args:
       folder: where they are; created if missing.

@@ -74,9 +74,8 @@ def check_run(
         missing.
     """
     train = config.training(stage)
-    for path in filter(None, (workdir, init)):
-        if files.is_remote(path):
-            raise ValueError(f"{path} is not a local folder; mount the bucket: only --checkpoints may be remote")
+    if files.is_remote(workdir):
+        raise ValueError(f"{workdir} is not a local folder; 'e3d train' keeps a local copy of one in a store")
     if profile and not 1 <= profile[0] <= profile[1] <= train.steps:
         raise ValueError(f"the steps to trace are {profile[0]} to {profile[1]}; expected some of 1 to {train.steps}")
     weights, run = pathlib.Path(workdir).resolve() / "weights", pathlib.Path(workdir).resolve() / stage

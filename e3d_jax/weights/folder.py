@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from e3d_jax import config as config_lib
-from e3d_jax import files, settings, stages
+from e3d_jax import files, settings, stages, stores
 from e3d_jax.models import layers
 from e3d_jax.weights import tensors
 
@@ -29,12 +29,13 @@ SHARD_BYTES = 15 * 1000**2
 
 
 def resolve(name_or_folder: str | os.PathLike) -> pathlib.Path:
-    """Return the folder of bundled weights ("mini"), or that at a path.
+    """Return the folder of bundled weights ("mini"), or that at a path; of a URL, the copy (:mod:`e3d_jax.stores`).
 
     Raises:
+      OSError: the weights at a URL cannot be copied.
       FileNotFoundError: there is no such folder, or it holds no weights.
     """
-    bundled, given = BUNDLED / str(name_or_folder), pathlib.Path(name_or_folder)
+    bundled, given = BUNDLED / str(name_or_folder), pathlib.Path(stores.local(name_or_folder))
     folder = bundled if (bundled / CONFIG).is_file() else given
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from scipy import spatial
 
 from e3d_jax import cameras as cameras_lib
-from e3d_jax import files, images, structs, views_io
+from e3d_jax import files, images, stores, structs, views_io
 from e3d_jax.data import engine, manifest, photographs, records
 from e3d_jax.data.assets import reading, rendering
 
@@ -336,9 +336,9 @@ def recorded(folder: str | os.PathLike) -> set[str]:
         if receipt := receipts.get(pathlib.PurePath(path).name):
             names |= set(receipt.items) - set(receipt.quarantine)
             continue
-        with files.local_copy(path) as local:
-            records.check_shards([local])
-            reader = array_record_module.ArrayRecordReader(local)
-            names |= {records.unpack(data).id for data in reader.read_all()}
-            reader.close()
+        local = stores.local(path)
+        records.check_shards([local])
+        reader = array_record_module.ArrayRecordReader(local)
+        names |= {records.unpack(data).id for data in reader.read_all()}
+        reader.close()
     return names
