@@ -87,7 +87,7 @@ def _update(system: Any, wanted: Mapping[str, Any], copy: pathlib.Path) -> None:
 
 
 def _mark(info: Mapping[str, Any]) -> list[str]:
-    """Return what tells one content of an object from another, as stores call it."""
+    """Return what differs when the content of an object differs, under the names of the stores."""
     names = ("size", "generation", "etag", "ETag", "md5Hash", "LastModified", "created")
     return [str(info[name]) for name in names if name in info]
 

@@ -1,12 +1,15 @@
 """The command line: its dialect, and how it ends."""
 
 import os
+import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
-from e3d_jax import cli, stages
+from e3d_jax import cli, files, stages
+from e3d_jax.cli import flags
 
 
 def run(*argv):
@@ -112,9 +115,45 @@ def test_a_profile_of_other_than_two_steps_is_refused():
     assert "--profile is '3'; expected two steps, as in 10,12" in refusal("train", *given)
 
 
-def test_remote_folders_are_refused_for_training():
-    given = ("--config=mini:smoke", "--stage=anchor", "--workdir=gs://bucket/run")
-    assert "gs://bucket/run is not a local folder" in refusal("train", *given)
+def test_a_run_folder_in_a_bucket_is_fetched_and_sent(bucket, monkeypatch):
+    from e3d_jax.training import loop
+
+    files.write_atomically(f"{bucket}/run/weights/config.json", b"old")
+    files.write_atomically(f"{bucket}/run/anchor/checkpoints/1", b"not fetched")
+    seen = {}
+
+    def train(config, stage, workdir, datasets, init, **more):
+        folder = pathlib.Path(workdir)
+        assert [path.name for path in folder.rglob("*") if path.is_file()] == ["config.json"]
+        (folder / "weights" / "config.json").write_bytes(b"new")
+        seen.update(more, datasets=datasets)
+
+    monkeypatch.setattr(loop, "train", train)
+    run("train", "--config=mini:smoke", "--stage=anchor", f"--workdir={bucket}/run")
+    assert files.read(f"{bucket}/run/weights/config.json") == b"new"
+    assert seen["checkpoints"] == f"{bucket}/run/anchor/checkpoints"
+    assert seen["datasets"] == {f"{bucket}/run/records": 1.0}
+
+
+def test_urls_of_sources_and_targets_become_local_paths(bucket):
+    files.write_atomically(f"{bucket}/in/a", b"1")
+    given = flags.Flags([f"--from={bucket}/in", f"--to={bucket}/out"])
+    given.source("from", None, "A source.")
+    given.target("to", "A target.")
+    given.parse()
+    with given.local_copies():
+        pathlib.Path(given.to, "b").write_bytes(pathlib.Path(getattr(given, "from"), "a").read_bytes())
+    assert files.read(f"{bucket}/out/b") == b"1"
+
+
+def test_options_of_beam_follow_two_dashes(monkeypatch, tmp_path):
+    given = ("data", "synthetic", f"--out={tmp_path}", "--objects=1", "--", "--runner=DataflowRunner")
+    assert "unexpected argument '--runner=DataflowRunner'" in refusal(*given)
+    seen = []
+    monkeypatch.setitem(sys.modules, "e3d_jax.data.beam", types.SimpleNamespace(Runner=seen.append))
+    monkeypatch.setattr("e3d_jax.data.synthetic.jobs.write_records", lambda *_, **__: None)
+    run(*given[:4], "--engine=beam", *given[4:])
+    assert seen == [["--runner=DataflowRunner"]]
 
 
 def test_a_flag_without_an_equals_sign_is_refused():

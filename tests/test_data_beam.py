@@ -1,13 +1,17 @@
 """Datasets made by Apache Beam."""
 
 import functools
+import multiprocessing
 import operator
 import os
+import threading
+import time
 
 import pytest
 
 from e3d_jax.data import engine, manifest, records
 
+pytestmark = pytest.mark.slow
 apache_beam = pytest.importorskip("apache_beam")
 beam = pytest.importorskip("e3d_jax.data.beam")
 
@@ -44,6 +48,23 @@ def test_an_item_that_kills_its_process_is_quarantined(tmp_path):
     assert beam.Runner()(engine.Job(tmp_path, shards, make_work), workers=1) == (4, 0, 1, 0)
     found = manifest.read(tmp_path)
     assert list(found["quarantine"]) == ["bad"] and len(records.find_shards(tmp_path)) == 2
+
+
+def test_worker_processes_that_are_killed_lose_nothing(tmp_path):
+    begun = tmp_path / "begun"
+    item = f"__import__('pathlib').Path({str(begun)!r}).touch() or __import__('time').sleep(0.1) or b'x'"
+    shards = [engine.Shard(name, [functools.partial(eval, item)] * 20) for name in "ab"]
+
+    def kill():
+        while not begun.exists():
+            time.sleep(0.1)
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    assert beam.Runner()(engine.Job(tmp_path, shards, make_work), workers=2) == (40, 0, 0, 0)
+    killer.join()
 
 
 def test_the_graph_has_one_element_per_missing_shard_and_writes_the_manifest_last(tmp_path):

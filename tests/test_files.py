@@ -1,5 +1,7 @@
 """Files appear whole or not at all, on disks and in buckets."""
 
+import sys
+
 import pytest
 
 from e3d_jax import files
@@ -37,6 +39,19 @@ def test_a_failed_staged_file_leaves_the_old_one(tmp_path, monkeypatch):
 
 def test_a_folder_that_does_not_exist_has_no_files(tmp_path):
     assert files.glob(tmp_path / "none", "*") == []
+
+
+def test_a_store_that_refuses_is_named(bucket, monkeypatch):
+    system, _ = files.store(bucket)
+    monkeypatch.setattr(type(system), "pipe_file", fail)
+    with pytest.raises(OSError, match=rf"cannot write {bucket}/file \(disk full\)"):
+        files.write_atomically(f"{bucket}/file", b"data")
+
+
+def test_a_store_without_its_client_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(OSError, match="gs://bucket: Please install gcsfs"):
+        files.store("gs://bucket")
 
 
 def test_a_file_in_a_bucket_is_written_and_found(bucket):

@@ -63,6 +63,11 @@ def test_a_step_that_was_not_saved_is_refused(saved):
         saved.restore(STATE, 3)
 
 
+def test_a_store_that_checkpoints_cannot_be_in_is_refused():
+    with pytest.raises(ValueError, match=r"checkpoints cannot be in s3://bucket/run; give --checkpoints=DIR"):
+        checkpoints.Checkpoints("s3://bucket/run", 2, 0)
+
+
 def test_reading_checkpoints_needs_a_folder_and_creates_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder of checkpoints"):
         checkpoints.Checkpoints(str(tmp_path / "typo"), 1, 0, read_only=True)

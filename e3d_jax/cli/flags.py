@@ -79,7 +79,8 @@ class Flags:
                 if (given := self._values[name].value) is not None:
                     self._values[name].value = stores.local(given)
             for name in self._targets:
-                self._values[name].value = stack.enter_context(stores.mirrored(self._values[name].value))
+                given = str(self._values[name].value)
+                self._values[name].value = stack.enter_context(stores.mirrored(given))
             yield
 
     def strings(self, name: str, doc: str) -> None:

@@ -21,7 +21,7 @@ def define(flags: Flags) -> None:
     flags.string("init", None, "Weights folder to start from, such as 'e3d weights init' makes.")
     flags.strings("data", "Folder of record shards, as FOLDER or FOLDER@WEIGHT; WORKDIR/records if not given.")
     flags.string("heldout", None, "Folder of records of held-out objects to evaluate on.")
-    flags.string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs:// or s3://.")
+    flags.string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs://.")
     flags.string("profile", None, "FIRST,LAST: write a trace of these steps, counted from 1.")
     flags.switch("distributed", False, "Call jax.distributed.initialize(); TPU pods and SLURM are detected.")
     flags.string("coordinator", None, "HOST:PORT of process 0, if it is not detected.")

@@ -15,9 +15,11 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from e3d_jax import files
+
 
 class Checkpoints:
-    """The checkpoints in a folder, local, ``gs://`` or ``s3://``.
+    """The checkpoints in a folder, local or ``gs://``.
 
     Args:
       folder: where they are; created if missing.
@@ -27,10 +29,13 @@ class Checkpoints:
 
     Raises:
       FileNotFoundError: there is no such folder to read.
+      ValueError: it is in a store that Orbax cannot write to.
     """
 
     def __init__(self, folder: str, keep_last: int, keep_every: int, *, read_only: bool = False):
-        self._folder = epath.Path(folder if "://" in folder else os.path.abspath(folder))
+        if files.is_remote(folder) and not folder.startswith("gs://"):
+            raise ValueError(f"checkpoints cannot be in {folder}; give --checkpoints=DIR, in a local folder or gs://")
+        self._folder = epath.Path(folder if files.is_remote(folder) else os.path.abspath(folder))
         self._read_only = read_only
         if read_only and not self._folder.is_dir():
             raise FileNotFoundError(f"no folder of checkpoints at {folder}; give the one that training writes them to")
