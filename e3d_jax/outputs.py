@@ -106,11 +106,10 @@ def _described(name: str, given: system.Input) -> dict[str, Any]:
     described = {"file": f"{name}.png", **camera, **{f"{key}_found": how for key, how in given.found.items()}}
     if given.camera is None:
         return described
-    distance = float(np.linalg.norm(np.asarray(given.camera.camera.world_from_cam)[0, :3, 3]))
     return described | {
         "roll": given.camera.roll,
-        "distance": distance,
-        "scale": float(np.asarray(given.camera.camera.focal)[0, 0]) / distance,
+        "distance": given.camera.distance,
+        "scale": given.camera.scale,
         "silhouette_iou": given.camera.agreement,
         "pixels_used": given.camera.used,
     }
@@ -171,7 +170,7 @@ def _camera_label(given: system.Input) -> str:
         value = getattr(given, name)
         lines.append(f"{name} {how}" if value is None else f"{name} {value:.1f} {how}")
     if given.camera is not None:
-        lines.append(f"scale {_described('', given)['scale']:.0f} px")
+        lines.append(f"scale {given.camera.scale:.0f} px")
     return "\n".join(lines)
 
 

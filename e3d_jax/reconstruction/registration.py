@@ -90,6 +90,16 @@ class Found:
     agreement: float
     used: bool = False
 
+    @property
+    def distance(self) -> float:
+        """Distance of the camera from the origin in object units."""
+        return float(np.linalg.norm(np.asarray(self.camera.world_from_cam)[0, :3, 3]))
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the crop per object unit at the origin."""
+        return float(np.asarray(self.camera.focal)[0, 0]) / self.distance
+
 
 def find(mesh: structs.Mesh, picture: Picture) -> Found:
     """Return the camera from which the mesh looks most like the picture.
