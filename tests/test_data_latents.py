@@ -1,5 +1,6 @@
 """Cached latents survive the disk, and are read by the stage that they were made for."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,6 +22,12 @@ def test_arrays_come_back_with_their_types_and_shapes(cached):
     assert found.id == "a" and list(found.arrays) == list(cached.arrays)
     for name, array in cached.arrays.items():
         np.testing.assert_array_equal(found.arrays[name], array, strict=True)
+
+
+def test_a_type_that_cannot_be_read_back_is_refused():
+    arrays = {"tokens": np.zeros(2, jnp.bfloat16)}
+    with pytest.raises(ValueError, match="array 'tokens' of 'a' is bfloat16, which records cannot hold; use float16"):
+        latents.pack(latents.Latents("a", "anchor", arrays))
 
 
 def test_their_kind_is_latents(cached):

@@ -61,6 +61,11 @@ def test_arrays_are_in_half_precision_but_for_the_cameras(cached):
     assert single == {"poses", "input_poses", "input_fov"} and arrays["views"].dtype == np.float16
 
 
+@pytest.mark.parametrize("computed", [jnp.float32, jnp.bfloat16])
+def test_what_any_device_computes_is_stored_in_half_precision(computed):
+    assert cache.stored_type("tokens", computed) == np.float16
+
+
 def test_cached_latents_are_not_cached_again(cached, weights, tmp_path):
     with pytest.raises(ValueError, match="holds cached latents; give a dataset of images"):
         cache.cache_dataset(CONFIG, "anchor", weights, cached, str(tmp_path))

@@ -28,7 +28,14 @@ class Latents:
 
 
 def pack(record: Latents) -> bytes:
-    """Return a record's bytes, as documented at the top of this module."""
+    """Return a record's bytes, as documented at the top of this module.
+
+    Raises:
+      ValueError: an array has a type that NumPy does not have, such as bfloat16.
+    """
+    for name, x in record.arrays.items():
+        if np.dtype(x.dtype.str) != x.dtype:
+            raise ValueError(f"array {name!r} of {record.id!r} is {x.dtype}, which records cannot hold; use float16")
     arrays = {name: [x.dtype.str, list(x.shape), x.tobytes()] for name, x in record.arrays.items()}
     header = {"schema": records.SCHEMA, "kind": "latents", "id": record.id, "stage": record.stage}
     return msgpack.packb({**header, "arrays": arrays})

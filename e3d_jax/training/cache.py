@@ -26,7 +26,7 @@ from e3d_jax.stages import base, caching
 from e3d_jax.weights import folder
 
 OBJECTS_AT_ONCE = 4
-# Float arrays are stored in half precision, except these.
+# Floats are stored in half precision, which NumPy reads anywhere, as it does not bfloat16; except these.
 FULL_PRECISION = {"strength", "poses", "input_poses", "input_fov"}
 
 Decoded = tuple[str, dict[str, np.ndarray]]
@@ -177,8 +177,7 @@ def make_compute(
         frozen = nnx.merge(graph, state)
         model = frozen.pop(stage)
         computed = jax.lax.map(lambda inputs: source.compute(model, frozen, *inputs, config), (arrays, keys))
-        halve = lambda name, x: x.dtype == jnp.float32 and name not in FULL_PRECISION  # noqa: E731
-        return {name: x.astype(jnp.float16) if halve(name, x) else x for name, x in computed.items()}
+        return {name: x.astype(stored_type(name, x.dtype)) for name, x in computed.items()}
 
     def compute(objects):
         # The noise follows the object, not its place in a shard.
@@ -187,6 +186,16 @@ def make_compute(
         return compute_all(state, arrays, jax.vmap(jax.random.key)(seeds))
 
     return compute
+
+
+def stored_type(name: str, computed: Any) -> Any:
+    """Return the type in which a cached array is stored.
+
+    Args:
+      name: of the array.
+      computed: the type that it was computed in.
+    """
+    return jnp.float16 if jnp.issubdtype(computed, jnp.floating) and name not in FULL_PRECISION else computed
 
 
 def compute_objects(
