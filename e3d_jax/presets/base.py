@@ -63,8 +63,8 @@ def _autoencoder() -> dict[str, Any]:
         "scaling_factor": 1.0,
     }
     # Muon reaches in 450 steps what takes AdamW more than 1,850 (docs/base_training.md).
-    train = _train(batch_size=8, steps=12_000, optimizer="muon", learning_rate=1e-3)
-    loss = {"kl_weight": 3e-5, "scale_weight": 0.25, "contrast_weight": 1.0, "latent_noise": (0.0, 0.15)}
+    train = _train(batch_size=4, steps=12_000, optimizer="muon", learning_rate=1e-3)
+    loss = {"kl_weight": 2e-4, "scale_weight": 0.25, "contrast_weight": 1.0}
     return {"model": {"kl": network}, "loss": loss, "train": train}
 
 
@@ -78,13 +78,14 @@ def _normals() -> dict[str, Any]:
     }
     return {
         "model": {"unet": network},
-        "train": _train(batch_size=64, steps=3000, optimizer="muon", learning_rate=1e-3),
+        "train": _train(batch_size=32, steps=3000, optimizer="muon", learning_rate=1e-3),
     }
 
 
 def _image_encoder() -> dict[str, Any]:
-    sizes = {"image_size": 128, "patch_size": 16, "hidden_size": 192, "intermediate_size": 768}
-    return sizes | {"num_layers": 4, "heads": 3, "projection_dim": 256}
+    # As in the mini system, whose trained encoder fits: frozen, it lets latents be cached.
+    sizes = {"image_size": 128, "patch_size": 16, "hidden_size": 96, "intermediate_size": 384}
+    return sizes | {"num_layers": 4, "heads": 4, "projection_dim": 128}
 
 
 def _unet(widths: tuple[int, ...], heads: tuple[int, ...], layers: int) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _unet(widths: tuple[int, ...], heads: tuple[int, ...], layers: int) -> dict[
         "attention_levels": (False, *(True,) * (len(widths) - 1)),
         "layers_per_block": layers,
         "heads": heads,
-        "cross_attention_dim": 256,
+        "cross_attention_dim": 128,
     }
 
 
@@ -114,6 +115,7 @@ def _anchor() -> dict[str, Any]:
         "loss": {"cond_dropout": 0.1},
         "train": _train(
             steps=60_000,
+            batch_size=32,
             optimizer="muon",
             learning_rate=1e-3,
             # Many sittings, each of which goes on where the last one ended.
