@@ -108,6 +108,43 @@ def test_hidden_parts_are_not_painted_with_what_hides_them():
     assert covered[0, 2] > 0.7 and covered[0, :2].max() < 0.1
 
 
+@functools.cache
+def painted_cup():
+    """A cup, red inside and blue outside, painted from above."""
+    profile = [[0, -0.4], [0.25, -0.4], [0.25, 0], [0.25, 0.4], [0.23, 0.4], [0.23, 0], [0.23, -0.38], [0, -0.38]]
+    shape = trimesh.creation.revolve(profile, sections=32).subdivide()
+    radius, height = np.linalg.norm(shape.vertices[:, :2], axis=-1), shape.vertices[:, 2]
+    inside = (radius < 0.24) & (height > -0.39)
+    colors = np.where(inside[:, None], np.float32([1, 0, 0]), np.float32([0, 0, 1]))
+    mesh = structs.Mesh(shape.vertices.astype(np.float32), shape.faces.astype(np.int32), colors)
+    ring = cameras.ViewLayout(num_views=8, elevation=30.0).cameras(64)
+    none = np.zeros((0, 64, 64, 3), np.float32)
+    views = structs.ViewSet(preview.render_mesh(mesh, ring), ring, np.arange(0), none, np.arange(8))
+    bare = dataclasses.replace(mesh, colors=gray(mesh.vertices))
+    return texture.paint(bare, gray, views, 2 * SIZE)
+
+
+def redness(height, outside=False):
+    """Return red minus blue along a circle on the inside or the outside of the cup."""
+    angle, mesh = np.linspace(0, 2 * np.pi, 50), painted_cup()
+    outward = np.stack([np.cos(angle), np.sin(angle), 0 * angle], -1).astype(np.float32)
+    origins = outward * outside + np.float32([0, 0, height])
+    _, hits = raycast.Surface(mesh.vertices, mesh.faces).cast(origins, -outward if outside else outward)
+    uv = raycast.corner_values(mesh.texture.corner_uv[hits.face], hits)
+    colors = raycast.sample_texture(mesh.texture.image, uv)
+    return colors[:, 0] - colors[:, 2]
+
+
+def test_colors_do_not_bleed_through_walls():
+    for height in (0.2, 0.3):
+        assert redness(height).min() > 0.5 and redness(height, outside=True).max() < -0.5
+
+
+def test_what_no_view_sees_inside_a_cup_continues_the_inside():
+    for height in (-0.35, -0.2, 0.0):
+        assert redness(height).min() > 0.5
+
+
 def test_seams_are_padded(painted):
     # At the corners of charts, sampling reads texels outside the charts; their color must be close to the surface.
     image, uv = painted.texture.image, painted.texture.corner_uv

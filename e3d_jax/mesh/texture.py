@@ -78,11 +78,10 @@ def paint(
         return np.split(extract.in_chunks(see, np.concatenate([points, normals, fitted], -1)), [3], -1)
 
     # The fit knows colors only where views see the surface; elsewhere its guesses are noise.
-    unseen, calm = _continued(mesh, smooth, look)
-    fraction = raycast.corner_values(unseen[mesh.faces[hits.face]], hits)
-    fitted = extract.in_chunks(color_fn, points)
-    fitted = (1 - fraction) * fitted + fraction * raycast.corner_values(calm[mesh.faces[hits.face]], hits)
-    colors, _ = look(points, normals, fitted.astype(np.float32))
+    calm = _continued(mesh, smooth, look)
+    continued = raycast.corner_values(calm[mesh.faces[hits.face]], hits).astype(np.float32)
+    colors, weight = look(points, normals, extract.in_chunks(color_fn, points))
+    colors = continued + (weight / UNSEEN).clip(0, 1) * (colors - continued)
     if photos:
         texel = math.sqrt(trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).area / max(len(points), 1))
         shown = [_Shown(mesh, photo, texel) for photo in photos]
@@ -169,7 +168,7 @@ def _smoothed(graph: sparse.csr_array, pull: Float[np.ndarray, "p 3"], hold: Flo
 
 
 def _continued(mesh, smooth, look):
-    """Return which vertices no view sees, ``[p, 1]``, and vertex colors, ``[p, 3]``, that continue smoothly there.
+    """Return vertex colors, ``[p, 3]``, that continue smoothly where no view sees the mesh.
 
     The colors of unseen vertices are harmonic on the graph of the edges, and fade to the fitted color far from seen
     vertices.
@@ -180,7 +179,7 @@ def _continued(mesh, smooth, look):
     _, part = csgraph.connected_components(graph, directed=False)
     unseen &= (np.bincount(part, ~unseen) > 0)[part]  # A part without any seen vertex has nothing to continue.
     hold = np.where(unseen, 1e-4, 1e4)[:, None]
-    return unseen[:, None].astype(np.float32), _smoothed(graph, hold * colors, hold).clip(0, 1)
+    return _smoothed(graph, hold * colors, hold).clip(0, 1)
 
 
 def unwrap(mesh: structs.Mesh, size: int) -> Float[np.ndarray, "f 3 2"]:
