@@ -103,14 +103,37 @@ def test_thin_sheets_are_decimated_to_the_faces_asked_for():
     assert 2850 <= len(mesh.faces) <= 3000
 
 
+def noise(points):
+    values = np.random.default_rng(28).normal(0, 0.03, (30, 30, 30)).astype(np.float32)
+    return values[tuple(np.rint((points.T + 0.5) * 29).astype(int).clip(0, 29))]
+
+
 def test_noise_gives_a_closed_mesh():
-    noise = np.random.default_rng(28).normal(0, 0.03, (30, 30, 30)).astype(np.float32)
-
-    def at_lattice(points):
-        return noise[tuple(np.rint((points.T + 0.5) * 29).astype(int).clip(0, 29))]
-
-    mesh = extract.extract_mesh(at_lattice, position_as_color, BOX, 29)
+    mesh = extract.extract_mesh(noise, position_as_color, BOX, 29)
     assert extract.is_closed(mesh.vertices, mesh.faces)
+
+
+def test_gaps_are_filled_where_handles_need_more_faces_than_asked_for():
+    with pytest.warns(UserWarning, match="gaps of up to .* cells are filled"):
+        mesh = extract.extract_mesh(noise, position_as_color, BOX, 16, max_faces=400)
+    assert extract.is_closed(mesh.vertices, mesh.faces)
+    assert 380 <= len(mesh.faces) <= 400
+
+
+def test_filled_gaps_leave_the_rest_as_it_was():
+    far = sphere((0, 0, 0.2), 0.1)
+
+    def plates(points):
+        """Return two plates with a grid of bars between them, and a ball apart from them."""
+        x, y, z = np.abs(points.T - np.float32([[0], [0], [-0.2]]))
+        bars = np.hypot(*((points.T[:2] + 0.5) % 0.1 - 0.05)) - 0.02
+        inner = np.minimum(np.abs(z - 0.06) - 0.02, np.maximum(bars, z - 0.06))
+        return np.minimum(np.maximum(inner, np.maximum(x, y) - 0.4), far(points))
+
+    with pytest.warns(UserWarning, match="filled"):
+        mesh = extract.extract_mesh(plates, position_as_color, BOX, 48, max_faces=400)
+    ball = mesh.vertices[mesh.vertices[:, 2] > 0.05]
+    np.testing.assert_allclose(np.linalg.norm(ball - [0, 0, 0.2], axis=1), 0.1, atol=0.005)
 
 
 def test_meshes_that_touch_at_a_vertex_or_an_edge_are_not_closed():

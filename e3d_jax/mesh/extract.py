@@ -15,6 +15,7 @@ from e3d_jax import structs
 
 DistanceFn = Callable[[Float[structs.ArrayLike, "n 3"]], Float[structs.ArrayLike, " n"]]
 ColorFn = Callable[[Float[structs.ArrayLike, "n 3"]], Float[structs.ArrayLike, "n 3"]]
+HANDLE_FACES = 8  # least faces per handle of a closed mesh, which decimation gets close to
 CHUNK = 1 << 16  # points per call; calls are padded to this number, so that functions are compiled only once
 
 
@@ -35,7 +36,8 @@ def extract_mesh(
       color_fn: RGB in [0, 1] of points on the surface.
       box: lower and upper corner of the region, world frame.
       resolution: cells along the longest side of the box.
-      max_faces: decimate to at most this many faces.
+      max_faces: decimate to at most this many faces. If the surface has too many handles for that, as torn fields do,
+        narrow gaps are filled first, with a warning.
       smoothing: standard deviation, in cells, of a Gaussian blur of the distances. It removes roughness caused by
         contradictory views, but also anything thinner.
       floater_fraction: parts whose volume is below this fraction of that of the largest part are removed.
@@ -56,17 +58,42 @@ def extract_mesh(
         raise ValueError(
             "the signed distance has non-finite values, so the fit has probably diverged; lower its learning rates"
         )
-    distance = _one_object(ndimage.gaussian_filter(distance, smoothing), spacing, floater_fraction)
+    distance, gap = ndimage.gaussian_filter(distance, smoothing), 0
+    while True:
+        one = _one_object(_without_gaps(distance, spacing, gap) if gap else distance, spacing, floater_fraction)
+        vertices, faces = _surface(one, spacing)
+        vertices = (lower + vertices * spacing).astype(np.float32)
+        if max_faces is not None and len(faces) > max_faces >= HANDLE_FACES * _handles(vertices, faces):
+            vertices, faces = decimate(vertices, faces, max_faces)
+        if max_faces is None or len(faces) <= max_faces:
+            break
+        gap = 2 * gap or 1
+    if gap:
+        warnings.warn(
+            f"the surface has too many holes for {max_faces} faces, so gaps of up to {2 * gap} cells are filled; ask "
+            "for more faces or a coarser mesh to keep them",
+            stacklevel=2,
+        )
+    return structs.Mesh(vertices=vertices, faces=faces, colors=in_chunks(color_fn, vertices).clip(0, 1))
+
+
+def _without_gaps(distance, spacing, reach):
+    """Fill what a ball with a radius of ``reach`` cells cannot get into from outside (a morphological closing)."""
+    margin = reach + 1
+    away = ndimage.distance_transform_edt(np.pad(distance >= 0, margin, constant_values=True))
+    depth = ndimage.distance_transform_edt(away <= reach)[(slice(margin, -margin),) * 3]
+    return np.minimum(distance, (reach + 1 - depth) * spacing)
+
+
+def _surface(distance, spacing):
+    """Return the vertices, in units of cells, and faces of a closed surface."""
     # Vertices that are the same in single precision would give degenerate faces, whose removal tears the mesh. So
     # lattice points keep away from the surface, and no value is much larger than those next to it.
     distance = np.copysign(np.abs(distance).clip(1e-3 * spacing, 2 * spacing), distance)
     vertices, faces = _marching_cubes(distance, spacing)
-    if not is_closed(vertices, faces):
-        vertices, faces = _marching_cubes(_without_checkerboards(distance, spacing), spacing)
-    vertices = (lower + vertices * spacing).astype(np.float32)
-    if max_faces is not None and len(faces) > max_faces:
-        vertices, faces = decimate(vertices, faces, max_faces)
-    return structs.Mesh(vertices=vertices, faces=faces, colors=in_chunks(color_fn, vertices).clip(0, 1))
+    if is_closed(vertices, faces):
+        return vertices, faces
+    return _marching_cubes(_without_checkerboards(distance, spacing), spacing)
 
 
 def _marching_cubes(distance, spacing):
@@ -100,8 +127,8 @@ def decimate(
     """Reduce faces by edge collapses of least quadric error (Garland and Heckbert 1997); closed meshes stay closed.
 
     Fast collapses can glue two sheets together along an edge, which then has four faces. Where they do, they are undone
-    and repeated, several times slower, without collapses that change the topology or make faces intersect. Only if no
-    other collapses are left does the mesh keep more faces, with a warning.
+    and repeated, several times slower, without collapses that change the topology or make faces intersect. If no other
+    collapses are left, the mesh keeps more faces.
 
     Raises:
       ValueError: ``max_faces`` is below 4.
@@ -114,8 +141,6 @@ def decimate(
         for block in (True, False):  # First without intersections, which can leave too few collapses.
             if len(fewer[1]) > max_faces:
                 fewer = _collapse(fewer[0], fewer[1], max_faces, block)
-    if len(fewer[1]) > max_faces:
-        warnings.warn(f"the mesh cannot be reduced to {max_faces} faces; it keeps {len(fewer[1])}", stacklevel=2)
     return fewer
 
 
@@ -124,6 +149,11 @@ def _collapse(vertices, faces, max_faces: int, block_intersections: bool):
     corners = np.asarray(vertices, np.float64, order="F"), np.asarray(faces, np.int32, order="F")
     vertices, faces, *_ = igl.qslim(*corners, max_faces, block_intersections)
     return vertices.astype(np.float32), faces.astype(np.int32)
+
+
+def _handles(vertices, faces) -> float:
+    """Return the number of handles of a closed mesh, less one for each part after the first."""
+    return 1 - (len(vertices) - len(faces) / 2) / 2  # Euler's formula
 
 
 def is_closed(vertices: Float[np.ndarray, "p 3"], faces: Int[np.ndarray, "f 3"]) -> bool:
