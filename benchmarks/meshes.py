@@ -1,7 +1,7 @@
 """How good meshes made from ground-truth views are, and how much worse they get if the views contradict each other.
 
     python benchmarks/meshes.py --meshes=DIR --out=scores.json [--quality=standard] [--size=256] [--variants=...]
-        [--ring=level|waving] [--names=NAME,...|hollow] [--depth_width=64]
+        [--ring=level|waving] [--names=NAME,...|hollow]
 
 ``--meshes`` is a folder of meshes (.glb and others), closed ones for volumes to mean something. Each is rendered from
 the ring, reconstructed from 32 views and 8 normal maps, written as a GLB, read again and compared with the original:
@@ -11,6 +11,7 @@ which the mesh is not hit (``lost``). ``--names=hollow`` chooses vessels, shells
 below, from the 20 scans and the asset test set. Variants:
 
     normals         ground-truth views and normal maps
+    filled          the same, but hollows of the hull stay filled (``fit.depth_width=0``)
     bare            ground-truth views without normal maps
     jitter          the color channels of each view scaled by up to 5 %
     shift           each view shifted by up to 2 pixels in either direction
@@ -49,11 +50,10 @@ VARIANTS = flags.DEFINE_list("variants", ["normals", "bare", "contradictory"], "
 NAMES = flags.DEFINE_list("names", None, "Names of the meshes; all by default.")
 HELD_OUT = flags.DEFINE_integer("held_out", 8, "Novel views, between the others, that are compared.", lower_bound=1)
 RING = flags.DEFINE_enum("ring", "level", ["level", "waving"], "Elevations: 0, or between -5 and 45 degrees.")
-DEPTH_WIDTH = flags.DEFINE_integer("depth_width", 0, "Width of the depth maps that open hollows; 0 for none.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of perturbations and fits.", lower_bound=0)
 
 Views = structs.ViewSet
-SCORES = (*metrics.MESH_METRICS, "psnr", "depth", "lost", "seconds")
+SCORES = (*metrics.MESH_METRICS, "psnr", "depth", "lost", "seconds", "cpu_seconds")
 RINGS = {"level": cameras.RELEASED, "waving": cameras.ViewLayout(elevation=20.0, elevation_swing=25.0)}
 HOLLOW = (
     "glazed_rim_porcelain_ramekin",
@@ -145,6 +145,7 @@ def same(views: Views, other: Views, rng: np.random.Generator) -> Views:
 
 PERTURBATIONS: dict[str, Callable[[Views, Views, np.random.Generator], Views]] = {
     "normals": same,
+    "filled": same,
     "bare": bare,
     "jitter": jitter,
     "shift": shift,
@@ -157,17 +158,20 @@ PERTURBATIONS: dict[str, Callable[[Views, Views, np.random.Generator], Views]] =
 }
 
 
-def rebuild(views: Views, variant: str, path: pathlib.Path) -> float:
-    """Reconstruct a GLB file from views, and return the seconds that it took."""
+CHANGES: dict[str, dict] = {  # settings of the fit that differ
+    "filled": {"depth_width": 0},
+    **{name: {"all_views": schedule} for name, schedule in config.VIEW_SCHEDULES.items()},
+}
+
+
+def rebuild(views: Views, variant: str, path: pathlib.Path) -> dict[str, float]:
+    """Reconstruct a GLB file from views, and return the seconds, and seconds of the processor, that it took."""
     settings = config.QUALITIES[QUALITY.value]
-    settings = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, depth_width=DEPTH_WIDTH.value))
-    if variant in config.VIEW_SCHEDULES:
-        fit = dataclasses.replace(settings.fit, all_views=config.VIEW_SCHEDULES[variant])
-        settings = dataclasses.replace(settings, fit=fit)
-    start = time.perf_counter()
+    settings = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, **CHANGES.get(variant, {})))
+    start, start_cpu = time.perf_counter(), time.process_time()
     mesh = pipeline.reconstruct(views, settings, jax.random.key(SEED.value))
     export.write_glb(path, mesh)
-    return time.perf_counter() - start
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu}
 
 
 def depth_scores(pred: structs.Mesh, gt: structs.Mesh, views: structs.Cameras) -> dict[str, float]:
@@ -236,9 +240,9 @@ def main(_) -> None:
                 perturbed = PERTURBATIONS[variant](views, other, np.random.default_rng(SEED.value))
                 if warm and jax.default_backend() != "cpu":
                     rebuild(perturbed, variant, path)  # Compiles the programs.
-                seconds = rebuild(perturbed, variant, path)
+                times = rebuild(perturbed, variant, path)
                 warm = variant in config.VIEW_SCHEDULES  # Each schedule needs its own program.
-                row = {"mesh": name, "variant": variant, **score(path, gt, read[name]), "seconds": seconds}
+                row = {"mesh": name, "variant": variant, **score(path, gt, read[name]), **times}
                 rows.append(row)
                 print(
                     " ".join(f"{k}={v:.4f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True
