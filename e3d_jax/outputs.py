@@ -164,14 +164,10 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
 
 
 def _camera_label(given: system.Input) -> str:
-    """Return the label of an input: its camera, and how that was found."""
-    lines = [f"input {given.azimuth:g}"]
-    for name, how in given.found.items():
-        value = getattr(given, name)
-        lines.append(f"{name} {how}" if value is None else f"{name} {value:.1f} {how}")
-    if given.camera is not None:
-        lines.append(f"scale {given.camera.scale:.0f} px")
-    return "\n".join(lines)
+    """Return the label of an input: its camera, in lines that fit into a tile of 128 px; more is in the report."""
+    angles = {"elev": given.elevation, "fov": given.fov}
+    known = ", ".join(f"{name} {value:.0f}" for name, value in angles.items() if value is not None)
+    return f"input {given.azimuth:g}\n{known}".strip()
 
 
 def _labeled(image: np.ndarray, text: str) -> Float[np.ndarray, "h w 3"]:

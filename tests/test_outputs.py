@@ -154,10 +154,15 @@ def test_pictures_are_written_with_their_cameras(tmp_path):
     assert first["scale"] == pytest.approx(20 * 1.38906 / 1.5, rel=1e-4)
 
 
-def test_labels_of_inputs_say_how_their_cameras_were_found():
-    lines = outputs._camera_label(located(20, 25.0)).splitlines()
-    assert lines[1:3] == ["elevation 25.0 fitted to the mesh", "fov 39.6 fitted to the mesh"]
+def test_labels_of_inputs_say_their_cameras():
+    assert outputs._camera_label(located(20, 25.0)) == "input 0\nelev 25, fov 40"
     assert outputs._camera_label(small_result().inputs[0]) == "input 0"
+
+
+def test_labels_of_inputs_fit_into_tiles_of_128_px():
+    longest = dataclasses.replace(located(20, -30.0), azimuth=210.25, fov=100.0)
+    tile = outputs._labeled(np.ones((128, 128, 3), np.float32), outputs._camera_label(longest))
+    assert (tile[:24, :100] < 0.7).any() and (tile[24:] == 1).all() and (tile[:, 100:] == 1).all()
 
 
 def test_large_tiles_of_the_contact_sheet_have_labels():
