@@ -6,8 +6,8 @@
 Several images are several objects, unless they are given as --view=DIRECTION:IMAGE: front, right, back, left, or
 degrees to the right of the first image. Weights say how many of these they take. --elevation and --fov are one number
 for all images of an object, or one for each, separated by commas; with "auto" the model is given none, and they are
-found by fitting the images to the mesh. The mesh keeps the pixels of the images where they see it, unless
---config.reconstruction.input_pixels=False.
+found by fitting the images to the mesh (true elevations only if the weights are given cameras, see docs/inputs.md).
+The mesh keeps the pixels of the images where they see it, unless --config.reconstruction.input_pixels=False.
 
 Settings are those that the weights came with, unless --config names others.
 """
