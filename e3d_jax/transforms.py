@@ -84,7 +84,9 @@ def read(folder: pathlib.Path) -> tuple[pathlib.Path, list[Frame]]:
     elif (model := colmap.find(folder)) is not None:
         path, contents = model, colmap.read(folder, model)
     else:
-        raise FileNotFoundError(f"{folder} is not a folder of views: it has no {TRANSFORMS}")
+        raise FileNotFoundError(
+            f"{folder} is not a folder of views: it has no {TRANSFORMS}; add it, or give another folder"
+        )
     try:
         entries = contents["frames"]
         shared = {name: value for name, value in contents.items() if name != "frames"}

@@ -81,8 +81,9 @@ def test_normal_maps_are_compared(views):
 def test_missing_views_are_counted(views):
     pred, gt = views("a"), views("b")
     (pred / "rgb_01.png").unlink()
-    scores = scores_of(pred, gt)
-    assert (scores["views"], scores["gt_views"]) == (1, 2)
+    report = evaluate.evaluate(pred, gt)
+    assert (report["mean"]["views"], report["mean"]["gt_views"]) == (1, 2)
+    assert report["notes"]["views"] == f"{pred} has 1 views, the truth 2; only the 1 that both have are scored"
 
 
 def test_views_of_other_size_are_an_error(views):
@@ -135,6 +136,16 @@ def test_a_protocol_scores_its_objects_and_lists_those_that_are_missing(meshes):
     assert report["errors"] == {f"object_{index:03}": "the prediction lacks it" for index in range(1, 40)}
 
 
+@pytest.mark.parametrize(
+    ("vertex", "face", "said"),
+    [("nan", "1 2 3", "vertices that are not finite"), ("0", "1 2 2", r"no surface \(1 faces of area 0\)")],
+)
+def test_a_mesh_without_a_finite_surface_is_named(meshes, tmp_path, vertex, face, said):
+    (tmp_path / "bad.obj").write_text(f"v {vertex} 0 0\nv 1 0 0\nv 0 1 0\nf {face}\n")
+    with pytest.raises(ValueError, match=rf"bad\.obj has {said}"):
+        evaluate.evaluate(tmp_path / "bad.obj", meshes("gt", x=0.4))
+
+
 def test_no_common_objects_is_an_error(meshes):
     with pytest.raises(ValueError, match="no object in common"):
         evaluate.evaluate(meshes("a", x=0.4, y=0.4), meshes("b", z=0.4))
@@ -153,6 +164,10 @@ def test_networks_that_are_not_installed_are_noted(views):
     report = evaluate.evaluate(views("a"), views("b"))
     assert report["notes"]["st_lpips"] == "its weights are not installed; run pip"
     assert "st_lpips" not in report["mean"] and "psnr" in report["mean"]
+
+
+def test_networks_do_not_concern_meshes(meshes):
+    assert evaluate.evaluate(meshes("a", x=0.4), meshes("b", x=0.4))["notes"] == {}
 
 
 def test_headline_figures_come_first_and_psnr_last(views):
@@ -239,6 +254,11 @@ def test_without_a_truth_views_are_compared_with_a_surface_fitted_to_half_of_the
     monkeypatch.setattr(views_io, "read_views", lambda folder: "views")
     monkeypatch.setattr(consistency, "consistency", lambda views, *_, **__: {"consistency_psnr": 30.0})
     assert scores_of(views("a"), consistency=True) == {"consistency_psnr": 30}
+
+
+def test_views_without_poses_cannot_be_compared_with_a_surface(views):
+    with pytest.raises(ValueError, match=r"^\S*a is not a folder of views: it has no transforms\.json; add it"):
+        scores_of(views("a"), consistency=True)
 
 
 def test_command_prints_a_table_and_writes_both_files(views, tmp_path, capsys):

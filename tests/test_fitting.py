@@ -184,7 +184,8 @@ def test_normal_maps_can_be_ignored(call, folder, tmp_path):
 def test_a_folder_without_views_is_refused_in_one_sentence(tiny, tmp_path):
     with pytest.raises(SystemExit) as error:
         cli.main(["fit", f"--views={tmp_path}", f"--out={tmp_path / 'out'}"])
-    assert error.value.code == f"e3d fit: {tmp_path} is not a folder of views: it has no transforms.json"
+    said = f"e3d fit: {tmp_path} is not a folder of views: it has no transforms.json; add it, or give another folder"
+    assert error.value.code == said
     assert not (tmp_path / "out").exists()
 
 

@@ -91,18 +91,19 @@ class _Scorer:
         self.table = dict(metrics.VIEW_METRICS)
         self.protocol = None if options.protocol is None else protocol.load(options.protocol)
         self.learned: dict[str, metrics.Metric] = {}
+        self.unlearned: dict[str, str] = {}  # Notes for whoever has views.
         self.first: perceptual.Network | None = None
         try:
             self.first = perceptual.st_lpips(options.trunk)
             self._add("st_lpips", self.first)
         except missing.NotScored as error:
             del self.table["st_lpips"]
-            self.notes["st_lpips"] = str(error)
+            self.unlearned["st_lpips"] = str(error)
         if options.lpips is not None:
             try:
                 self._add("lpips", perceptual.lpips(options.lpips, options.trunk))
             except missing.NotScored as error:
-                self.notes["lpips"] = str(error)
+                self.unlearned["lpips"] = str(error)
 
     def _add(self, name: str, network: perceptual.Network) -> None:
         self.learned[name] = self.table[name] = metrics.learned_metric(lambda: network)
@@ -115,22 +116,31 @@ class _Scorer:
           OSError, ValueError: its files cannot be used.
         """
         scores: dict[str, float] = {}
+        problem = "there is nothing to score"
+        if pred.views is not None:
+            self.notes |= self.unlearned
         if gt is not None and pred.views is None and (pred.mesh is None or gt.mesh is None):
             raise ValueError("the prediction is a mesh but the truth is views; give a true mesh")
         if pred.views is not None and gt is not None:
             scores |= self._views(pred.views, gt)
         if pred.views is not None and self.options.consistency:
             try:
-                posed = views_io.read_views(pred.views)
-                learned = {name: metric for name, metric in self.learned.items() if name == "st_lpips"}
-                scores |= consistency.consistency(posed, learned, seed=self.options.seed, notes=self.notes)
+                scores |= self._consistency(pred.views)
             except (OSError, ValueError) as error:
-                self.notes["consistency_psnr"] = f"{pred.views}: {error}"
+                self.notes["consistency_psnr"] = problem = str(error)
         if pred.mesh is not None:
             scores |= self._mesh(pred.mesh, None if gt is None else gt)
         if not scores:
-            raise ValueError("; ".join(self.notes.values()) or "there is nothing to score")
+            raise ValueError(problem)
         return scores
+
+    def _consistency(self, folder: pathlib.Path) -> dict[str, float]:
+        posed = views_io.read_views(folder)
+        learned = {name: metric for name, metric in self.learned.items() if name == "st_lpips"}
+        try:
+            return consistency.consistency(posed, learned, seed=self.options.seed, notes=self.notes)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
 
     def _views(self, folder: pathlib.Path, gt: inputs.Item) -> dict[str, float]:
         pred, pred_normals = report.read_numbered(folder), report.read_numbered(folder, "normal")
@@ -143,6 +153,11 @@ class _Scorer:
             true, normals, scores = self._draw(folder, pred, pred_normals, gt.mesh)
         if self.protocol is not None:
             pred = self.protocol.scored(pred)
+        common = len(pred.keys() & true.keys())
+        if self.protocol is None and 0 < common < max(len(pred), len(true)):
+            self.notes["views"] = (
+                f"{folder} has {len(pred)} views, the truth {len(true)}; only the {common} that both have are scored"
+            )
         means, pairs = report.score_views(pred, true, table=self.table, notes=self.notes)
         if self.first is not None and "st_lpips" in means:
             compared = [pair.learned(self.first) for pair in pairs]
@@ -171,9 +186,9 @@ class _Scorer:
         return dict(zip(numbers, drawn.rgba, strict=True)), normals, scores
 
     def _mesh(self, path: pathlib.Path, gt: inputs.Item | None) -> dict[str, float]:
-        pred, scores = export.read_mesh(path), {}
+        pred, scores = _read(path), {}
         if gt is not None and gt.mesh is not None:
-            truth = export.read_mesh(gt.mesh)
+            truth = _read(gt.mesh)
             if gt.is_scan:
                 truth = dataclasses.replace(truth, vertices=normalized(truth.vertices))
             if self.options.align == "front":
@@ -197,6 +212,20 @@ class _Scorer:
         except missing.NotScored as error:
             self.notes[name] = str(error)
             return {}
+
+
+def _read(path: pathlib.Path) -> structs.Mesh:
+    """Return a mesh that can be scored.
+
+    Raises:
+      OSError, ValueError: it cannot be read, or has no finite surface.
+    """
+    mesh = export.read_mesh(path)
+    if not np.isfinite(mesh.vertices).all():
+        raise ValueError(f"{path} has vertices that are not finite; write it again")
+    if not metrics.face_normals(mesh).any():
+        raise ValueError(f"{path} has no surface ({len(mesh.faces)} faces of area 0); give a mesh with visible faces")
+    return mesh
 
 
 def _scaled(asset: reading.Asset, front_view: np.ndarray, camera: structs.Cameras) -> tuple[reading.Asset, float]:

@@ -114,7 +114,7 @@ def read_mesh(path: str | os.PathLike) -> structs.Mesh:
         [np.zeros((0, 3), np.int64), *(part.faces + first for part, first in zip(found, offsets, strict=False))]
     )
     if not len(faces):
-        raise ValueError(f"{path} holds no triangles")
+        raise ValueError(f"{path} holds no triangles; give a mesh with faces")
     vertices = np.concatenate([part.vertices for part in found])
     if path.suffix.lower() in reading.GLTF:
         vertices = cameras.world_from_gltf(vertices)
