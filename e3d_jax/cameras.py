@@ -5,6 +5,7 @@ the origin with +z up.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -129,10 +130,13 @@ def direction(name: str | float | int) -> float:
       ValueError: it is neither.
     """
     try:
-        return DIRECTIONS[name] if isinstance(name, str) and name in DIRECTIONS else float(name) % 360
+        degrees = DIRECTIONS[name] if isinstance(name, str) and name in DIRECTIONS else float(name) % 360
     except ValueError:
+        degrees = math.nan
+    if math.isnan(degrees):  # As are infinite ones, modulo 360.
         known = ", ".join(DIRECTIONS)
-        raise ValueError(f"{name!r} is an unknown direction; expected {known}, or degrees to the right") from None
+        raise ValueError(f"{name!r} is an unknown direction; expected {known}, or degrees to the right")
+    return degrees
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -261,6 +261,7 @@ def test_directions_are_sides_or_degrees(name, degrees):
     assert cameras.direction(name) == degrees
 
 
-def test_an_unknown_direction_is_named_with_those_there_are():
-    with pytest.raises(ValueError, match="'above' is an unknown direction; expected front, right, back, left, or deg"):
-        cameras.direction("above")
+@pytest.mark.parametrize("name", ["above", "nan", "inf"])
+def test_an_unknown_direction_is_named_with_those_there_are(name):
+    with pytest.raises(ValueError, match=f"'{name}' is an unknown direction; expected front, right, back, left, or"):
+        cameras.direction(name)
