@@ -164,10 +164,10 @@ def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
 
 
 def _camera_label(given: system.Input) -> str:
-    """Return the label of an input: its camera, in lines that fit into a tile of 128 px; more is in the report."""
+    """Return the label of an input: its camera, in a line that fits into a tile of 128 px; more is in the report."""
     angles = {"elev": given.elevation, "fov": given.fov}
-    known = ", ".join(f"{name} {value:.0f}" for name, value in angles.items() if value is not None)
-    return f"input {given.azimuth:g}\n{known}".strip()
+    known = [f"{name} {round(angle)}" for name, angle in angles.items() if angle is not None]
+    return ", ".join([f"input {given.azimuth:g}", *known])
 
 
 def _labeled(image: np.ndarray, text: str) -> Float[np.ndarray, "h w 3"]:

@@ -155,14 +155,14 @@ def test_pictures_are_written_with_their_cameras(tmp_path):
 
 
 def test_labels_of_inputs_say_their_cameras():
-    assert outputs._camera_label(located(20, 25.0)) == "input 0\nelev 25, fov 40"
+    assert outputs._camera_label(located(20, 25.0)) == "input 0, elev 25, fov 40"
     assert outputs._camera_label(small_result().inputs[0]) == "input 0"
 
 
 def test_labels_of_inputs_fit_into_tiles_of_128_px():
     longest = dataclasses.replace(located(20, -30.0), azimuth=210.25, fov=100.0)
     tile = outputs._labeled(np.ones((128, 128, 3), np.float32), outputs._camera_label(longest))
-    assert (tile[:24, :100] < 0.7).any() and (tile[24:] == 1).all() and (tile[:, 100:] == 1).all()
+    assert (tile[:, :120] < 0.7).any() and (tile[12:] == 1).all() and (tile[:, 126:] == 1).all()
 
 
 def test_large_tiles_of_the_contact_sheet_have_labels():
