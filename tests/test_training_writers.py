@@ -59,6 +59,47 @@ def test_rows_that_cannot_be_read_are_left_out(tmp_path, damage):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_lines_of_csv_have_a_step_a_metric_and_a_value(tmp_path):
+    for first in (0, 2):  # A run that continues keeps the header and drops later steps.
+        writer = writers.Csv(tmp_path, first)
+        for step in (1, 2, 3):
+            if step > first:
+                writer.write(step, {"loss": step / 2, "psnr": float("nan")})
+        writer.close()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "step,metric,value"
+    assert lines[1:] == [
+        f"{step},{rest}" for step, loss in ((1, 0.5), (2, 1.0), (3, 1.5)) for rest in (f"loss,{loss}", "psnr,nan")
+    ]
+
+
+@pytest.mark.slow
+def test_wandb_gets_rows_and_images_and_the_run_that_continues_is_the_same(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for first in (0, 3):
+        (writer,) = writers.make_writers(tmp_path, first, ["wandb"])
+        writer.write(first + 3, {"loss": 0.5})
+        writer.image(first + 3, "views", np.zeros((4, 6, 3)))
+        writer.close()
+    runs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 2 and {path.stem for path in runs} == {f"run-{(tmp_path / 'wandb_id').read_text()}"}
+    assert all(b"loss" in path.read_bytes() for path in runs)
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/views_*.png"))) == 2
+
+
+def test_writers_must_exist():
+    with pytest.raises(ValueError, match="no writer 'jsnl'; give some of jsonl, csv, tensorboard, wandb"):
+        writers.check(["jsnl"])
+
+
+def test_a_writer_without_its_package_is_refused_before_the_run(monkeypatch):
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OSError, match=r"not installed; run pip install 'e3d_jax\[wandb\]'"):
+        writers.check(["csv", "wandb"])
+
+
 def test_a_half_written_event_file_stops_nothing(tmp_path):
     (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "events.1").write_bytes(b"\1\2")

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ def train(
     heldout: str | None = None,
     checkpoints: str | None = None,
     profile: tuple[int, int] | None = None,
+    loggers: Sequence[str] = writers.DEFAULT,
 ) -> None:
     """Train a stage from records to weights; continue an unfinished run.
 
@@ -53,6 +54,7 @@ def train(
       heldout: dataset to evaluate on every ``evaluate_every`` steps.
       checkpoints: where checkpoints go, local or ``gs://``; ``<workdir>/<stage>/checkpoints`` when not given.
       profile: first and last of the steps, counted from 1, whose trace is written to ``<stage>/profile``.
+      loggers: where metrics go, keys of :data:`e3d_jax.training.writers.WRITERS`.
 
     Raises:
       ValueError: see :func:`e3d_jax.training.runs.check_run`; another process trains in the same folder; the batch does
@@ -61,6 +63,7 @@ def train(
       FileNotFoundError: see :func:`e3d_jax.training.runs.check_run`.
       OSError: a checkpoint, metrics or the weights cannot be written.
     """
+    writers.check(loggers)
     run = runs.check_run(
         config, stage, workdir, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile
     )
@@ -68,7 +71,18 @@ def train(
     sharding.check_batch(mesh, config.training(stage).batch_size, config.training(stage).grad_accum_steps)
     run.create_folder()
     with lock.hold(run.folder):
-        _train(config, stage, run, mesh, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile)
+        _train(
+            config,
+            stage,
+            run,
+            mesh,
+            datasets,
+            init,
+            heldout=heldout,
+            checkpoints=checkpoints,
+            profile=profile,
+            loggers=loggers,
+        )
 
 
 def _train(
@@ -82,6 +96,7 @@ def _train(
     heldout: str | None,
     checkpoints: str | None,
     profile: tuple[int, int] | None,
+    loggers: Sequence[str],
 ) -> None:
     """Train a run that passed all checks, in a folder that this process holds; arguments as in :func:`train`."""
     settings, seed = config.training(stage), config.system.seed
@@ -123,7 +138,7 @@ def _train(
         )
         closing.callback(batches.close)
         evaluations = evaluators.make_evaluators(config, stage, assembly, mesh, heldout, run.heldout_kind)
-        outputs = writers.make_writers(run.folder, first)
+        outputs = writers.make_writers(run.folder, first, loggers)
         for writer in outputs:
             closing.callback(writer.close)
         profiler = timing.Profiler(run.folder / "profile", profile, first)
