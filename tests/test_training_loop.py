@@ -53,8 +53,13 @@ def finished(tmp_path_factory, train):
     return workdir, config
 
 
-def _rows(workdir, stage="toy"):
+def _all_rows(workdir, stage="toy"):
     return [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def _rows(workdir, stage="toy"):
+    """Rows of metrics without that of goodput, which ends a run."""
+    return [row for row in _all_rows(workdir, stage) if "goodput/fraction" not in row]
 
 
 def _losses(workdir):
@@ -120,6 +125,21 @@ def test_a_run_continues_where_it_stopped(finished, train, tmp_path):
         train(config, tmp_path)
     train(config, tmp_path)
     assert _losses(tmp_path) == _losses(workdir)
+
+
+def test_a_run_ends_with_what_its_time_was_spent_on(finished):
+    row = _all_rows(finished[0])[-1]
+    assert row["step"] == 6 and 0 < row["goodput/fraction"] < 1
+    assert all(row[f"goodput/{kind}_s"] > 0 for kind in ("start", "compile", "compute", "input", "checkpoint"))
+
+
+def test_steps_lost_in_a_crash_are_counted(finished, train, tmp_path):
+    config = toy.config(steps=6, checkpoint_every=2, log_every=1)
+    with _before_step(6, _cut_power), pytest.raises(RuntimeError, match="power cut"):
+        train(config, tmp_path)
+    train(config, tmp_path)
+    row = _all_rows(tmp_path)[-1]
+    assert (row["goodput/restarts"], row["goodput/lost_steps"]) == (1, 1)
 
 
 def test_garbage_is_collected_again_after_a_run_that_failed(finished, train, tmp_path):

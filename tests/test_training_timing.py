@@ -17,9 +17,9 @@ def clock(monkeypatch):
 
 
 def test_a_lap_is_the_mean_time_of_its_steps(clock):
-    watch = timing.Stopwatch()
+    watch = timing.Stopwatch("compute")
     for _ in range(4):
-        with watch.waiting():
+        with watch.spending("input"):
             clock.now += 1
         clock.now += 2
         watch.step()
@@ -27,7 +27,7 @@ def test_a_lap_is_the_mean_time_of_its_steps(clock):
 
 
 def test_a_lap_starts_where_the_last_one_ended(clock):
-    watch = timing.Stopwatch()
+    watch = timing.Stopwatch("compute")
     clock.now += 100
     watch.step()
     watch.lap()
@@ -36,19 +36,29 @@ def test_a_lap_starts_where_the_last_one_ended(clock):
     assert watch.lap() == timing.Lap(step=5.0, input=0.0)
 
 
-def test_what_came_before_a_reset_does_not_count(clock):
-    watch = timing.Stopwatch()
-    with watch.waiting():
-        clock.now += 100
-    watch.step()
-    watch.reset()
+def test_only_computing_and_waiting_for_input_are_part_of_a_step(clock):
+    watch = timing.Stopwatch("start")
+    clock.now += 100
+    watch.switch("compute")
     clock.now += 2
+    with watch.spending("checkpoint"):
+        clock.now += 50
     watch.step()
     assert watch.lap() == timing.Lap(step=2.0, input=0.0)
 
 
+def test_every_second_of_a_run_is_spent_on_something(clock):
+    watch = timing.Stopwatch("start")
+    clock.now += 3
+    with pytest.raises(OSError), watch.spending("checkpoint"):
+        clock.now += 4
+        raise OSError
+    clock.now += 1
+    assert watch.seconds == {"start": 4, "checkpoint": 4}
+
+
 def test_without_steps_there_is_no_lap():
-    assert timing.Stopwatch().lap() is None
+    assert timing.Stopwatch("compute").lap() is None
 
 
 def test_throughput_is_per_device():

@@ -24,7 +24,7 @@ from e3d_jax import config as config_lib
 from e3d_jax import distributed, stages
 from e3d_jax.data import loader
 from e3d_jax.training import checkpoints as checkpoints_lib
-from e3d_jax.training import costs, evaluators, lock, metrics, runs, sharding, steps, timing, writers
+from e3d_jax.training import costs, evaluators, goodput, lock, metrics, runs, sharding, steps, timing, writers
 from e3d_jax.training import state as state_lib
 from e3d_jax.weights import folder
 
@@ -99,6 +99,7 @@ def _train(
     loggers: Sequence[str],
 ) -> None:
     """Train a run that passed all checks, in a folder that this process holds; arguments as in :func:`train`."""
+    stopwatch = timing.Stopwatch("start")
     settings, seed = config.training(stage), config.system.seed
     own_rows = sharding.own_rows(mesh, settings.batch_size).tolist()
 
@@ -138,6 +139,7 @@ def _train(
         )
         closing.callback(batches.close)
         evaluations = evaluators.make_evaluators(config, stage, assembly, mesh, heldout, run.heldout_kind)
+        record = goodput.Record(run.folder, first, stopwatch)
         outputs = writers.make_writers(run.folder, first, loggers)
         for writer in outputs:
             closing.callback(writer.close)
@@ -150,26 +152,29 @@ def _train(
         key = jax.jit(lambda: jax.random.key(seed), out_shardings=NamedSharding(mesh, PartitionSpec()))()
         rates = np.asarray(jax.vmap(state_lib.learning_rate(settings))(jnp.arange(last)))
         stop_after = _stop_signal()
-        recent, stopwatch, flops = metrics.MetricsBuffer(progress["recent"]), timing.Stopwatch(), 0.0
+        recent, flops = metrics.MetricsBuffer(progress["recent"]), 0.0
         closing.callback(gc.unfreeze)
         for step in range(first + 1, last + 1):
             profiler.begin_step(step)
-            with stopwatch.waiting():
+            # The loader's first batch takes as long as starting it.
+            with stopwatch.spending("input" if step > first + 1 else "start"):
                 ids, rows = _next(batches, datasets)
                 batch = sharding.global_batch(rows, mesh)
             if step == first + 1:
+                stopwatch.switch("compile")
                 traced = assembly.train_step.trace(state, frozen, batch, key, rates[step - 1])
                 flops = costs.count_flops(traced.jaxpr)
             state, step_metrics = assembly.train_step(state, frozen, batch, key, rates[step - 1])
             recent.add(step_metrics, ids)
-            stopwatch.step()
-            if step == first + 1:
+            if step > first + 1:
+                stopwatch.step()
+            else:
                 jax.block_until_ready(step_metrics)
                 if jax.process_index() == 0:
                     # Not earlier: a start that failed leaves the folder to other settings.
                     run.write_identity()
                 _freeze_garbage()
-                stopwatch.reset()  # Compiling is not part of a step.
+                stopwatch.switch("compute")
             recent.limit_queue()
             profiler.end_step(step, step_metrics)
 
@@ -186,20 +191,29 @@ def _train(
                 bar.update(recent.num_added)
                 bar.set_postfix(loss=f"{row['loss']:.4f}")
                 recent.clear()
+                record.write(step)
             for evaluate in evaluations:
                 if step % evaluate.every == 0 or step == last:
-                    scores, images = evaluate(step, state.ema, frozen)
-                    for writer in outputs:
-                        writer.write(step, scores)
-                        for name, image in images.items():
-                            writer.image(step, name, image)
-                    _freeze_garbage()
-                    stopwatch.reset()
+                    jax.block_until_ready(step_metrics)
+                    with stopwatch.spending("evaluation"):
+                        scores, images = evaluate(step, state.ema, frozen)
+                        for writer in outputs:
+                            writer.write(step, scores)
+                            for name, image in images.items():
+                                writer.image(step, name, image)
+                        _freeze_garbage()
             if step % settings.checkpoint_every == 0 or step == last or stop:
-                saved.save(step, state, {"batches": step, "recent": recent.fetch()})
+                progress = {"batches": step, "recent": recent.fetch()}
+                with stopwatch.spending("checkpoint"):
+                    saved.save(step, state, progress)
             if stop:
                 break
-        saved.finish()
+        with stopwatch.spending("checkpoint"):
+            saved.finish()
+        if last > first:
+            record.write(int(state.step), complete=int(state.step) == last)
+            for writer in outputs:
+                writer.write(int(state.step), goodput.summary(record.attempts))
     if int(state.step) < last:
         print(f"{stage}: stopped after step {int(state.step)} of {last}, which is saved; run again to continue")
         return

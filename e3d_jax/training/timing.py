@@ -1,5 +1,6 @@
 """How fast a run is, and where its time goes."""
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
@@ -26,31 +27,48 @@ class Lap:
 
 
 class Stopwatch:
-    """Measures the time of steps; call :meth:`reset` after anything that is not part of one, such as compiling."""
+    """Divides the time of a run by what it is spent on, and measures its steps.
 
-    def __init__(self):
-        self.reset()
+    Args:
+      kind: what the first seconds are spent on.
+    """
 
-    def reset(self) -> None:
-        """Forget everything and start anew."""
-        self._steps, self._waited, self._start = 0, 0.0, time.perf_counter()
+    def __init__(self, kind: str):
+        self._seconds, self._kind, self._since = collections.defaultdict[str, float](float), kind, time.perf_counter()
+        self._steps, self._lap = 0, self.seconds
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by what they were spent on, so far."""
+        self.switch(self._kind)
+        return dict(self._seconds)
+
+    def switch(self, kind: str) -> str:
+        """Spend the time from now on on something else; return what it was spent on."""
+        now, before = time.perf_counter(), self._kind
+        self._seconds[before] += now - self._since
+        self._kind, self._since = kind, now
+        return before
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count what is done inside as waiting for input."""
-        before = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - before
+    def spending(self, kind: str) -> Iterator[None]:
+        """Spend the time of a block on something else."""
+        before = self.switch(kind)
+        try:
+            yield
+        finally:
+            self.switch(before)
 
     def step(self) -> None:
-        """Count a step."""
+        """Count a step, which consists of ``compute`` and ``input``."""
         self._steps += 1
 
     def lap(self) -> Lap | None:
-        """Return the times since the start and start anew; None if no step was counted."""
-        steps, waited, start = self._steps, self._waited, self._start
-        self.reset()
-        return Lap((self._start - start) / steps, waited / steps) if steps else None
+        """Return the times per step since the last lap; None if no step was counted."""
+        steps, spent = self._steps, self.seconds
+        compute, waited = (spent.get(kind, 0.0) - self._lap.get(kind, 0.0) for kind in ("compute", "input"))
+        self._steps, self._lap = 0, spent
+        return Lap((compute + waited) / steps, waited / steps) if steps else None
 
 
 class Profiler:
