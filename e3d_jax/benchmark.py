@@ -74,8 +74,18 @@ def run(
                 scores = score_real(model, pathlib.Path(real), mesh.stem, seed, out)
                 files.write_atomically(file, json.dumps(scores).encode())
     for kind in ("object", "views", "real"):
-        if rows := [json.loads(file.read_text()) for file in sorted(out.glob(f"{kind}_*.json"))]:
-            print(f"\nmean over {len(rows)} ({kind})\n{summary(rows)}")
+        if found := rows(out, kind):
+            print(f"\nmean over {len(found)} ({kind})\n{summary(found)}")
+
+
+def rows(out: pathlib.Path, kind: str) -> list[dict[str, Any]]:
+    """Return the scores of all objects in a folder; the kind is "object", "views" (without meshes) or "real"."""
+    return [json.loads(file.read_text()) for file in sorted(out.glob(f"{kind}_*.json"))]
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the means of all numeric scores."""
+    return report.mean_scores([{name: x for name, x in row.items() if isinstance(x, float)} for row in rows])
 
 
 def score_object(model: system.System, index: int, seed: int, out: pathlib.Path, meshes: bool) -> dict[str, Any]:
@@ -178,11 +188,10 @@ def prefixed(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Format the means of all numeric scores, headline figures first."""
-    numbers = [{name: value for name, value in row.items() if isinstance(value, float)} for row in rows]
-    means = report.mean_scores(numbers)
+    scores = means(rows)
 
     def place(name: str) -> tuple[bool, int]:
         first = HEADLINE.index(name) if name in HEADLINE else len(HEADLINE)
         return name.endswith(LAST) and name not in HEADLINE, first
 
-    return report.table({name: means[name] for name in sorted(means, key=place)})
+    return report.table({name: scores[name] for name in sorted(scores, key=place)})

@@ -38,6 +38,7 @@ ROOMS = (
     "fitting",
     "outputs",
     "benchmark",
+    "checkpoint_scores",
     "cli",
     "__main__",
 )

@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "infer": "images to views and meshes",
     "train": "train one stage of a system",
+    "eval-checkpoints": "score the checkpoints of a run while it trains",
     "fit": "a mesh from posed views",
     "eval": "compare views or meshes with their ground truth",
     "benchmark": "score a system on held-out objects",
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             first, *second = name.split()
-            module = importlib.import_module(f"e3d_jax.cli.{first}")
+            module = importlib.import_module(f"e3d_jax.cli.{first.replace('-', '_')}")
             from e3d_jax.cli import flags  # After the command, which may prepare the environment of NumPy and JAX.
 
             flags.run(module.SUBCOMMANDS[second[0]] if second else module, name, arguments[words:])
