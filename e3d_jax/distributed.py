@@ -1,10 +1,18 @@
-"""The processes and devices of a run: joining processes, and what suits the devices at hand."""
+"""The processes and devices of a run: joining and leaving processes, and what suits the devices at hand."""
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+# Seconds without a sign of life after which a process is given up, and with it the run.
+SILENCE = 30
+# Exit status of a process that would do better in another run: EX_TEMPFAIL of sysexits.h.
+RETRY = 75
 
 
 def join(
@@ -14,6 +22,8 @@ def join(
     process_id: int | None = None,
 ) -> None:
     """Connect to the other processes of a run, if there are any; each computes on all GPUs that it can see.
+
+    If one of them dies, JAX ends the others within :data:`SILENCE` seconds.
 
     Call it before anything else uses JAX.
 
@@ -34,10 +44,10 @@ def join(
                 "the coordinator, the number of processes and the number of this one belong together "
                 "(--coordinator, --processes, --process); give all three"
             )
-        jax.distributed.initialize(*given)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=SILENCE)
     elif detect or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
         except ValueError as error:
             raise ValueError(
                 f"the environment does not describe the processes of this run ({error}); give --coordinator, "
@@ -71,3 +81,22 @@ def stable_cache_keys() -> None:
 def total(count: int) -> int:
     """Return the sum of a number over all processes, each of which must call this."""
     return count if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.array(count)).sum())
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """End this process at once if the block fails and there are others.
+
+    They would wait for it, and it for them when Python ends. JAX ends them when it is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        reason, known = " ".join(str(error).split()), isinstance(error, OSError | ValueError)
+        if not known:
+            reason = f"{type(error).__name__} ({reason[:300]}); another process may be gone; run all of them again"
+        print(f"process {jax.process_index()} of {jax.process_count()} ends: {reason}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1 if known else RETRY)

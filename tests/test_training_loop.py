@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from e3d_jax.data import records
-from e3d_jax.training import loop, runs, steps, writers
+from e3d_jax.training import goodput, loop, runs, steps, writers
 from e3d_jax.weights import folder
 from tests import tiny, toy
 
@@ -366,20 +366,49 @@ def test_workers_end_with_the_process_that_started_them(busy):
     assert not _processes_of(busy.pid)
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(tmp_path, dataset):
+def _begin(*calls, **output):
+    """Begin processes of a run (tests/tiny_run.py)."""
+    program, environment = str(ROOT / "tests" / "tiny_run.py"), os.environ | {"PYTHONPATH": str(ROOT)}
+    commands = [[sys.executable, program, *map(str, call)] for call in calls]
+    return [subprocess.Popen(command, env=environment, **output) for command in commands]
+
+
+def _port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    calls = [["one", 4], ["two", 2, 2, 0, port], ["two", 2, 2, 1, port]]
-    program = str(ROOT / "tests" / "tiny_run.py")
-    begun = [
-        subprocess.Popen(
-            [sys.executable, program, str(tmp_path / name), dataset, "3", *map(str, rest)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        for name, *rest in calls
-    ]
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(tmp_path, dataset):
+    port, two = _port(), [tmp_path / "two", dataset, 3, 2, -1, 1, 2]
+    begun = _begin([tmp_path / "one", dataset, 3, 4, -1, 1], [*two, 0, port], [*two, 1, port])
     assert [process.wait() for process in begun] == [0, 0, 0]
     one, two = (_losses(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_and_those_that_are_left_continue(tmp_path, dataset):
+    port, count, (hurt, whole) = _port(), 100, (tmp_path / name for name in ("hurt", "whole"))
+    call = [hurt, dataset, count, 4, 2, 4]
+    others = _begin([*call, 2, 0, port], [*call, 2, 1, port], stderr=subprocess.PIPE, text=True)
+    rows = hurt / "toy" / "metrics.jsonl"
+    while not (rows.exists() and len(rows.read_text().splitlines()) > 5):
+        assert others[0].poll() is None
+        time.sleep(0.01)
+    others[1].kill()
+    _, said = others[0].communicate(timeout=60)
+    assert others[0].returncode != 0
+    assert "another process may be gone" in said or "another task died" in said
+    others[1].communicate()
+
+    # The same settings on half of the devices, and an undisturbed run.
+    (left,) = _begin(call, stdout=subprocess.PIPE, text=True)
+    begun = _begin([whole, dataset, count, 4, -1, 1])
+    printed, _ = left.communicate()
+    assert "continuing on a mesh of fsdp=4" in printed
+    assert [left.returncode, begun[0].wait()] == [0, 0]
+    first = goodput.read(hurt / "toy")[1].first
+    losses, wanted = (_losses(path)[: first + 20] for path in (hurt, whole))
+    np.testing.assert_allclose(losses, wanted, rtol=1e-2)  # Other data would give quite another loss.

@@ -117,6 +117,26 @@ def test_the_rest_of_the_devices_goes_where_asked():
     assert dict(_mesh({"data": -1, "fsdp": 2, "tensor": 1}).shape) == {"data": 2, "fsdp": 2, "tensor": 1}
 
 
+@pytest.mark.parametrize(
+    "given, num_devices, fitting",
+    [
+        ((2, 4, 1), 8, (2, 4, 1)),
+        ((2, 4, 1), 4, (1, 4, 1)),  # Copies go first.
+        ((2, 4, 1), 6, (2, 3, 1)),
+        ((-1, 8, 1), 4, (1, 4, 1)),
+        ((-1, 4, 2), 16, (2, 4, 2)),
+        ((1, 2, 2), 3, (3, 1, 1)),
+        ((1, 2, 2), 6, (3, 1, 2)),
+        ((1, -1, 2), 3, (1, 3, 1)),
+    ],
+)
+def test_a_mesh_is_refitted_to_the_devices_that_are_left(given, num_devices, fitting):
+    sizes = config_lib.MeshSettings(**dict(zip(sharding.AXES, given, strict=True)))
+    devices = [Device(i, 0, 0, "NVIDIA H200", "gpu") for i in range(num_devices)]
+    mesh = sharding.make_mesh(sharding.refit(sizes, num_devices), devices)
+    assert tuple(mesh.shape.values()) == fitting
+
+
 def test_a_rule_must_name_known_axes():
     mesh = _mesh(MESHES[0])
     with pytest.raises(ValueError, match="'haeds' to 'tensor'"):

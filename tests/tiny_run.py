@@ -1,9 +1,12 @@
-"""One process of a run of the toy stage: WORKDIR DATASET STEPS DEVICES [PROCESSES PROCESS PORT]; used by tests."""
+"""One process of a run of the toy stage, used by tests.
+
+Arguments: WORKDIR DATASET STEPS DEVICES DATA FSDP [PROCESSES PROCESS PORT].
+"""
 
 import os
 import sys
 
-workdir, dataset, steps, devices, *others = sys.argv[1:]
+workdir, dataset, steps, devices, data, fsdp, *others = sys.argv[1:]
 os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 if __name__ == "__main__":
@@ -19,5 +22,7 @@ if __name__ == "__main__":
     from tests import toy
 
     toy.register(pytest.MonkeyPatch())
-    config = toy.config(steps=int(steps), checkpoint_every=1, log_every=1)
-    loop.train(config, "toy", workdir, {dataset: 1.0})
+    mesh = {"mesh": {"data": int(data), "fsdp": int(fsdp)}}
+    config = toy.config(system=mesh, batch_size=8, steps=int(steps), checkpoint_every=1, log_every=1)
+    with distributed.leaving_at_once():
+        loop.train(config, "toy", workdir, {dataset: 1.0})

@@ -45,6 +45,7 @@ class Flags:
     def __init__(self, argv: list[str]):
         end = argv.index("--") if "--" in argv else len(argv)
         self._argv, self._others = [_spelled(argument) for argument in argv[:end]], argv[end:]
+        self._given = [*self._argv, *self._others]
         self._values = flags.FlagValues()
         self._has_config = False
         self._sources: list[str] = []
@@ -149,6 +150,10 @@ class Flags:
             if match := re.match(r"--(?:no)?config\.([^=]+)", argument):
                 _check_setting(config, match[1])
         config_flags.DEFINE_config_dict("config", config, flag_values=self._values, sys_argv=["e3d", *self._argv])
+
+    def without(self, name: str) -> list[str]:
+        """Return the command line without ``--name=VALUE``, to run the command again."""
+        return [argument for argument in self._given if not argument.startswith(f"--{name}=")]
 
     def given(self, name: str) -> str | None:
         """Return the value of ``--name=VALUE`` on the command line, before the flags are parsed."""

@@ -3,10 +3,14 @@
     e3d train --config=mini --stage=anchor --workdir=runs/mini --data=runs/records
 
 Stages, in order: autoencoder and normals (either first), then anchor and interpolation. With --init=WEIGHTS a stage,
-and the components that it needs, start from another weights folder.
+and the components that it needs, start from another weights folder. With --restart=10, a run that crashes is started
+again, up to ten times.
 """
 
+import functools
 import os
+import sys
+from typing import Any
 
 # The loader's processes do many small products at once; more threads each would only fight over the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -30,6 +34,7 @@ def define(flags: Flags) -> None:
     flags.string("coordinator", None, "HOST:PORT of process 0, if it is not detected.")
     flags.integer("processes", None, "With --coordinator: how many processes there are.", at_least=1)
     flags.integer("process", None, "With --coordinator: the number of this one.")
+    flags.integer("restart", 0, "How often to start the run again after a crash.")
     flags.config("mini")
 
 
@@ -37,15 +42,32 @@ def run(flags: Flags, arguments: list[str]) -> None:
     """Join the other processes, if any, and train."""
     import jax
 
-    from e3d_jax import distributed, files, stages, stores
-    from e3d_jax.data import loader
-    from e3d_jax.training import loop
+    from e3d_jax import distributed, files
+    from e3d_jax.training import goodput, restarts
 
     no_arguments(arguments)
     config = flags.parsed_config()
+    if flags.restart:
+        command = [sys.executable, "-m", "e3d_jax", "train", *flags.without("restart")]
+        last_step = functools.partial(goodput.last_step, files.join(flags.workdir, flags.stage))
+        if status := restarts.supervise(command, flags.restart, last_step):
+            sys.exit(status if status > 0 else 128 - status)
+        return
     jax.config.update("jax_threefry_partitionable", True)
     distributed.stable_cache_keys()
     distributed.join(flags.distributed, flags.coordinator, flags.processes, flags.process)
+    with distributed.leaving_at_once():
+        _train(flags, config)
+
+
+def _train(flags: Flags, config: Any) -> None:
+    """Train, as one of the processes of a run."""
+    import jax
+
+    from e3d_jax import files, stages, stores
+    from e3d_jax.data import loader
+    from e3d_jax.training import loop
+
     checkpoints = flags.checkpoints
     if not checkpoints and files.is_remote(flags.workdir):
         checkpoints = files.join(flags.workdir, flags.stage, "checkpoints")

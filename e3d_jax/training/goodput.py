@@ -6,6 +6,7 @@ every row of metrics, so that an attempt that was killed has one, too.
 
 import dataclasses
 import json
+import os
 import pathlib
 import time
 import warnings
@@ -77,16 +78,21 @@ class Record:
         return [*self._earlier, self._attempt]
 
 
-def read(folder: pathlib.Path) -> list[Attempt]:
-    """Return the attempts at a run; none, with a warning, if the file is damaged."""
-    path = folder / NAME
-    if not path.exists():
-        return []
+def read(folder: str | os.PathLike) -> list[Attempt]:
+    """Return the attempts at a run, in its folder or at its URL; none, with a warning, if the file is damaged."""
+    path = files.join(folder, NAME)
     try:
-        return [Attempt(**entry) for entry in json.loads(path.read_bytes())]
+        return [Attempt(**entry) for entry in json.loads(files.read(path))]
+    except FileNotFoundError:
+        return []
     except (ValueError, TypeError) as error:
         warnings.warn(f"{path} cannot be read ({error}); the time of earlier attempts is left out", stacklevel=2)
         return []
+
+
+def last_step(folder: str | os.PathLike) -> int:
+    """Return the last step that a run is known to have taken."""
+    return max((attempt.last for attempt in read(folder)), default=0)
 
 
 def summary(attempts: Sequence[Attempt]) -> dict[str, float]:

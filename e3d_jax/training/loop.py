@@ -67,7 +67,10 @@ def train(
     run = runs.check_run(
         config, stage, workdir, datasets, init, heldout=heldout, checkpoints=checkpoints, profile=profile
     )
-    mesh = sharding.make_mesh(config.system.mesh)
+    sizes = config.system.mesh
+    if run.begun and (sizes := sharding.refit(sizes, jax.device_count())) != config.system.mesh:
+        _print(f"{stage}: continuing on a mesh of fsdp={sizes.fsdp} and tensor={sizes.tensor}, which fits the devices")
+    mesh = sharding.make_mesh(sizes)
     sharding.check_batch(mesh, config.training(stage).batch_size, config.training(stage).grad_accum_steps)
     run.create_folder()
     with lock.hold(run.folder):

@@ -25,6 +25,7 @@ class Run:
       heldout_kind: of the held-out records; None without them.
       components: frozen components that the stage needs: (component, weights folder) by role.
       identity: what its results depend on; a run that continues must have the same.
+      begun: whether there is a run to continue.
     """
 
     folder: pathlib.Path
@@ -33,6 +34,7 @@ class Run:
     heldout_kind: str | None
     components: Mapping[str, tuple[str, pathlib.Path]]
     identity: Mapping[str, Any]
+    begun: bool
 
     @property
     def uses_components(self) -> bool:
@@ -104,6 +106,7 @@ def check_run(
         heldout_kind=heldout_kind,
         components=components,
         identity=identity,
+        begun=_identity_path(run).exists(),
     )
 
 

@@ -9,6 +9,7 @@ logical axes, such as a bias, is copied to every device.
 """
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -56,6 +57,24 @@ def make_mesh(sizes: config_lib.MeshSettings, devices: Sequence[Any] | None = No
         raise ValueError(f"a mesh of {given} does not fit {len(devices)} devices; change config.mesh")
     shape = [len(devices) // known if size == -1 else size for size in shape]
     return Mesh(arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def refit(sizes: config_lib.MeshSettings, num_devices: int) -> config_lib.MeshSettings:
+    """Return the sizes of a mesh of fewer or more devices than a run began with.
+
+    Sizes that fit stay. Otherwise ``tensor`` and then ``fsdp`` get the largest size that divides the devices and does
+    not exceed the given one, as they decide whether the model fits into memory, and ``data`` gets the rest.
+    """
+    shape = [getattr(sizes, axis) for axis in AXES]
+    known = math.prod(size for size in shape if size != -1)
+    if num_devices == known or (-1 in shape and num_devices % known == 0):
+        return sizes
+
+    def divisor(limit: int, of: int) -> int:
+        return max(size for size in range(1, of + 1) if of % size == 0 and (size <= limit or limit == -1))
+
+    tensor = divisor(sizes.tensor, num_devices)
+    return config_lib.MeshSettings(data=-1, fsdp=divisor(sizes.fsdp, num_devices // tensor), tensor=tensor)
 
 
 def arrange(shape: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
