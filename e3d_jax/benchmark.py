@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from e3d_jax import files, images, outputs, structs, system
+from e3d_jax import events, files, images, outputs, structs, system
 from e3d_jax.data import synthetic
 from e3d_jax.evaluation import baselines, consistency, metrics, report
 from e3d_jax.mesh import export
@@ -102,7 +102,7 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
     layout = model.config.layout
     params = synthetic.take(synthetic.sample_batch("test", TEST_SEED, [index]), 0)
     gt = ground_truth_views(params, layout.cameras(model.size), layout.anchors)
-    clock = system.Clock(progress=False)
+    clock = events.Clock()
     inputs: tuple[system.Input, ...] = (model.prepare(gt.rgba[0]),)
     views = model.generate(inputs, seed, clock)
     scores: dict[str, Any] = {"family": synthetic.family_of("test", TEST_SEED, index)}
@@ -124,7 +124,7 @@ def score_object(model: system.System, index: int, seed: int, out: pathlib.Path,
         mesh_scores = report.mesh_scores(mesh, gt_mesh)
         result = system.Result(inputs, views, mesh, clock.seconds, clock.peak_memory)
         outputs.write_result(out / f"object_{index:03d}", result, seed=seed, config=model.config)
-    rebuilt, _ = model.reconstruct(gt, (), seed, system.Clock(progress=False))
+    rebuilt, _ = model.reconstruct(gt, (), seed, events.Clock())
     scores |= prefixed("mesh", mesh_scores) | prefixed("gt_views_mesh", report.mesh_scores(rebuilt, gt_mesh))
     return scores | {"seconds": sum(clock.seconds.values())}
 

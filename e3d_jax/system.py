@@ -1,11 +1,9 @@
 """The whole cascade: images in, posed views and a mesh out."""
 
-import contextlib
 import dataclasses
 import itertools
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from flax import nnx
 from jaxtyping import Array, Float
 
-from e3d_jax import cameras, cutout, distributed, images, reports, settings, stages, structs
+from e3d_jax import cameras, cutout, distributed, events, images, settings, stages, structs
 from e3d_jax import config as config_lib
 from e3d_jax.models import latents
 from e3d_jax.reconstruction import pipeline, registration
@@ -84,9 +81,9 @@ class Result:
 class System:
     """The trained components and the settings they are used with.
 
-    ``system(image)`` runs the cascade, and ``system([front, right], azimuths=[0, 90])`` does so for two images; the
-    stages are methods of their own. A system may lack components: without ``normals`` the normal map must be given,
-    without ``interpolation`` the anchors are the only views.
+    ``system(image)`` runs the cascade, and ``system([front, right], azimuths=[0, 90])`` does so for two images;
+    ``system.stream(image)`` yields what happens; the stages are methods of their own. A system may lack components:
+    without ``normals`` the normal map must be given, without ``interpolation`` the anchors are the only views.
     """
 
     def __init__(self, config: config_lib.SystemConfig, modules: Mapping[str, nnx.Module]):
@@ -123,7 +120,7 @@ class System:
         fov: Number | Sequence[Number | None] | None = None,
         normal: Image | None = None,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | events.Listener = False,
     ) -> Result:
         """Run the cascade.
 
@@ -137,7 +134,7 @@ class System:
           normal: normal map of a single image in the world frame of the input view, of the same size as the image;
             estimated when not given.
           seed: of all randomness; the same seed gives the same result on the same backend.
-          progress: show a bar for each stage.
+          progress: show a bar for each stage; or what is to get the events of the run.
 
         Raises:
           FileNotFoundError, OSError, ValueError: see :func:`e3d_jax.images.read_image` and
@@ -152,15 +149,32 @@ class System:
         levels, fovs = (_one_each(name, x, len(given)) for name, x in (("elevation", elevation), ("fov", fov)))
         if normal is not None and len(given) > 1:
             raise ValueError(f"a normal map goes with one image, {len(given)} are given")
-        clock = Clock(progress)
-        with clock.stage("input", 1):
-            inputs = tuple(
+        listener = (events.Bars() if progress else events.ignore) if isinstance(progress, bool) else progress
+        clock = events.Clock(listener)
+        with clock.stage("input", 1) as stage:
+            stage.value = inputs = tuple(
                 self.prepare(one, normal, azimuth=azimuth, elevation=level, fov=span)
                 for one, azimuth, level, span in zip(given, angles, levels, fovs, strict=True)
             )
         views = self.generate(inputs, seed, clock)
         mesh, inputs = self.reconstruct(views, inputs, seed, clock)
         return Result(inputs, views, mesh, clock.seconds, clock.peak_memory)
+
+    def stream(self, image: Image | Sequence[Image], **options: Any) -> Iterator[events.Event | Result]:
+        """Run the cascade, and yield what happens as it happens.
+
+        The values of :class:`e3d_jax.events.Done` are the inputs, the views of the anchors, all views, and the mesh;
+        the last that is yielded is the result. Closing the generator ends the run after the steps that the device is
+        at.
+
+        Args:
+          image: as in a call.
+          options: arguments of a call other than ``progress``.
+
+        Raises:
+          FileNotFoundError, OSError, ValueError: as in a call.
+        """
+        return events.stream(lambda report: self(image, progress=report, **options))
 
     def _directions(self, count: int, azimuths: Sequence[Number | str] | None) -> list[float]:
         """Return the azimuths of images in degrees, checked."""
@@ -182,19 +196,21 @@ class System:
                 )
         return angles
 
-    def generate(self, inputs: Sequence[Input], seed: int, clock: "Clock") -> structs.ViewSet:
+    def generate(self, inputs: Sequence[Input], seed: int, clock: events.Clock) -> structs.ViewSet:
         """Run both diffusion stages, from what :meth:`prepare` makes of the images to the views of the layout."""
         keys = jax.random.split(jax.random.key(seed))
-        with clock.stage("anchors", self.config["anchor"].sampling.num_steps) as advance:
-            color, maps = self.anchors([inputs], keys[0], advance)[0]
+        with clock.stage("anchors", self.config["anchor"].sampling.num_steps) as stage:
+            color, maps = self.anchors([inputs], keys[0], stage.advance)[0]
+            stage.value = views = self.assemble(color, maps)
         if "interpolation" not in self.modules:
-            return self.assemble(color, maps)
-        with clock.stage("interpolation", self.config["interpolation"].sampling.num_steps) as advance:
-            between = self.interpolate(jnp.asarray(color)[None], keys[1], advance)[0]
-        return self.assemble(color, maps, between)
+            return views
+        with clock.stage("interpolation", self.config["interpolation"].sampling.num_steps) as stage:
+            between = self.interpolate(jnp.asarray(color)[None], keys[1], stage.advance)[0]
+            stage.value = views = self.assemble(color, maps, between)
+        return views
 
     def reconstruct(
-        self, views: structs.ViewSet, inputs: Sequence[Input], seed: int, clock: "Clock"
+        self, views: structs.ViewSet, inputs: Sequence[Input], seed: int, clock: events.Clock
     ) -> tuple[structs.Mesh, tuple[Input, ...]]:
         """Fit the mesh of views and inputs, see :func:`e3d_jax.reconstruction.pipeline.reconstruct_with`.
 
@@ -202,19 +218,19 @@ class System:
           views: of the layout.
           inputs: what :meth:`prepare` makes of the images; none for the mesh of the views alone.
           seed: of the fit.
-          clock: gets the time.
+          clock: gets the time and the steps.
 
         Returns:
           The mesh, and the inputs with their cameras.
         """
         chosen = self.config.system.reconstruction
         pictures = [each.picture for each in inputs if each.picture is not None]
-        with clock.stage("reconstruction", chosen.fit.steps) as advance:
-            mesh, found = pipeline.reconstruct_with(
-                views, pictures, chosen, jax.random.key(seed), lambda *_: advance(chosen.fit.steps_per_chunk)
+        with clock.stage("reconstruction", chosen.fit.steps) as stage:
+            stage.value, found = pipeline.reconstruct_with(
+                views, pictures, chosen, jax.random.key(seed), lambda *_: stage.advance(chosen.fit.steps_per_chunk)
             )
         cameras_of = iter(found)
-        return mesh, tuple(each if each.picture is None else _located(each, next(cameras_of)) for each in inputs)
+        return stage.value, tuple(each if each.picture is None else _located(each, next(cameras_of)) for each in inputs)
 
     def prepare(
         self,
@@ -430,22 +446,3 @@ def _with_alpha(views) -> np.ndarray:
 @nnx.jit
 def _estimate(estimator, rgba):
     return estimator(latents.network_image(rgba, 4))
-
-
-class Clock:
-    """Seconds and peak memory of each stage, with a bar for it."""
-
-    def __init__(self, progress: bool):
-        self._progress = progress
-        self.seconds: dict[str, float] = {}
-        self.peak_memory: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Any]:
-        """Time a stage of ``total`` steps; yield the function that advances its bar."""
-        start = time.perf_counter()
-        with tqdm.tqdm(total=total, desc=f"{name:14s}", unit="step", disable=not self._progress) as bar:
-            yield bar.update
-            bar.update(total - bar.n)
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-        self.peak_memory[name] = reports.peak_memory_gb()

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import e3d_jax
-from e3d_jax import cameras, images, presets, stages, structs, system
+from e3d_jax import cameras, events, images, presets, stages, structs, system
 from e3d_jax.models import layers
 from e3d_jax.reconstruction import pipeline, registration
 from e3d_jax.stages import conditions
@@ -203,7 +203,7 @@ def test_without_a_normal_estimator_a_given_normal_map_will_do(toy, image):
 @pytest.fixture(scope="module")
 def sample(toy, prepared):
     """Return the views of a seed."""
-    return lambda seed, model=toy: model.generate([prepared], seed, system.Clock(False))
+    return lambda seed, model=toy: model.generate([prepared], seed, events.Clock())
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +250,21 @@ def test_a_call_gives_the_views_and_what_each_stage_took(toy, image, views, monk
     result = toy(image)
     np.testing.assert_array_equal(result.views.rgba, views.rgba)
     assert list(result.seconds) == list(result.peak_memory) == ["input", "anchors", "interpolation", "reconstruction"]
+
+
+@pytest.mark.slow
+def test_a_stream_has_the_views_of_each_stage_and_ends_in_the_result(toy, image, views, monkeypatch):
+    monkeypatch.setattr(pipeline, "reconstruct_with", reconstruct_nothing)
+    *happened, result = toy.stream(image)
+    made = {event.stage: event.value for event in happened if isinstance(event, events.Done)}
+    np.testing.assert_array_equal(made["anchors"].rgba, views.rgba[views.anchors])
+    np.testing.assert_array_equal(made["interpolation"].rgba, views.rgba)
+    assert made["reconstruction"] is result.mesh
+
+
+def test_a_stream_raises_what_a_call_would(toy, image):
+    with pytest.raises(ValueError, match="out of range"):
+        next(toy.stream(image, seed=-1))
 
 
 def test_views_over_white_are_cut_out():

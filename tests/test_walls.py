@@ -34,6 +34,7 @@ ROOMS = (
     "evaluation",
     "training",
     "reports",
+    "events",
     "system",
     "fitting",
     "outputs",
