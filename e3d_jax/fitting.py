@@ -13,7 +13,7 @@ import tqdm
 from e3d_jax import cameras, images, reports, structs, views_io
 from e3d_jax import settings as settings_lib
 from e3d_jax.evaluation import metrics
-from e3d_jax.mesh import export, preview
+from e3d_jax.mesh import formats, preview
 from e3d_jax.reconstruction import config, fields, pipeline, placement
 from e3d_jax.reconstruction import preview as field_preview
 
@@ -51,7 +51,7 @@ def reconstruct_folder(
     *,
     seed: int = 0,
     use_normals: bool = True,
-    obj: bool = False,
+    mesh_files: formats.Formats = formats.Formats(),
     preview_seconds: float = 0.0,
     progress: bool = True,
 ) -> structs.Mesh:
@@ -65,7 +65,7 @@ def reconstruct_folder(
       settings: how to reconstruct.
       seed: seed of the fit.
       use_normals: whether to use the normal maps of the views.
-      obj: whether to write ``mesh.obj`` as well (z up).
+      mesh_files: what the mesh is written as beside ``mesh.glb``, and how.
       preview_seconds: interval at which ``preview.png`` shows the fit; 0 writes none.
       progress: show a progress bar.
 
@@ -86,9 +86,7 @@ def reconstruct_folder(
         mesh = pipeline.reconstruct(posed, settings, jax.random.key(seed), monitor)
     seconds, memory = time.perf_counter() - start, reports.peak_memory_gb()
     found = placed.mesh(mesh) if placed else mesh
-    export.write_glb(out / "mesh.glb", found)
-    if obj:
-        export.write_obj(out / "mesh.obj", found)
+    mesh_files.write(out, found)
     preview.write_turntable(out / "turntable.gif", mesh)
     report = reports.report(
         seed=seed,

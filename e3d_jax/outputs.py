@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from e3d_jax import cameras, images, reports, structs, system, views_io
 from e3d_jax import config as config_lib
-from e3d_jax.mesh import export, preview
+from e3d_jax.mesh import formats, preview
 
 LABELED = 64  # Width of the smallest images that get a label.
 
@@ -49,7 +49,12 @@ def check_replaceable(folder: str | os.PathLike) -> None:
 
 
 def write_result(
-    folder: str | os.PathLike, result: system.Result, *, seed: int, config: config_lib.SystemConfig
+    folder: str | os.PathLike,
+    result: system.Result,
+    *,
+    seed: int,
+    config: config_lib.SystemConfig,
+    mesh_files: formats.Formats = formats.Formats(),
 ) -> None:
     """Write a result's folder; it appears under its name whole or not at all, and replaces an earlier result there.
 
@@ -69,7 +74,7 @@ def write_result(
             views_io.write_views(partial / "views", result.views)
             if posed := _posed(result.inputs):
                 views_io.write_views(partial / "view_inputs", posed)
-            export.write_glb(partial / "mesh.glb", result.mesh)
+            mesh_files.write(partial, result.mesh)
             images.write_png(partial / "contact_sheet.png", contact_sheet(result))
             preview.write_turntable(partial / "turntable.gif", result.mesh)
             reports.write(

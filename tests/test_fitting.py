@@ -63,7 +63,7 @@ def result(folder, tmp_path_factory):
         make_fast(patch)
         patch.setattr(pipeline, "reconstruct", recorded)
         patch.setattr(sys, "stderr", progress)
-        cli.main(["fit", f"--views={folder}", f"--out={out}", "--obj", "--preview=0.0001", "--faces=500"])
+        cli.main(["fit", f"--views={folder}", f"--out={out}", "--formats=obj", "--preview=0.0001", "--faces=500"])
     mesh = export.read_mesh(out / "mesh.glb")
     return types.SimpleNamespace(out=out, mesh=mesh, chunks=chunks, field=last[0], progress=progress.getvalue())
 

@@ -1,9 +1,9 @@
 """Reconstruct a mesh from a folder of views.
 
-    e3d fit --views=DIR --out=DIR2 [--quality=fast|standard|best] [--faces=N] [--obj]
+    e3d fit --views=DIR --out=DIR2 [--quality=fast|standard|best] [--faces=N] [--formats=obj,stl,ply,usdz]
 
-Writes mesh.glb with a texture, turntable.gif (color and normals) and report.json; with --obj also mesh.obj, and with
---preview=SECONDS a preview.png of the current fit at that interval.
+Writes mesh.glb with a texture, turntable.gif (color and normals) and report.json; with --formats other files of the
+mesh, and with --preview=SECONDS a preview.png of the current fit at that interval.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ def define(flags: Flags) -> None:
     flags.integer("texture_size", None, "Width and height of the texture in pixels.", at_least=16)
     flags.number("smoothing", None, "Blur in cells for views that contradict each other; 1 is plenty.")
     flags.switch("normals", True, "Use the normal maps.")
-    flags.switch("obj", False, "Also write mesh.obj (z up).")
+    flags.mesh_files()
     flags.number("preview", 0.0, "Seconds between images of the fit; 0 for none.")
     flags.integer("seed", 0, "Seed of the fit.")
 
@@ -51,7 +51,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
         settings,
         seed=flags.seed,
         use_normals=flags.normals,
-        obj=flags.obj,
+        mesh_files=flags.chosen_mesh_files(),
         preview_seconds=flags.preview,
     )
     print(f"mesh: {pathlib.Path(flags.out, 'mesh.glb')}")

@@ -113,6 +113,24 @@ class Flags:
         """Define ``--name`` and ``--noname``."""
         flags.DEFINE_bool(name, default, doc, flag_values=self._values)
 
+    def mesh_files(self) -> None:
+        """Define ``--formats``, ``--up``, ``--size`` and ``--webp``: the files of a mesh."""
+        self.string("formats", "", "Files of the mesh beside mesh.glb, as in obj,stl: obj, stl, ply, usdz.")
+        self.choice("up", "z", ["z", "y"], "Axis that is up in OBJ, STL and PLY files; it is y in GLB and USDZ files.")
+        self.number("size", None, "Longest side of the mesh in meters (STL files are in millimeters).")
+        self.switch("webp", False, "Store the texture of mesh.glb as WebP: smaller, and lossy.")
+
+    def chosen_mesh_files(self) -> Any:
+        """Return the :class:`e3d_jax.mesh.formats.Formats`.
+
+        Raises:
+          ValueError: a format is unknown or cannot be written, or the size is 0.
+        """
+        from e3d_jax.mesh import formats  # Imports much that other commands do without.
+
+        others = tuple(name for name in self.formats.split(",") if name)
+        return formats.Formats(others=others, up=self.up, size=self.size, webp=self.webp)
+
     def runner(self) -> None:
         """Define ``--engine``: what does jobs that make datasets."""
         self.choice("engine", "local", ["local", "beam"], "The processes of this machine, or Apache Beam.")

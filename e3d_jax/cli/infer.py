@@ -9,6 +9,9 @@ for all images of an object, or one for each, separated by commas; with "auto" t
 found by fitting the images to the mesh (true elevations only if the weights are given cameras, see docs/inputs.md).
 The mesh keeps the pixels of the images where they see it, unless --config.reconstruction.input_pixels=False.
 
+--formats=obj,stl,ply,usdz writes the mesh in these formats too, --size=0.2 makes its longest side 0.2 meters, and
+--up=y turns it for programs whose y axis is up.
+
 Settings are those that the weights came with, unless --config names others.
 """
 
@@ -36,6 +39,7 @@ def define(flags: Flags) -> None:
     flags.string("elevation", "auto", "Degrees by which the cameras look down on the object.")
     flags.string("fov", "auto", "Horizontal field of view of the images in degrees.")
     flags.integer("seed", 0, "Seed of all randomness.", at_most=system.MAX_SEED)
+    flags.mesh_files()
     if flags.given("config"):
         flags.config("mini")
     else:
@@ -70,7 +74,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    config = flags.parsed_config()
+    config, mesh_files = flags.parsed_config(), flags.chosen_mesh_files()
     outputs.check_writable(flags.out)
     model = system.load(flags.weights, config)
     failed = 0
@@ -80,7 +84,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
             outputs.check_replaceable(target)
             given = [picture, *(path for _, path in further)]
             result = model(given, azimuths=azimuths, normal=flags.normal, seed=flags.seed, progress=True, **angles)
-            outputs.write_result(target, result, seed=flags.seed, config=config)
+            outputs.write_result(target, result, seed=flags.seed, config=config, mesh_files=mesh_files)
         except (ValueError, OSError) as error:
             failed += 1
             print(f"e3d infer: {picture}: {error}", file=sys.stderr)

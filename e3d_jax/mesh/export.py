@@ -1,5 +1,6 @@
 """Mesh files. glTF files have their own axes (y up, front +z); all other formats are in world axes."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -15,8 +16,10 @@ SUFFIXES = (".glb", ".ply", ".obj")
 _COLORS = "_LINEAR_COLOR"
 
 
-def write_glb(path: str | os.PathLike, mesh: structs.Mesh) -> None:
+def write_glb(path: str | os.PathLike, mesh: structs.Mesh, *, webp: bool = False) -> None:
     """Write a binary glTF with its texture, or otherwise with vertex colors; whole or not at all.
+
+    With ``webp`` the texture is lossy and about a tenth of the size (``EXT_texture_webp``); otherwise it is a PNG.
 
     As glTF requires, textures are stored display-encoded, and vertex colors as linear light, in 16 bits. The material
     is rough and not metallic, because the colors already contain the lighting.
@@ -35,7 +38,9 @@ def write_glb(path: str | os.PathLike, mesh: structs.Mesh) -> None:
         )
     scene = trimesh.Scene(out)
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    data = trimesh.exchange.gltf.export_glb(scene, include_normals=True, tree_postprocessor=_name_colors)
+    data = trimesh.exchange.gltf.export_glb(
+        scene, include_normals=True, tree_postprocessor=_name_colors, extension_webp=webp
+    )
     files.write_atomically(path, data)
 
 
@@ -64,6 +69,40 @@ def write_obj(path: str | os.PathLike, mesh: structs.Mesh) -> None:
     for name, data in others.items():
         files.write_atomically(path.parent / name, data)
     files.write_atomically(path, text.encode())
+
+
+def write_stl(path: str | os.PathLike, mesh: structs.Mesh) -> None:
+    """Write a binary STL in world axes, without colors.
+
+    Raises:
+      ValueError: the mesh has no faces or non-finite vertices.
+      OSError: the folder cannot be written.
+    """
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path, trimesh.exchange.stl.export_stl(_welded(mesh)))
+
+
+def write_ply(path: str | os.PathLike, mesh: structs.Mesh) -> None:
+    """Write a binary PLY in world axes, with the colors that the mesh has at its vertices; as closed as the mesh.
+
+    Raises:
+      ValueError: the mesh has no faces or non-finite vertices.
+      OSError: the folder cannot be written.
+    """
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path, trimesh.exchange.ply.export_ply(_welded(mesh)))
+
+
+def _welded(mesh: structs.Mesh) -> trimesh.Trimesh:
+    """Return the mesh without its texture, whose mean color at the corners of a vertex is that of the vertex."""
+    colors = mesh.colors
+    if mesh.texture is not None:
+        corners, at = mesh.faces.reshape(-1), mesh.texture.corner_uv.reshape(-1, 2)
+        count = np.bincount(corners, minlength=len(mesh.vertices))
+        sampled = raycast.sample_texture(mesh.texture.image, at)
+        total = np.stack([np.bincount(corners, channel, len(count)) for channel in sampled.T], 1)
+        colors = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], colors).astype(np.float32)
+    return _to_trimesh(dataclasses.replace(mesh, colors=colors, texture=None), lambda points: points)
 
 
 def _to_trimesh(mesh: structs.Mesh, from_world) -> trimesh.Trimesh:
