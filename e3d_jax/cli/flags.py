@@ -6,13 +6,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from e3d_jax import config as config_lib
-from e3d_jax import presets, settings, stages, stores
+from e3d_jax import stores
+
+if TYPE_CHECKING:  # It imports JAX, for which not every command should wait.
+    from e3d_jax import config as config_lib
 
 
 class Command(NamedTuple):
@@ -157,6 +159,8 @@ class Flags:
         Raises:
           OSError, ValueError: see :func:`e3d_jax.presets.load`; or a setting does not exist.
         """
+        from e3d_jax import presets
+
         name = self.given("config") or default
         self.settings(presets.load(name))
 
@@ -178,12 +182,14 @@ class Flags:
         values = [argument.partition("=")[2] for argument in self._argv if argument.startswith(f"--{name}=")]
         return values[-1] if values else None
 
-    def parsed_config(self) -> config_lib.SystemConfig:
+    def parsed_config(self) -> "config_lib.SystemConfig":
         """Return the config, checked.
 
         Raises:
           ValueError: see :func:`e3d_jax.stages.parse_config`.
         """
+        from e3d_jax import stages
+
         values: Any = self._values["config"].value
         return stages.parse_config(values.to_dict())
 
@@ -213,8 +219,11 @@ class Flags:
         return "\n".join(lines)
 
 
-def _described(config: config_lib.SystemConfig):
+def _described(config: "config_lib.SystemConfig"):
     """Yield names and meanings of all settings of a config."""
+    from e3d_jax import config as config_lib
+    from e3d_jax import settings
+
     groups: list[tuple[str, type[settings.Settings]]] = [("", config_lib.SystemSettings)]
     for name, component in config.components.items():
         for section in ("model", "diffusion", "loss", "sampling", "train"):

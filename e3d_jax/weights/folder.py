@@ -18,31 +18,14 @@ import numpy as np
 from flax import nnx
 
 from e3d_jax import config as config_lib
-from e3d_jax import files, settings, stages, stores
+from e3d_jax import files, settings, stages
 from e3d_jax.models import layers
 from e3d_jax.weights import tensors
+from e3d_jax.weights.places import CONFIG as CONFIG
+from e3d_jax.weights.places import resolve as resolve
 
-CONFIG = "config.json"
-BUNDLED = pathlib.Path(__file__).parent
 # Small shards stay below the file size limits of code hosts.
 SHARD_BYTES = 15 * 1000**2
-
-
-def resolve(name_or_folder: str | os.PathLike) -> pathlib.Path:
-    """Return the folder of bundled weights ("mini"), or that at a path; of a URL, the copy (:mod:`e3d_jax.stores`).
-
-    Raises:
-      OSError: the weights at a URL cannot be copied.
-      FileNotFoundError: there is no such folder, or it holds no weights.
-    """
-    bundled, given = BUNDLED / str(name_or_folder), pathlib.Path(stores.local(name_or_folder))
-    folder = bundled if (bundled / CONFIG).is_file() else given
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"no weights at {str(name_or_folder)!r}: expected 'mini' or a folder with {CONFIG} and safetensors, "
-            "such as WORKDIR/weights of a training run"
-        )
-    return folder
 
 
 def read_config(folder: pathlib.Path) -> config_lib.SystemConfig:
