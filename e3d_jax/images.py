@@ -144,18 +144,23 @@ def to_rgba(image: Image.Image, file: io.BufferedReader, name: str) -> Image.Ima
 # -- Cut-out ----------------------------------------------------------------------------------------------------------
 
 
-def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+def matte(rgba: Float[np.ndarray, "h w 4"], tolerance: float | None = None) -> Float[np.ndarray, "h w 4"]:
     """Make the background of a picture transparent.
 
     A picture that is already partly transparent is returned unchanged, unless that cuts off only its corners or
     borders. An opaque one is cut out by `rembg` if that is installed, otherwise by :func:`remove_plain_background`.
     Warns of what looks like a shadow or a photo in the result.
 
+    Args:
+      rgba: the picture.
+      tolerance: cut an opaque picture out of a plain background with this tolerance, see
+        :func:`remove_plain_background`.
+
     Raises:
       ValueError: the picture is opaque and its object cannot be separated from the background.
     """
     if (rgba[..., 3] < 0.5).mean() <= 1e-3:
-        return _cut_out(rgba)
+        return _cut_out(rgba, tolerance)
     box = cutout.opaque_frame(rgba[..., 3])
     if box is None:
         if cutout.looks_like_photo(rgba[..., 3]):
@@ -172,14 +177,14 @@ def matte(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
         stacklevel=2,
     )
     cut = np.zeros_like(rgba)
-    cut[box] = _cut_out(cutout.filled(rgba[box]))
+    cut[box] = _cut_out(cutout.filled(rgba[box]), tolerance)
     return cut
 
 
-def _cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+def _cut_out(rgba: Float[np.ndarray, "h w 4"], tolerance: float | None) -> Float[np.ndarray, "h w 4"]:
     """Cut an object out of an opaque picture, as :func:`matte` does."""
-    if importlib.util.find_spec("rembg") is None:
-        return _cut_out_of_plain(rgba)
+    if tolerance is not None or importlib.util.find_spec("rembg") is None:
+        return _cut_out_of_plain(rgba, tolerance)
     import rembg  # Heavy and optional, hence here.
 
     try:
@@ -192,8 +197,8 @@ def _cut_out(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
     return cut
 
 
-def _cut_out_of_plain(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
-    cut = remove_plain_background(rgba)
+def _cut_out_of_plain(rgba: Float[np.ndarray, "h w 4"], tolerance: float | None = None) -> Float[np.ndarray, "h w 4"]:
+    cut = remove_plain_background(rgba, tolerance)
     _warn_of_shadow(rgba, cut[..., 3], np.median(rgba[_border(rgba.shape[:2])][:, :3], 0))
     return cut
 
@@ -208,7 +213,9 @@ def _warn_of_shadow(rgba: np.ndarray, alpha: np.ndarray, background: np.ndarray)
         )
 
 
-def remove_plain_background(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "h w 4"]:
+def remove_plain_background(
+    rgba: Float[np.ndarray, "h w 4"], tolerance: float | None = None
+) -> Float[np.ndarray, "h w 4"]:
     """Cut an object out of a plain, possibly shaded, background.
 
     The background color is a quadratic function of the position, fitted to the border; the background is the pixels
@@ -216,11 +223,16 @@ def remove_plain_background(rgba: Float[np.ndarray, "h w 4"]) -> Float[np.ndarra
     Across the outline, alpha is the fraction of object color in the pixel, and the fraction of background is removed
     from its color.
 
+    Args:
+      rgba: the picture.
+      tolerance: RGB distance up to which a color is that of the background; found, and the border checked to be plain,
+        when not given.
+
     Raises:
       ValueError: the border is not plain, or nothing stands out from it.
     """
     rgb = rgba[..., :3]
-    background, tolerance = _fit_background(rgb)
+    background, tolerance = _fit_background(rgb, tolerance)
     near = np.linalg.norm(rgb - background, axis=-1) < tolerance
     label, _ = ndimage.label(near)
     outside = np.isin(label, np.unique(label[_border(label.shape)])) & near
@@ -252,7 +264,9 @@ def _border(shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def _fit_background(rgb: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "h w 3"], float]:
+def _fit_background(
+    rgb: Float[np.ndarray, "h w 3"], tolerance: float | None
+) -> tuple[Float[np.ndarray, "h w 3"], float]:
     """Return the background color of every pixel, and how far (RGB distance) background pixels may be from it."""
     height, width = rgb.shape[:2]
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
@@ -266,13 +280,16 @@ def _fit_background(rgb: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, 
         kept = residual <= max(3 * spread, 0.02)
         coefficients = np.linalg.lstsq(design[kept], color[kept], rcond=None)[0]
         residual = np.linalg.norm(color - design @ coefficients, axis=-1)
+    fitted = (basis @ coefficients).clip(0, 1)
+    if tolerance is not None:
+        return fitted, tolerance
     tolerance = min(max(3.5 * float(np.median(residual)), 0.05), 0.16)
     if (residual < tolerance).mean() < 0.7:
         raise ValueError(
             "the picture has no transparency and its background is not plain; give a PNG whose background is "
             "transparent, or install the 'rembg' extra"
         )
-    return (basis @ coefficients).clip(0, 1), tolerance
+    return fitted, tolerance
 
 
 def _without_specks(mask: np.ndarray) -> np.ndarray:

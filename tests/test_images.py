@@ -202,6 +202,13 @@ def test_object_may_touch_the_border(no_rembg):
     assert cut[62, 32, 3] == 1 and cut[5, 5, 3] == 0
 
 
+def test_a_tolerance_decides_what_is_background(no_rembg):
+    picture = disc(background=(1, 1, 1))
+    picture[5:15, 5:15, :3] = 0.8  # 0.35 from the background
+    kept, removed = images.matte(picture), images.matte(picture, 0.5)
+    assert kept[10, 10, 3] == 1 and removed[10, 10, 3] == 0 and removed[32, 32, 3] == 1
+
+
 def test_busy_background_is_refused(no_rembg):
     picture = np.random.default_rng(0).random((64, 64, 4), np.float32)
     picture[..., 3] = 1
