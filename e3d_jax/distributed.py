@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from e3d_jax import files
+
 # Seconds without a sign of life after which a process is given up, and with it the run.
 SILENCE = 30
 # Exit status of a process that would do better in another run: EX_TEMPFAIL of sysexits.h.
@@ -66,6 +68,16 @@ def compute_dtype(platform: str | None = None) -> str:
       platform: of the devices; JAX's default backend when not given.
     """
     return "bfloat16" if (platform or jax.default_backend()) in ("gpu", "cuda", "rocm", "tpu") else "float32"
+
+
+def keep_programs() -> None:
+    """Keep compiled programs on disk, where ``JAX_COMPILATION_CACHE_DIR`` says or in the user's cache.
+
+    Compiling takes longer than running a small system, so it is done once per machine.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(files.user_cache()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def stable_cache_keys() -> None:

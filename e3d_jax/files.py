@@ -17,6 +17,11 @@ from typing import Any
 import fsspec
 
 
+def user_cache() -> pathlib.Path:
+    """Return the folder of what may be removed at any time: ``XDG_CACHE_HOME/e3d_jax``, or ``~/.cache/e3d_jax``."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "e3d_jax"
+
+
 def is_remote(path: str | os.PathLike) -> bool:
     """Return whether a path is a URL such as ``gs://BUCKET/FOLDER``."""
     return "://" in os.fspath(path)

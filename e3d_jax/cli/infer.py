@@ -15,7 +15,6 @@ The mesh keeps the pixels of the images where they see it, unless --config.recon
 Settings are those that the weights came with, unless --config names others.
 """
 
-import os
 import pathlib
 import sys
 import warnings
@@ -23,8 +22,6 @@ import warnings
 from absl import logging
 
 from e3d_jax.cli.flags import Flags
-
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "e3d_jax"
 
 
 def define(flags: Flags) -> None:
@@ -49,9 +46,7 @@ def define(flags: Flags) -> None:
 
 def run(flags: Flags, arguments: list[str]) -> None:
     """Process one image after another; a bad one does not stop the others."""
-    import jax
-
-    from e3d_jax import outputs, stores, system
+    from e3d_jax import distributed, outputs, stores, system
 
     logging.set_verbosity(logging.ERROR)
     warnings.formatwarning = lambda message, *_, **__: f"e3d infer: {message}\n"
@@ -70,10 +65,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     names = [picture.stem for picture in pictures]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"several images are named {sorted(twice)}, which name their result folders; rename them")
-    # Compiling takes longer than running a small system, so it is done once per machine.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    distributed.keep_programs()
     config, mesh_files = flags.parsed_config(), flags.chosen_mesh_files()
     outputs.check_writable(flags.out)
     model = system.load(flags.weights, config)
