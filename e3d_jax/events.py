@@ -10,7 +10,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import tqdm
@@ -118,7 +118,7 @@ class Bars:
             self._bar.update(event.done - self._bar.n)
 
 
-def stream(work: Callable[[Callable[[Any], None]], Any]) -> Iterator[Any]:
+def stream(work: Callable[[Callable[[Any], None]], Any]) -> Generator[Any]:
     """Yield what ``work(report)``, which runs in a thread, reports and at last returns.
 
     When the generator is closed, the next report raises :class:`Cancelled` in the work, and its end is awaited.

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -160,7 +160,7 @@ class System:
         mesh, inputs = self.reconstruct(views, inputs, seed, clock)
         return Result(inputs, views, mesh, clock.seconds, clock.peak_memory)
 
-    def stream(self, image: Image | Sequence[Image], **options: Any) -> Iterator[events.Event | Result]:
+    def stream(self, image: Image | Sequence[Image], **options: Any) -> Generator[events.Event | Result]:
         """Run the cascade, and yield what happens as it happens.
 
         The values of :class:`e3d_jax.events.Done` are the inputs, the views of the anchors, all views, and the mesh;

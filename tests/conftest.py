@@ -1,5 +1,6 @@
 """Shapes and types of every public function are checked while the tests run."""
 
+import importlib.util
 import os
 import resource
 
@@ -12,6 +13,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
+# The app and its tests need the extra.
+collect_ignore_glob = [] if importlib.util.find_spec("gradio") else ["test_app*.py"]
 jaxtyping.install_import_hook("e3d_jax", "beartype.beartype")
 # Compiling dominates the tests; a second run finds everything here.
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/e3d_jax/tests"))

@@ -38,6 +38,7 @@ ROOMS = (
     "system",
     "fitting",
     "outputs",
+    "app",
     "benchmark",
     "checkpoint_scores",
     "cli",

@@ -10,6 +10,7 @@ import sys
 
 COMMANDS = {
     "infer": "images to views and meshes",
+    "app": "an HTTP interface to the same",
     "train": "train one stage of a system",
     "eval-checkpoints": "score the checkpoints of a run while it trains",
     "fit": "a mesh from posed views",

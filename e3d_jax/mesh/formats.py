@@ -32,7 +32,7 @@ class Formats(Settings):
         """
         if unknown := [name for name in self.others if name not in WRITERS]:
             raise ValueError(f"{unknown[0]!r} is an unknown format; choose among {', '.join(WRITERS)}")
-        if "usdz" in self.others and importlib.util.find_spec("pxr") is None:
+        if "usdz" in self.others and not can_write_usdz():
             raise ValueError("usdz files need the package usd-core; install the 'usd' extra, or leave them out")
 
     def write(self, folder: str | os.PathLike, mesh: structs.Mesh) -> None:
@@ -57,6 +57,11 @@ class Formats(Settings):
             if self.up == "y" and name != "usdz":
                 placed = dataclasses.replace(mesh, vertices=cameras.gltf_from_world(mesh.vertices))
             WRITERS[name](folder / f"mesh.{name}", _scaled(placed, MILLIMETERS) if name == "stl" else placed)
+
+
+def can_write_usdz() -> bool:
+    """Return whether ``usd-core`` is installed."""
+    return importlib.util.find_spec("pxr") is not None
 
 
 def _scaled(mesh: structs.Mesh, factor: float) -> structs.Mesh:
