@@ -35,6 +35,40 @@ def test_tensors_come_back_rounded_to_bfloat16(saved):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(module, nnx.Param), expected)
 
 
+@pytest.fixture
+def quantized(saved, tmp_path):
+    folder.quantize(saved, tmp_path / "quantized")
+    return tmp_path / "quantized"
+
+
+def test_kernels_in_8_bits_are_read_to_within_half_a_step(tmp_path):
+    exact = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    stored = tensors.quantized({"kernel": tensors.Tensor(exact.shape, exact.dtype, lambda: exact)})
+    assert stored["kernel"].nbytes == exact.size
+    tensors.write(tmp_path / "a.safetensors", stored)
+    found = tensors.read_files([tmp_path / "a.safetensors"])["kernel"].read().astype(np.float32)
+    half_step = np.abs(exact).max(0) / 127 / 2
+    assert (np.abs(found - exact) <= half_step + 2**-8 * np.abs(exact)).all()
+
+
+def test_what_is_no_kernel_keeps_its_bits(saved, quantized):
+    exact, found = (folder.read(each, "normals")["layers.0.bias"].read() for each in (saved, quantized))
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_an_output_without_weights_stays_0_in_8_bits():
+    zero = tensors.Tensor((4, 2), np.dtype(np.float32), lambda: np.zeros((4, 2), np.float32))
+    stored = tensors.quantized({"kernel": zero})
+    assert np.isfinite(stored["kernel@scale"].read()).all() and not stored["kernel"].read().any()
+
+
+def test_a_kernel_without_its_scales_is_refused(tmp_path):
+    ints = tensors.Tensor((4, 2), tensors.INT8, lambda: np.zeros((4, 2), np.int8))
+    tensors.write(tmp_path / "a.safetensors", {"kernel": ints})
+    with pytest.raises(ValueError, match="kernel is in 8 bits, but its scales are missing; copy the files again"):
+        tensors.read_files([tmp_path / "a.safetensors"])
+
+
 def test_a_module_of_shapes_alone_can_be_filled(saved):
     module = nnx.eval_shape(Small)
     folder.load(saved, "normals", module)

@@ -25,6 +25,7 @@ COMMANDS = {
     "weights verify": "compare pipelines with recorded outputs",
     "weights init": "start training from Stable Diffusion or Stable Video Diffusion",
     "weights from-checkpoint": "export the EMA weights of a checkpoint",
+    "weights quantize": "halve the size of a weights folder",
 }
 
 

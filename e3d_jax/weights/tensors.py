@@ -1,7 +1,11 @@
-"""Tensors in safetensors files, read and written one at a time so that a file need not fit into memory."""
+"""Tensors in safetensors files, read and written one at a time so that a file need not fit into memory.
+
+A kernel may be stored in 8 bits (:func:`quantized`); reading undoes it.
+"""
 
 import dataclasses
 import fnmatch
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +26,10 @@ FLOATS = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
-CODES = {dtype: code for code, dtype in FLOATS.items()}
+INT8 = np.dtype(np.int8)
+CODES = {dtype: code for code, dtype in FLOATS.items()} | {INT8: "I8"}
+# Of the name of the scales of a kernel in 8 bits.
+SCALE = "@scale"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Tensor:
 
     Attributes:
       shape: of the array.
-      dtype: of the array; one of ``FLOATS``.
+      dtype: of the array; one of ``FLOATS``, or to be written, ``INT8``.
       read: returns the array.
     """
 
@@ -52,6 +59,32 @@ class Tensor:
         """Return the tensor cast to another type."""
         # Overflowing values become infinite, which `write` refuses.
         return Tensor(self.shape, dtype, lambda: self.read().astype(dtype))
+
+
+def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whose kernels are in 8 bits, as :func:`write` may store them.
+
+    A kernel becomes integers of -127 to 127 and, named with :data:`SCALE`, a factor for each of its outputs (its last
+    axis).
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if name.rpartition(".")[2] != "kernel":
+            found[name] = tensor
+            continue
+        found[name + SCALE] = Tensor(tensor.shape[-1:], FLOATS["F32"], functools.partial(_scale, tensor))
+        found[name] = Tensor(tensor.shape, INT8, functools.partial(_integers, tensor))
+    return found
+
+
+def _scale(tensor: Tensor) -> np.ndarray:
+    kernel = np.abs(tensor.read().astype(np.float32))
+    # An output whose weights are all 0 has any scale.
+    return np.maximum(kernel.reshape(-1, kernel.shape[-1]).max(0), np.finfo(np.float32).tiny * 127) / np.float32(127)
+
+
+def _integers(tensor: Tensor) -> np.ndarray:
+    return np.round(tensor.read().astype(np.float32) / _scale(tensor)).astype(np.int8)
 
 
 def fill(variable: nnx.Variable, tensor: Tensor) -> None:
@@ -87,14 +120,26 @@ def read_files(paths: Iterable[Path], ignored: Iterable[str] = ()) -> dict[str, 
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
         tensors |= {name: _stored(file, 8 + length, name, header[name]) for name in names}
-    return tensors
+    return {name: _restored(name, tensors) for name in tensors if not name.endswith(SCALE)}
+
+
+def _restored(name: str, stored: Mapping[str, Tensor]) -> Tensor:
+    """Return a tensor as it is used; see :func:`quantized`."""
+    tensor = stored[name]
+    if tensor.dtype != INT8:
+        return tensor
+    if name + SCALE not in stored:
+        raise ValueError(f"{name} is in 8 bits, but its scales are missing; copy the files again")
+    scale, bfloat16 = stored[name + SCALE], FLOATS["BF16"]
+    return Tensor(tensor.shape, bfloat16, lambda: (tensor.read() * scale.read()).astype(bfloat16))
 
 
 def _stored(file: Path, data: int, name: str, entry: Mapping[str, Any]) -> Tensor:
     """Return a tensor of a file whose tensors start at byte ``data``."""
-    if entry["dtype"] not in FLOATS:
-        raise ValueError(f"{name} in {file} has type {entry['dtype']}; expected one of {', '.join(FLOATS)}")
-    shape, dtype, (start, end) = tuple(entry["shape"]), FLOATS[entry["dtype"]], entry["data_offsets"]
+    dtypes = {code: dtype for dtype, code in CODES.items()}
+    if entry["dtype"] not in dtypes:
+        raise ValueError(f"{name} in {file} has type {entry['dtype']}; expected one of {', '.join(dtypes)}")
+    shape, dtype, (start, end) = tuple(entry["shape"]), dtypes[entry["dtype"]], entry["data_offsets"]
 
     def read() -> np.ndarray:
         with open(file, "rb") as stream:
