@@ -4,7 +4,8 @@
     e3d data assets --config=base --meshes=ASSETS --out=runs/base/assets --poses=3
     e3d train --config=base --stage=autoencoder --workdir=runs/base --data=runs/base/synthetic --data=runs/base/assets
 
-In the making: docs/base_training.md is the log of its training. ``base:smoke`` is the same system at toy width and a
+In the making: docs/base_training.md is the log of its training. The autoencoder ships; to train the other stages on its
+latents, copy ``e3d_jax/weights/base`` to ``runs/base/weights``. ``base:smoke`` is the same system at toy width and a
 few steps. Only what differs from the defaults is given here; ``e3d_jax/config.py`` and ``e3d_jax/stages`` explain every
 setting.
 """
