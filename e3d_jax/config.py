@@ -32,6 +32,16 @@ class MeshSettings(settings.Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings(settings.Settings):
+    """Which layers learn a low-rank change instead of all their parameters (:mod:`e3d_jax.training.lora`)."""
+
+    rank: int = settings.setting("Rank of the change; 0 trains all parameters.", 0, at_least=0)
+    layers: tuple[str, ...] = settings.setting(
+        "Parts of the paths of the linear layers that change.", ("to_q", "to_k", "to_v", "to_out")
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings(settings.Settings):
     """How a stage is trained (:mod:`e3d_jax.training.loop`)."""
 
@@ -52,6 +62,7 @@ class TrainSettings(settings.Settings):
         "Learning-rate multipliers by part of a parameter's path.", {}, at_least=0
     )
     freeze: tuple[str, ...] = settings.setting("Attributes of the module that are not trained.", ())
+    lora: LoraSettings = settings.setting("Low-rank adaptation.", LoraSettings())
     beta2: float = settings.setting("Decay of Adam's second moment.", 0.999, at_least=0, below=1)
     weight_decay: float = settings.setting("Decoupled weight decay of kernels.", 0.01, at_least=0)
     clip_norm: float = settings.setting("Gradients are clipped to this global norm.", 1.0, at_least=0)
@@ -78,6 +89,12 @@ class TrainSettings(settings.Settings):
     evaluate_every: int = settings.setting(
         "Steps between evaluations on held-out objects.", 1000, at_least=1, resumable=True
     )
+
+    @property
+    def untrained(self) -> str:
+        """What a run does not train, in words; checkpoints lack it, so that it must come from weights."""
+        parts = [*self.freeze, *(["kernels, only low-rank changes of them"] if self.lora.rank else [])]
+        return ", ".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)

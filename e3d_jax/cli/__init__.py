@@ -26,6 +26,7 @@ COMMANDS = {
     "weights init": "start training from Stable Diffusion or Stable Video Diffusion",
     "weights from-checkpoint": "export the EMA weights of a checkpoint",
     "weights quantize": "halve the size of a weights folder",
+    "weights merge-lora": "add low-rank adapters to weights",
 }
 
 

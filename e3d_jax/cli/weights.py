@@ -123,6 +123,23 @@ def run_quantize(flags: Flags, arguments: list[str]) -> None:
     print(f"written to {flags.out}")
 
 
+def define_merge_lora(flags: Flags) -> None:
+    """Define the flags of ``merge-lora``."""
+    flags.source("weights", "mini", "Weights folder.")
+    flags.string("stage", None, "The stage that the adapters belong to.", required=True)
+    flags.source("lora", None, "Their file, in the format of PEFT and diffusers.", required=True)
+    flags.target("out", "Weights folder to make.")
+
+
+def run_merge_lora(flags: Flags, arguments: list[str]) -> None:
+    """Add the changes of adapters to weights."""
+    from e3d_jax.weights import adapters
+
+    no_arguments(arguments)
+    adapters.merge(flags.weights, flags.stage, flags.lora, flags.out)
+    print(f"written to {flags.out}")
+
+
 SUBCOMMANDS = {
     "import": Command(
         define_import,
@@ -162,5 +179,11 @@ SUBCOMMANDS = {
         "Halve the size of a weights folder: kernels in 8 bits, with a scale for each output.\n\n"
         "e3d weights quantize --weights=DIR --out=DIR2\n\n"
         "Such folders are read like any other.",
+    ),
+    "merge-lora": Command(
+        define_merge_lora,
+        run_merge_lora,
+        "Add the changes of low-rank adapters to weights.\n\n"
+        "e3d weights merge-lora --weights=DIR --stage=anchor --lora=FILE.safetensors --out=DIR2",
     ),
 }

@@ -114,7 +114,7 @@ class HeldOut:
         if show and stage_show is not None:
 
             def show_batch(params, frozen, batch, key):
-                model = nnx.merge(assembly.graph, params, frozen["rest"])
+                model = assembly.merge(params, frozen)
                 modules = {role: nnx.merge(graph, frozen[role]) for role, graph in assembly.frozen_graphs.items()}
                 return stage_show(model, modules, batch, key, component, config.layout)
 

@@ -29,9 +29,9 @@ def export(
         is needed; the config does not train the stage.
       OSError: the folder cannot be written.
     """
-    if (untrained := config.training(stage).freeze) and not init:
+    if (untrained := config.training(stage).untrained) and not init:
         raise ValueError(
-            f"checkpoints of the {stage} lack its {', '.join(untrained)}, which the run did not train; give the "
+            f"checkpoints of the {stage} lack its {untrained}, which the run did not train; give the "
             "weights that the run started from with --init"
         )
     model = state.build_module(config, stage, dtype="float32", seed=config.system.seed)

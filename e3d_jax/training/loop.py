@@ -26,7 +26,7 @@ from e3d_jax.data import loader
 from e3d_jax.training import checkpoints as checkpoints_lib
 from e3d_jax.training import costs, evaluators, goodput, lock, metrics, runs, sharding, steps, timing, writers
 from e3d_jax.training import state as state_lib
-from e3d_jax.weights import folder
+from e3d_jax.weights import adapters, folder
 
 
 def train(
@@ -115,7 +115,7 @@ def _train(
 
         # ---------------------------------------------------------------- modules and state
         # Checkpoints lack what is not trained, so a run that continues reads it again.
-        fill = bool(init) and (bool(settings.freeze) or not saved.steps)
+        fill = bool(init) and (bool(settings.untrained) or not saved.steps)
         dtype = distributed.compute_dtype()
         model, components = _make_modules(config, stage, run, init if fill else None, dtype)
         assembly = steps.assemble(config, stage, model, components, mesh, dtype)
@@ -228,6 +228,8 @@ def _train(
             if source != run.weights:
                 folder.write(run.weights, name, folder.read(source, name), config, folder.SHARD_BYTES)
         folder.save(run.weights, stage, module, config)
+        if settings.lora.rank:
+            adapters.write(run.folder / "lora" / adapters.FILE, stage, jax.device_get(state.ema))
     _print(f"{stage}: trained {last} steps; weights are in {run.weights}")
 
 

@@ -83,8 +83,8 @@ def check_run(
     weights, run = pathlib.Path(workdir).resolve() / "weights", pathlib.Path(workdir).resolve() / stage
     identity = _check_same_run(run, config, stage)
     folder.check_same_views(weights, config)
-    if train.freeze and not init:
-        raise ValueError(f"{stage} does not train its {', '.join(train.freeze)}; give weights that have it with --init")
+    if train.untrained and not init:
+        raise ValueError(f"{stage} does not train its {train.untrained}; give weights that have it with --init")
     kind = check_records(datasets, config, stage)
     heldout_kind = check_records({heldout: 1.0}, config, stage) if heldout else None
     components = {}
@@ -97,7 +97,7 @@ def check_run(
             components[role] = (name, source)
     # A run that continues needs its start only for what it does not train.
     begun = checkpoints is not None or _identity_path(run).exists()
-    if init and (train.freeze or not begun):
+    if init and (train.untrained or not begun):
         state.check_architecture(folder.resolve(init), stage, config)
     return Run(
         folder=run,

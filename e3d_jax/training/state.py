@@ -67,12 +67,19 @@ def make_optimizer(train: config_lib.TrainSettings) -> optax.GradientTransformat
     )
 
 
+def dotted(path: Any) -> str:
+    """Return the path of a parameter in a tree as weights folders name it."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+
+
+def contains(name: str, part: str) -> bool:
+    """Return whether a dotted path contains ``part``, as whole words."""
+    return bool(re.search(rf"\b{re.escape(part)}\b", name))
+
+
 def path_contains(part: str) -> Callable[[Any], Any]:
-    """Return a function from parameters to a mask of those whose path contains ``part``, as whole words."""
-    pattern = re.compile(rf"\b{re.escape(part)}\b")
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(pattern.search(jax.tree_util.keystr(path, simple=True, separator="."))), params
-    )
+    """Return a function from parameters to a mask of those whose path :func:`contains` ``part``."""
+    return lambda params: jax.tree_util.tree_map_with_path(lambda path, _: contains(dotted(path), part), params)
 
 
 def in_training(frozen: Sequence[str]) -> nnx.filterlib.Filter:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from e3d_jax import config as config_lib
 from e3d_jax import stages
-from e3d_jax.training import sharding
+from e3d_jax.training import lora, sharding
 from e3d_jax.training import state as state_lib
 
 Metrics = dict[str, jax.Array]
@@ -26,10 +26,12 @@ class Assembly:
     """A stage that is ready to train; with abstract modules, ready to be compiled.
 
     Attributes:
-      graph: of the module in training; merge it with parameters and ``frozen["rest"]``.
+      graph: of the module in training, see :meth:`merge`.
       frozen_graphs: of the frozen components by role.
-      params: initial values of the module's parameters in training.
-      frozen: arrays of the frozen components by role, and under ``rest`` those of the module that are not trained.
+      params: initial values of what is trained: the module's parameters or, with LoRA, the matrices of
+        :mod:`e3d_jax.training.lora`.
+      frozen: arrays of the frozen components by role, and those of the module that are not trained: under ``base`` the
+        parameters that LoRA changes, under ``rest`` the others.
       optimizer: see :func:`e3d_jax.training.state.make_optimizer`.
       objective: the loss as a function of parameters and frozen arrays as they are stored.
       stored: shardings of the state.
@@ -46,6 +48,15 @@ class Assembly:
     stored: state_lib.TrainState
     frozen_stored: Any
     train_step: Any
+
+    def merge(self, params: Any, frozen: Any) -> nnx.Module:
+        """Return the module with what is trained and what is not."""
+        return nnx.merge(self.graph, parameters(params, frozen), frozen["rest"])
+
+
+def parameters(params: Any, frozen: Any) -> Any:
+    """Return the module's parameters in training, with the changes of LoRA if that is what is trained."""
+    return lora.applied(frozen["base"], params) if "base" in frozen else params
 
 
 def assemble(
@@ -67,13 +78,17 @@ def assemble(
       dtype: type of the computation.
 
     Raises:
-      ValueError: ``freeze`` or ``lr_multipliers`` name what does not exist.
+      ValueError: ``freeze``, ``lora.layers`` or ``lr_multipliers`` name what does not exist.
     """
     component, train = config[stage], config.training(stage)
     if unknown := [name for name in train.freeze if not hasattr(model, name)]:
         raise ValueError(f"{stage}.train.freeze names {', '.join(unknown)}, which the {stage} does not have")
     graph, *states = nnx.split(model, state_lib.in_training(train.freeze), ...)
-    params, rest = states
+    frozen, frozen_graphs = {"rest": states[1]}, {}
+    params: Any = states[0]
+    if train.lora.rank:
+        frozen["base"] = params
+        params = lora.create(params, train.lora, config.system.seed)
     if unknown := [
         name for name in train.lr_multipliers if not any(jax.tree.leaves(state_lib.path_contains(name)(params)))
     ]:
@@ -81,7 +96,6 @@ def assemble(
             f"{stage}.train.lr_multipliers names {', '.join(unknown)}, but no parameter of the {stage} in training has "
             "that in its path"
         )
-    frozen, frozen_graphs = {"rest": rest}, {}
     for role, module in components.items():
         frozen_graphs[role], frozen[role] = nnx.split(module)
     frozen = jax.tree.map(functools.partial(_compute_type, dtype), frozen)
@@ -92,7 +106,8 @@ def assemble(
 
     def objective(params, frozen, batch, key):
         frozen = sharding.gathered(frozen, dtype, frozen_stored)
-        model = nnx.merge(graph, sharding.gathered(params, dtype, stored.params), frozen["rest"])
+        params = sharding.gathered(params, dtype, stored.params)
+        model = nnx.merge(graph, parameters(params, frozen), frozen["rest"])
         modules = {role: nnx.merge(graph, frozen[role]) for role, graph in frozen_graphs.items()}
         result = loss(model, modules, batch, key, component, config.layout)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -115,10 +130,11 @@ def ema_module(assembly: Assembly, state: state_lib.TrainState, frozen: Any) -> 
     """Return the module with its EMA parameters, whole in every process and rounded as weights folders keep them."""
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(state.step.sharding.mesh, PartitionSpec()))
-    def whole(tree):
-        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+    def whole(ema, frozen):
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), (parameters(ema, frozen), frozen["rest"]))
 
-    return nnx.merge(assembly.graph, *whole((state.ema, frozen["rest"])))
+    own = {name: frozen[name] for name in ("base", "rest") if name in frozen}
+    return nnx.merge(assembly.graph, *whole(state.ema, own))
 
 
 def _compute_type(dtype: Any, array: Any) -> Any:
