@@ -55,6 +55,21 @@ def test_cached_latents_make_batches(cached):
     assert len(ids) == 2 and batch.targets.shape == (2, 2, 8, 16, 16, 2)
 
 
+@pytest.mark.slow
+def test_beam_caches_what_the_local_engine_caches(cached, weights, ball_folder, tmp_path):
+    pytest.importorskip("apache_beam")
+    from e3d_jax.data import beam  # It is an extra.
+
+    out = str(tmp_path)
+    assert (
+        cache.cache_dataset(CONFIG, "anchor", weights, str(ball_folder), out, workers=1, runner=beam.Runner()).made == 8
+    )
+    local, made = (manifest.read(path)["shards"] for path in (cached, out))
+    assert {name: fields["sha256"] for name, fields in made.items()} == {
+        name: fields["sha256"] for name, fields in local.items()
+    }
+
+
 def test_arrays_are_in_half_precision_but_for_the_cameras(cached):
     arrays = records_of(cached)[0].arrays
     single = {name for name, array in arrays.items() if array.dtype == np.float32}
