@@ -37,6 +37,8 @@ _FAINT = 1 / 512
 _MOST_LAYERS = 256
 # How far behind a surface a ray goes on, relative to its distance; far above the precision of single floats.
 _BEHIND = 1e-5
+# How far behind a face an edge is followed further, relative to its length; above the precision of single floats.
+_FOLLOWED = 1e-4
 
 
 class Surface:
@@ -217,3 +219,30 @@ def _wrapped(index: Int[np.ndarray, " n"], size: int, wrap: Wrap) -> Int[np.ndar
 
 def _chosen(hits: Hits, which: np.ndarray) -> Hits:
     return Hits(hits.face[which], hits.weights[which], hits.directions[which], hits.depth[which])
+
+
+def intersecting(vertices: Float[np.ndarray, "p 3"], faces: Int[np.ndarray, "f 3"]) -> Bool[np.ndarray, " f"]:
+    """Return which faces cross others, in single precision: of two that do, an edge of one goes through the other.
+
+    Faces that share a vertex may touch there.
+    """
+    corners = np.asarray(vertices)[faces].reshape(-1, 3)
+    surface = Surface(corners, np.arange(len(corners)).reshape(-1, 3))
+    ends = np.stack([faces, np.roll(faces, -1, axis=1)], -1).reshape(-1, 2)
+    _, first, number = np.unique(np.sort(ends, axis=1), axis=0, return_index=True, return_inverse=True)
+    ends, start = ends[first], corners[first]
+    offset = np.roll(corners.reshape(-1, 3, 3), -1, axis=1).reshape(-1, 3)[first] - start
+    length = np.linalg.norm(offset, axis=-1)
+    along, goes_through, is_met = np.zeros_like(length), np.zeros(len(ends), bool), np.zeros(len(faces), bool)
+    edge = np.flatnonzero(length)
+    while len(edge):
+        direction = offset[edge] / length[edge, None]
+        along[edge] += _FOLLOWED * length[edge]
+        hit, hits = surface.cast(start[edge] + along[edge, None] * direction, direction)
+        edge = edge[hit]
+        along[edge] += hits.depth
+        within = along[edge] < length[edge]
+        edge, face = edge[within], hits.face[within]
+        apart = (faces[face][:, :, None] != ends[edge][:, None, :]).all((1, 2))
+        is_met[face[apart]] = goes_through[edge[apart]] = True
+    return is_met | goes_through[number.reshape(-1, 3)].any(1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from e3d_jax import raycast
 from e3d_jax.mesh import extract
 
 BOX = np.array([[-0.5] * 3, [0.5] * 3])
@@ -143,6 +144,14 @@ def test_meshes_that_touch_at_a_vertex_or_an_edge_are_not_closed():
         both.merge_vertices()
         assert extract.is_closed(corner.vertices, corner.faces)
         assert not extract.is_closed(both.vertices, both.faces)
+
+
+def test_decimated_sheets_do_not_cross():
+    outer, inner = trimesh.creation.icosphere(3), trimesh.creation.icosphere(3, 0.95)
+    inner.invert()
+    shell = trimesh.util.concatenate([outer, inner])
+    vertices, faces = extract.decimate(shell.vertices.astype(np.float32), shell.faces.astype(np.int32), 200)
+    assert len(faces) <= 200 and not raycast.intersecting(vertices, faces).any()
 
 
 def test_meshes_below_the_limit_are_not_decimated():

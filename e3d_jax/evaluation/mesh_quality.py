@@ -12,8 +12,6 @@ from e3d_jax import raycast, structs
 
 # Faces whose smallest height is below this fraction of their longest edge are degenerate.
 THIN = 1e-4
-# How far behind a face an edge is followed further, relative to its length; above the precision of single floats.
-_BEHIND = 1e-4
 
 
 def quality(mesh: structs.Mesh) -> dict[str, float]:
@@ -38,7 +36,7 @@ def quality(mesh: structs.Mesh) -> dict[str, float]:
     if not len(mesh.faces):
         raise ValueError("the mesh has no faces")
     corners = np.asarray(mesh.vertices)[mesh.faces].reshape(-1, 3)
-    _, welded = np.unique(corners, axis=0, return_inverse=True)
+    places, welded = np.unique(corners, axis=0, return_inverse=True)
     faces = welded.reshape(-1, 3)
     thin = _thin(np.asarray(mesh.vertices, np.float64)[mesh.faces])
     # Faces that touch themselves join nothing.
@@ -50,7 +48,7 @@ def quality(mesh: structs.Mesh) -> dict[str, float]:
         "nonmanifold_vertices": float(_nonmanifold_vertices(whole)),
         "components": float(_components(faces)),
         "degenerate_faces": float(np.count_nonzero(thin)),
-        "self_intersecting_faces": float(_self_intersecting(corners, faces)),
+        "self_intersecting_faces": float(raycast.intersecting(places, faces).sum()),
         "faces": float(len(faces)),
         **({} if mesh.texture is None else _atlas(mesh.texture)),
     }
@@ -82,29 +80,6 @@ def _nonmanifold_vertices(faces: Int[np.ndarray, "f 3"]) -> int:
         return 0
     fan = np.asarray(igl.is_vertex_manifold(faces)).reshape(-1)
     return int(np.count_nonzero(~fan[np.unique(faces)]))
-
-
-def _self_intersecting(corners: Float[np.ndarray, "c 3"], faces: Int[np.ndarray, "f 3"]) -> int:
-    """Return the number of faces that cross others: of two that do, an edge of one goes through the other."""
-    surface = raycast.Surface(corners, np.arange(len(corners)).reshape(-1, 3))
-    ends = np.stack([faces, np.roll(faces, -1, axis=1)], -1).reshape(-1, 2)
-    _, first, number = np.unique(np.sort(ends, axis=1), axis=0, return_index=True, return_inverse=True)
-    ends, start = ends[first], corners[first]
-    offset = np.roll(corners.reshape(-1, 3, 3), -1, axis=1).reshape(-1, 3)[first] - start
-    length = np.linalg.norm(offset, axis=-1)
-    along, goes_through, is_met = np.zeros_like(length), np.zeros(len(ends), bool), np.zeros(len(faces), bool)
-    edge = np.flatnonzero(length)
-    while len(edge):
-        direction = offset[edge] / length[edge, None]
-        along[edge] += _BEHIND * length[edge]
-        hit, hits = surface.cast(start[edge] + along[edge, None] * direction, direction)
-        edge = edge[hit]
-        along[edge] += hits.depth
-        within = along[edge] < length[edge]
-        edge, face = edge[within], hits.face[within]
-        apart = (faces[face][:, :, None] != ends[edge][:, None, :]).all((1, 2))
-        is_met[face[apart]] = goes_through[edge[apart]] = True
-    return int(np.count_nonzero(is_met | goes_through[number.reshape(-1, 3)].any(1)))
 
 
 def _components(faces: Int[np.ndarray, "f 3"]) -> int:

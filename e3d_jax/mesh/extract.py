@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy import ndimage
 from skimage import measure
 
-from e3d_jax import structs
+from e3d_jax import raycast, structs
 
 DistanceFn = Callable[[Float[structs.ArrayLike, "n 3"]], Float[structs.ArrayLike, " n"]]
 ColorFn = Callable[[Float[structs.ArrayLike, "n 3"]], Float[structs.ArrayLike, "n 3"]]
@@ -126,9 +126,9 @@ def decimate(
 ) -> tuple[Float[np.ndarray, "q 3"], Int[np.ndarray, "g 3"]]:
     """Reduce faces by edge collapses of least quadric error (Garland and Heckbert 1997); closed meshes stay closed.
 
-    Fast collapses can glue two sheets together along an edge, which then has four faces. Where they do, they are undone
-    and repeated, several times slower, without collapses that change the topology or make faces intersect. If no other
-    collapses are left, the mesh keeps more faces.
+    Fast collapses can glue two sheets together along an edge, which then has four faces, or push one through another.
+    If they do, all are undone and repeated, several times slower, without those that change the topology or make faces
+    intersect. If no others are left, the mesh keeps more faces.
 
     Raises:
       ValueError: ``max_faces`` is below 4.
@@ -136,19 +136,12 @@ def decimate(
     if max_faces < 4:
         raise ValueError(f"a closed mesh cannot have only {max_faces} faces; ask for more, such as 1000")
     fewer = _without_flaps(*fast_simplification.simplify(vertices, faces, target_count=max_faces))
-    if (len(fewer[1]) > max_faces or not is_closed(*fewer)) and is_closed(vertices, faces):
-        fewer = vertices, faces
-        for block in (True, False):  # First without intersections, which can leave too few collapses.
-            if len(fewer[1]) > max_faces:
-                fewer = _collapse(fewer[0], fewer[1], max_faces, block)
+    sound = len(fewer[1]) <= max_faces and is_closed(*fewer) and not raycast.intersecting(*fewer).any()
+    if not sound and is_closed(vertices, faces):
+        corners = np.asarray(vertices, np.float64, order="F"), np.asarray(faces, np.int32, order="F")
+        vertices, faces, *_ = igl.qslim(*corners, max_faces, True)  # True: no intersections.
+        fewer = vertices.astype(np.float32), faces.astype(np.int32)
     return fewer
-
-
-def _collapse(vertices, faces, max_faces: int, block_intersections: bool):
-    """Collapse edges without changing the topology of a closed mesh."""
-    corners = np.asarray(vertices, np.float64, order="F"), np.asarray(faces, np.int32, order="F")
-    vertices, faces, *_ = igl.qslim(*corners, max_faces, block_intersections)
-    return vertices.astype(np.float32), faces.astype(np.int32)
 
 
 def _handles(vertices, faces) -> float:
