@@ -201,15 +201,23 @@ def example_from(record: records.Record, inputs: Sequence[int], slots: int = 1) 
 
 def mirrored(example: Batch) -> Batch:
     """Return an example of the object's mirror image, which is as good an object."""
-    inputs, targets = (maps[..., ::-1, :].copy() for maps in (example.inputs, example.targets))
-    # Around the object in the other direction, still starting with the input's azimuth.
-    order = -np.arange(targets.shape[1]) % targets.shape[1]
-    targets = targets[:, order]
-    for maps in (inputs[1], targets[1]):
-        # White stands for "no normal", which has no mirror image.
-        maps[..., 1] = np.where(maps[..., 3] > 0, 255 - maps[..., 1], maps[..., 1])
+    inputs, targets = map(_mirrored_pairs, (example.inputs, example.targets))
+    order = _backward(targets.shape[1])
     views = cameras.mirrored(example.cameras)[order]
-    return Batch(inputs, cameras.mirrored(example.input_cameras), targets, views, example.count)
+    return Batch(inputs, cameras.mirrored(example.input_cameras), targets[:, order], views, example.count)
+
+
+def _backward(views: int) -> Int[np.ndarray, " v"]:
+    """Return the order of views around an object in the other direction, still starting with the first."""
+    return -np.arange(views) % views
+
+
+def _mirrored_pairs(maps: UInt8[np.ndarray, "2 *n h w 4"]) -> UInt8[np.ndarray, "2 *n h w 4"]:
+    """Return images and normal maps flipped left to right."""
+    color, normal = maps[..., ::-1, :].copy()
+    # White stands for "no normal", which has no mirror image.
+    normal[..., 1] = np.where(normal[..., 3] > 0, 255 - normal[..., 1], normal[..., 1])
+    return np.stack([color, normal])
 
 
 class Images(base.ImageSource):
@@ -253,25 +261,25 @@ def _check_inputs(count: int, config: Any) -> None:
 class Latents(caching.CachedSource):
     """Cached latents of an object with n inputs, f of which can be the first: all or one.
 
-    Arrays: ``views`` [v, h, w, c], scaled latents of the color anchors; ``normals`` [f, v, h, w, c], of their normal
-    maps in the frame of each first input, from that input's azimuth on; ``order`` [f, v], that order of the views;
-    ``inputs`` [n, 3, h, w, c] and ``tokens`` [n, 3, e], of the framed input, its rendered and its estimated normal map,
-    in the frame of the first input if there is one, else in its own; ``blank`` and ``blank_token``, of an image without
-    an object; ``poses`` [v, 4, 4], ``input_poses`` [n, 4, 4] and ``input_fov`` [n]. Examples are not mirrored.
+    Arrays, each for the object and for its mirror image: ``views`` [v, h, w, c], scaled latents of the color anchors;
+    ``normals`` [f, v, h, w, c], of their normal maps in the frame of each first input, from that input's azimuth on;
+    ``order`` [f, v], that order of the views; ``inputs`` [n, 3, h, w, c] and ``tokens`` [n, 3, e], of the framed input,
+    its rendered and its estimated normal map, in the frame of the first input if there is one, else in its own;
+    ``blank`` and ``blank_token``, of an image without an object; ``poses`` [v, 4, 4], ``input_poses`` [n, 4, 4] and
+    ``input_fov`` [n].
     """
 
     stage = "anchor"
 
     def check(self, record: latent_records.Latents, config: Any) -> None:
         """Refuse latents of another size, of another number of anchors, with few inputs, or of an older version."""
-        common.check_latents(record.arrays["views"], config, "anchor")
-        common.check_anchors(len(record.arrays["views"]), config)
-        if "input_fov" not in record.arrays:
-            raise ValueError(
-                "holds latents of an older version, without fields of view of the inputs; cache them again"
-            )
-        _check_inputs(len(record.arrays["inputs"]), config)
-        if config["anchor"].diffusion.max_inputs > 1 and len(record.arrays["order"]) > 1:
+        if record.arrays["order"].ndim != 3:
+            raise ValueError("holds latents of an older version, without the mirror image; cache them again")
+        views, inputs, order = (record.arrays[name][0] for name in ("views", "inputs", "order"))
+        common.check_latents(views, config, "anchor")
+        common.check_anchors(len(views), config)
+        _check_inputs(len(inputs), config)
+        if config["anchor"].diffusion.max_inputs > 1 and len(order) > 1:
             raise ValueError(
                 "holds inputs that are views of the layout, each in a frame of its own, but "
                 f"anchor.diffusion.max_inputs is {config['anchor'].diffusion.max_inputs}; draw the objects with input "
@@ -280,8 +288,11 @@ class Latents(caching.CachedSource):
 
     def example(self, record: latent_records.Latents, rng: np.random.Generator, config: Any) -> LatentBatch:
         """Choose inputs as :class:`Images` does, and make their example."""
-        arrays, most = record.arrays, config["anchor"].diffusion.max_inputs
-        chosen = choose_inputs(len(arrays["order"]), len(arrays["inputs"]), most, rng)
+        most = config["anchor"].diffusion.max_inputs
+        fronts, count = (record.arrays[name].shape[1] for name in ("order", "inputs"))
+        chosen = choose_inputs(fronts, count, most, rng)
+        side = int(rng.random() < 0.5)
+        arrays = {name: both[side] for name, both in record.arrays.items()}
         order = arrays["order"][chosen[0]]
         filled = chosen + chosen[:1] * (most - len(chosen))
         return LatentBatch(
@@ -318,22 +329,32 @@ class Latents(caching.CachedSource):
         """Decode what is cached of an object; the work of the host."""
         del config
         anchors, fronts = [int(view) for view in record.anchors], range(num_fronts(record))
-        poses = np.asarray(record.cameras.world_from_cam)
-        order = [[anchors.index(view) for view in common.anchors_from(record, first)] for first in fronts]
+        order = np.array([[anchors.index(view) for view in common.anchors_from(record, first)] for first in fronts])
         pictures, maps, views = zip(*(normals.input_pair(record, view) for view in record.inputs), strict=True)
-        return {
-            "views": np.stack([record.image(view) for view in anchors]),
-            "maps": np.stack([record.image(view, "normal") for view in anchors]),
-            "pairs": np.stack([pictures, maps], 1),
-            "order": np.array(order, np.int32),
-            "poses": poses[anchors],
-            "input_poses": poses[np.asarray(record.inputs)],
-            "input_fov": np.concatenate([cameras.fov_of(camera) for camera in views]),
-        }
+        targets = np.stack([[record.image(view, name) for view in anchors] for name in conditions.DOMAINS])
+        seen, taken = record.cameras[anchors], record.cameras[np.asarray(record.inputs)]
+        fov = np.concatenate([cameras.fov_of(camera) for camera in views])
+
+        def side(targets, pairs, order, seen, taken):
+            poses = {"poses": seen.world_from_cam, "input_poses": taken.world_from_cam, "input_fov": fov}
+            return {"targets": targets, "pairs": pairs, "order": order.astype(np.int32), **poses}
+
+        pairs = np.array([pictures, maps])
+        backward = order[:, _backward(len(anchors))]
+        flipped = _mirrored_pairs(targets), _mirrored_pairs(pairs), backward
+        sides = (
+            side(targets, pairs, order, seen, taken),
+            side(*flipped, cameras.mirrored(seen), cameras.mirrored(taken)),
+        )
+        return jax.tree.map(lambda *both: np.stack(both), *sides)
 
     def compute(self, model: Any, frozen: base.Modules, arrays: Any, key: jax.Array, config: Any) -> dict[str, Array]:
         """Compute what is cached of an object from :meth:`read`."""
         del key, config
+        return jax.lax.map(lambda side: self._compute(model, frozen, side), arrays)
+
+    def _compute(self, model: Any, frozen: base.Modules, arrays: Any) -> dict[str, Array]:
+        """Compute what is cached of an object, or of its mirror image."""
         encode = caching.in_turns(functools.partial(common.encode_scaled, frozen["autoencoder"]))
         own = cameras.azimuth_of(arrays["input_poses"])
         fronts = own[: len(arrays["order"])]
@@ -342,15 +363,16 @@ class Latents(caching.CachedSource):
         def see(rgba):
             return encode(rgba), model.tokens(latents.network_image(rgba))[:, :, 0]
 
-        pairs = turn(common.unit(arrays["pairs"]), azimuth)
+        pairs = turn(common.unit(arrays["pairs"]).swapaxes(0, 1), azimuth)
         estimate = normals.estimate(frozen["normals"], pairs[:, 0], pairs[:, 1, ..., 3:])
         if len(fronts) == 1:
             estimate = turn_others(estimate[None], arrays["input_poses"][None])[0]
+        views, maps = arrays["targets"]
         inputs, tokens = see(jnp.concatenate([pairs, estimate[:, None]], 1))
-        blank, blank_token = see(jnp.broadcast_to(BLANK, (1, 1, *arrays["views"].shape[1:])))
+        blank, blank_token = see(jnp.broadcast_to(BLANK, (1, 1, *views.shape[1:])))
         return {
-            "views": encode(common.unit(arrays["views"])),
-            "normals": encode(latents.turn_normals(common.unit(arrays["maps"][arrays["order"]]), fronts)),
+            "views": encode(common.unit(views)),
+            "normals": encode(latents.turn_normals(common.unit(maps[arrays["order"]]), fronts)),
             "inputs": inputs,
             "tokens": tokens,
             "blank": blank[0, 0],

@@ -2,7 +2,7 @@
 
 The denoiser then trains without its encoders. Needs the stage's image encoder, its autoencoder and, for the anchor
 stage, the normal estimator in the weights; the image encoder must be one that training leaves alone
-(``train.freeze``). Anchor examples are not mirrored then, as they are when made from images.
+(``train.freeze``).
 """
 
 import functools
