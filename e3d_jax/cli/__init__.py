@@ -20,6 +20,8 @@ COMMANDS = {
     "data assets": "draw training records of your own meshes",
     "cache": "cache the latents of training records",
     "plan": "memory and time of training, without its hardware",
+    "plan sampling": "memory and time of sampling, without its hardware",
+    "plan data": "records, storage, and time that the data of a run takes",
     "weights import": "make a weights folder of released pipelines",
     "weights export": "write a weights folder as pipelines",
     "weights verify": "compare pipelines with recorded outputs",

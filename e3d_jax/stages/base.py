@@ -134,6 +134,10 @@ class Stage(abc.ABC):
           layout: of the system's views.
         """
 
+    def examples_per_object(self, config: config_lib.SystemConfig) -> int:
+        """Return how many examples of a batch all views of one object take."""
+        return 1
+
     #: Makes ``(ground truth, generated)`` images ``[b v h w 3]`` of a batch of images, to look at during training, from
     #: (model, frozen, batch, key, settings, layout); None if there is nothing to see.
     show: Callable[..., tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]] | None = None

@@ -265,6 +265,10 @@ class Interpolation(base.Stage):
         error = (output - denoiser.target("v", clean, noise, level)) ** 2
         return error.mean(), {"loss_new_views": error[:, layout.window_new].mean()}
 
+    def examples_per_object(self, config: Any) -> int:
+        """Return the number of windows."""
+        return len(config.layout.windows)
+
     def show(
         self, model: Any, frozen: base.Modules, batch: Batch, key: jax.Array, settings: Any, layout: Any
     ) -> tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w 3"]]:

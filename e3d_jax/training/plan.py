@@ -103,13 +103,22 @@ def make_plan(config: config_lib.SystemConfig, stage: str, devices: Sequence[Any
     key = on_mesh(jax.eval_shape(lambda: jax.random.key(0)), copied)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=copied)
     traced = assembly.train_step.trace(state, frozen, batch, key, rate)
+    compiled = compile_for(devices[0], traced)
+    return _summary(compiled, costs.count_flops(traced.jaxpr), devices, state, frozen, batch)
+
+
+def compile_for(device: Any, traced: Any) -> Any:
+    """Compile a traced function for a device, or the first of several.
+
+    Raises:
+      TooLargeError: the compiler found no way to stay within the memory.
+    """
     try:
-        compiled = traced.lower(lowering_platforms=(devices[0].platform,)).compile()
+        return traced.lower(lowering_platforms=(device.platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise TooLargeError(str(error).splitlines()[0]) from error
         raise
-    return _summary(compiled, costs.count_flops(traced.jaxpr), devices, state, frozen, batch)
 
 
 def _summary(
@@ -184,18 +193,25 @@ def _changed(
 
 
 def search(
-    config: config_lib.SystemConfig, stage: str, devices: Sequence[Any], inputs: str
+    config: config_lib.SystemConfig, stage: str, devices: Sequence[Any], inputs: str, capacity: float | None = None
 ) -> tuple[Plan | None, list[str]]:
     """Plan a run and print the plan; if it does not fit, do the same with settings that need less memory.
+
+    Args:
+      config: of the system.
+      stage: the component to train.
+      devices: of the mesh.
+      inputs: kind of the records, "latents" or "images".
+      capacity: bytes of memory that each device is to have, if not those of its kind.
 
     Returns:
       The last plan, None if the compiler gave up, and the flags that it changes.
     """
-    plan, changes = _print_plan(config, stage, devices, inputs), list[str]()
+    plan, changes = _print_plan(config, stage, devices, inputs, capacity), list[str]()
     if plan is None or plan.fits is False:
         for name, changed in alternatives(config, stage, len(devices)):
             print(f"\nwith {name}:", flush=True)
-            plan = _print_plan(changed, stage, devices, inputs)
+            plan = _print_plan(changed, stage, devices, inputs, capacity)
             changes = [f"--config.{change}" for change in name.split()]
             if plan and plan.fits:
                 print(f"\nit fits with {' '.join(changes)}")
@@ -205,13 +221,17 @@ def search(
     return plan, changes
 
 
-def _print_plan(config: config_lib.SystemConfig, stage: str, devices: Sequence[Any], inputs: str) -> Plan | None:
+def _print_plan(
+    config: config_lib.SystemConfig, stage: str, devices: Sequence[Any], inputs: str, capacity: float | None
+) -> Plan | None:
     """Plan and print; None if the compiler gives up."""
     try:
         plan = make_plan(config, stage, devices, inputs)
     except TooLargeError as error:
         print(f"does not fit: {error}")
         return None
+    if capacity is not None:
+        plan = dataclasses.replace(plan, capacity=capacity)
     print(report(plan), flush=True)
     return plan
 
