@@ -21,6 +21,8 @@ THREADS = 16
 # Seconds between uploads of what has changed.
 INTERVAL = 30.0
 INDEX = ".index.json"
+# URLs by the paths of their copies, of this process.
+_urls: dict[str, str] = {}
 
 
 def local(path: str | os.PathLike, *, without: Sequence[str] = ()) -> str:
@@ -48,7 +50,16 @@ def local(path: str | os.PathLike, *, without: Sequence[str] = ()) -> str:
     copy = _folder_of(path)
     with _alone(copy):
         _update(system, wanted, copy)
-    return str(copy / os.path.basename(root) if root in found else copy)
+    path_of_copy = str(copy / os.path.basename(root) if root in found else copy)
+    _urls[path_of_copy] = os.fspath(path)
+    return path_of_copy
+
+
+def named(message: str) -> str:
+    """Return a message to the user with URLs in place of the paths of their copies."""
+    for path_of_copy, url in _urls.items():
+        message = message.replace(path_of_copy, url.rstrip("/"))
+    return message
 
 
 def _folder_of(path: str | os.PathLike) -> pathlib.Path:
@@ -109,6 +120,7 @@ def mirrored(url: str, *, without: Sequence[str] = (), upload: bool = True) -> I
         return
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _urls[str(folder)] = url
         system, root = files.store(url)
         fetched = {name: info for name, info in system.find(root, detail=True).items() if info["type"] == "file"}
         names = {name.removeprefix(root).lstrip("/"): info for name, info in fetched.items()}

@@ -30,6 +30,14 @@ def test_a_folder_and_a_file_are_copied(bucket):
     assert pathlib.Path(file).name == "b" and pathlib.Path(file).read_bytes() == b"22"
 
 
+def test_messages_name_urls_and_not_their_copies(bucket):
+    put(f"{bucket}/set", a=b"1")
+    copies = [stores.local(f"{bucket}/set"), stores.local(f"{bucket}/set/a")]
+    with stores.mirrored(f"{bucket}/out/") as folder:
+        copies.append(folder)
+    assert stores.named(" and ".join(copies)) == f"{bucket}/set and {bucket}/set/a and {bucket}/out"
+
+
 def test_a_copy_follows_what_is_added_changed_and_removed(bucket):
     put(f"{bucket}/set", a=b"1", b=b"22")
     first = stores.local(f"{bucket}/set")

@@ -9,6 +9,7 @@ mesh, and with --preview=SECONDS a preview.png of the current fit at that interv
 import pathlib
 import warnings
 
+from e3d_jax import stores
 from e3d_jax.cli.flags import Flags, no_arguments
 
 
@@ -54,4 +55,4 @@ def run(flags: Flags, arguments: list[str]) -> None:
         mesh_files=flags.chosen_mesh_files(),
         preview_seconds=flags.preview,
     )
-    print(f"mesh: {pathlib.Path(flags.out, 'mesh.glb')}")
+    print(stores.named(f"mesh: {pathlib.Path(flags.out, 'mesh.glb')}"))

@@ -271,7 +271,7 @@ def run(module: ModuleType | Command, command: str, argv: list[str]) -> None:
         with given.local_copies():
             module.run(given, arguments)
     except (ValueError, OSError, flags.Error) as error:
-        sys.exit(f"e3d {command}: {_sentence(error)}")
+        sys.exit(stores.named(f"e3d {command}: {_sentence(error)}"))
 
 
 def _sentence(error: Exception) -> str:

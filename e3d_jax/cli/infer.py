@@ -79,9 +79,9 @@ def run(flags: Flags, arguments: list[str]) -> None:
             outputs.write_result(target, result, seed=flags.seed, config=config, mesh_files=mesh_files)
         except (ValueError, OSError) as error:
             failed += 1
-            print(f"e3d infer: {picture}: {error}", file=sys.stderr)
+            print(stores.named(f"e3d infer: {picture}: {error}"), file=sys.stderr)
         else:
-            print(f"{picture}: see {target}/contact_sheet.png, {target}/mesh.glb")
+            print(stores.named(f"{picture}: see {target}/contact_sheet.png, {target}/mesh.glb"))
     if failed:
         raise ValueError(f"{failed} of {len(pictures)} images failed")
 

@@ -1,5 +1,6 @@
 """Import, export, verify and initialize weights."""
 
+from e3d_jax import stores
 from e3d_jax.cli.flags import Command, Flags, no_arguments
 
 PIPELINE = "folder in diffusers' format (safetensors), or the id of a Hugging Face repository"
@@ -26,7 +27,7 @@ def run_import(flags: Flags, arguments: list[str]) -> None:
     no_arguments(arguments)
     pipelines: dict[convert.Stage, str] = {"anchor": flags.anchor, "interpolation": flags.interpolation}
     convert.import_pipelines(pipelines, flags.out, flags.parsed_config(), flags.normals)
-    print(f"written to {flags.out}")
+    print(stores.named(f"written to {flags.out}"))
 
 
 def define_export(flags: Flags) -> None:
@@ -42,7 +43,7 @@ def run_export(flags: Flags, arguments: list[str]) -> None:
 
     no_arguments(arguments)
     convert.export_pipelines(flags.weights, flags.out, flags.dtype)
-    print(f"written to {flags.out}")
+    print(stores.named(f"written to {flags.out}"))
 
 
 def define_verify(flags: Flags) -> None:
@@ -86,7 +87,7 @@ def run_init(flags: Flags, arguments: list[str]) -> None:
     no_arguments(arguments)
     source = getattr(flags, "from")
     pretrained.init_stage(source, flags.pipeline, flags.out, flags.parsed_config(), flags.seed, flags.normals)
-    print(f"written to {flags.out}")
+    print(stores.named(f"written to {flags.out}"))
 
 
 def define_from_checkpoint(flags: Flags) -> None:
@@ -105,7 +106,7 @@ def run_from_checkpoint(flags: Flags, arguments: list[str]) -> None:
 
     no_arguments(arguments)
     step = export.export(flags.parsed_config(), flags.stage, flags.checkpoints, flags.step, flags.out, flags.init)
-    print(f"{flags.stage}: weights of step {step} are in {flags.out}")
+    print(stores.named(f"{flags.stage}: weights of step {step} are in {flags.out}"))
 
 
 def define_quantize(flags: Flags) -> None:
@@ -120,7 +121,7 @@ def run_quantize(flags: Flags, arguments: list[str]) -> None:
 
     no_arguments(arguments)
     folder.quantize(flags.weights, flags.out)
-    print(f"written to {flags.out}")
+    print(stores.named(f"written to {flags.out}"))
 
 
 def define_merge_lora(flags: Flags) -> None:
@@ -137,7 +138,7 @@ def run_merge_lora(flags: Flags, arguments: list[str]) -> None:
 
     no_arguments(arguments)
     adapters.merge(flags.weights, flags.stage, flags.lora, flags.out)
-    print(f"written to {flags.out}")
+    print(stores.named(f"written to {flags.out}"))
 
 
 SUBCOMMANDS = {

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from e3d_jax import config as config_lib
-from e3d_jax import distributed, stages
+from e3d_jax import distributed, stages, stores
 from e3d_jax.data import loader
 from e3d_jax.training import checkpoints as checkpoints_lib
 from e3d_jax.training import costs, evaluators, goodput, lock, metrics, runs, sharding, steps, timing, writers
@@ -261,7 +261,7 @@ def _next(batches: Iterator[tuple[Any, Any]], datasets: Mapping[str, float]) -> 
 def _print(message: str) -> None:
     """Print once per run, not once per process."""
     if jax.process_index() == 0:
-        print(message)
+        print(stores.named(message))
 
 
 def _freeze_garbage() -> None:
