@@ -1,7 +1,7 @@
-"""The images of results in README.md and MODEL_CARD.md, a row for each object.
+"""The image of results in README.md: a row for each result folder of `e3d infer` or `e3d benchmark`.
 
     e3d benchmark --out=scores
-    python benchmarks/gallery.py --results=scores --names=object_000,object_008 --out=docs/images/mini.png
+    python benchmarks/gallery.py --out=docs/images/mini.png scores/object_000 scores/object_008
 
 A row shows the input image, five generated views from all around, and the mesh from three sides.
 """
@@ -14,8 +14,6 @@ from absl import app, flags
 from e3d_jax import cameras, images
 from e3d_jax.mesh import export, preview
 
-RESULTS = flags.DEFINE_string("results", None, "Folder of results of `e3d infer` or `e3d benchmark`.", required=True)
-NAMES = flags.DEFINE_list("names", None, "Names of the results, from top to bottom.", required=True)
 OUT = flags.DEFINE_string("out", None, "File of the image.", required=True)
 
 VIEWS, LOOKS, GAP = 5, 3, 32  # GAP: white columns between the three parts, in pixels
@@ -33,9 +31,7 @@ def row(result: pathlib.Path) -> np.ndarray:
 
 def main(argv):
     """Write the image."""
-    del argv
-    rows = [row(pathlib.Path(RESULTS.value, name)) for name in NAMES.value]
-    images.write_png(pathlib.Path(OUT.value), np.concatenate(rows))
+    images.write_png(pathlib.Path(OUT.value), np.concatenate([row(pathlib.Path(result)) for result in argv[1:]]))
 
 
 if __name__ == "__main__":
