@@ -28,7 +28,7 @@ from e3d_jax.reconstruction import fields, volume
 CANDIDATES = 64
 ROUNDS = 2  # each begins at the surface that the last one found
 COLOR_VIEWS = 16  # views, spread evenly, whose colors are compared
-BEST_COLORS = 4  # of these, because others may see something in front
+BEST_COLORS = 2  # of these, because others may see something in front
 NORMAL_SCALE, COLOR_SCALE = 0.08, 0.15  # differences (1 - cosine; mean over channels) that cost 1, the most
 OUTSIDE = 2.0  # cost of candidates outside the hull
 BEND = 0.1  # cost of one candidate more or less than the normals say
