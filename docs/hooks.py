@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": "index.md",
     "MODEL_CARD.md": "MODEL_CARD.md",
+    "ATTRIBUTION.md": "ATTRIBUTION.md",
     "benchmarks/README.md": "benchmarks.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
