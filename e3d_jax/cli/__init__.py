@@ -7,6 +7,7 @@ A command module has a docstring, which is its help, ``define(flags)`` and ``run
 
 import importlib
 import sys
+from typing import Any
 
 COMMANDS = {
     "infer": "images to views and meshes",
@@ -32,6 +33,13 @@ COMMANDS = {
 }
 
 
+def command(name: str) -> Any:
+    """Return what defines and runs a command of :data:`COMMANDS`; see :func:`e3d_jax.cli.flags.run`."""
+    first, *second = name.split()
+    module = importlib.import_module(f"e3d_jax.cli.{first.replace('-', '_')}")
+    return module.SUBCOMMANDS[second[0]] if second else module
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command that the arguments name.
 
@@ -42,11 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     for words in (2, 1):
         name = " ".join(arguments[:words])
         if name in COMMANDS:
-            first, *second = name.split()
-            module = importlib.import_module(f"e3d_jax.cli.{first.replace('-', '_')}")
+            module = command(name)
             from e3d_jax.cli import flags  # After the command, which may prepare the environment of NumPy and JAX.
 
-            flags.run(module.SUBCOMMANDS[second[0]] if second else module, name, arguments[words:])
+            flags.run(module, name, arguments[words:])
             return
     listed = "\n".join(f"  {name:24s} {what}" for name, what in COMMANDS.items())
     usage = f"usage: e3d COMMAND [--flag=value ...]\n\n{listed}\n\n'e3d COMMAND --help' explains a command."
