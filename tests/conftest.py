@@ -78,3 +78,13 @@ def bucket(tmp_path, monkeypatch):
     """The URL of a bucket that is kept in memory; copies of it are in a folder of the test."""
     monkeypatch.setenv("E3D_STORE_CACHE", str(tmp_path / "copies"))
     return f"memory://{tmp_path.name}"
+
+
+@pytest.fixture(scope="module")
+def toy_stages():
+    """The stages of tests/toy.py, known while a module is tested."""
+    from tests import toy
+
+    with pytest.MonkeyPatch.context() as patch:
+        toy.register(patch)
+        yield

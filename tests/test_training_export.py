@@ -7,12 +7,7 @@ from e3d_jax.training import export, loop
 from e3d_jax.weights import folder
 from tests import toy
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _stages():
-    with pytest.MonkeyPatch.context() as patch:
-        toy.register(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("toy_stages")
 
 
 @pytest.fixture(scope="module")

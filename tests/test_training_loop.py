@@ -21,12 +21,7 @@ from tests import tiny, toy
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _stages():
-    with pytest.MonkeyPatch.context() as patch:
-        toy.register(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("toy_stages")
 
 
 @pytest.fixture(scope="module")

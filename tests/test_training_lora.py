@@ -15,12 +15,7 @@ from tests import toy
 
 RANK = {"lora": {"rank": 2, "layers": ("inner",)}}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _stages():
-    with pytest.MonkeyPatch.context() as patch:
-        toy.register(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("toy_stages")
 
 
 def _tensors(path):
