@@ -13,8 +13,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-# The app and its tests need the extra.
-collect_ignore_glob = [] if importlib.util.find_spec("gradio") else ["test_app*.py"]
+# Tests of the app need its extra.
+collect_ignore_glob = [] if importlib.util.find_spec("fastapi") else ["test_app*.py"]
 jaxtyping.install_import_hook("e3d_jax", "beartype.beartype")
 # Compiling dominates the tests; a second run finds everything here.
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/e3d_jax/tests"))
