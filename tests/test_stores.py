@@ -108,6 +108,6 @@ def test_what_was_written_before_an_error_is_sent(bucket):
 def test_records_are_read_from_a_bucket(bucket, tmp_path):
     shards = [engine.Shard("a", [b"1", b"2"]), engine.Shard("b", [b"3"])]
     engine.write_shards(engine.Job(f"{bucket}/set", shards, engine.Work), workers=0)
-    opened = loader.open_dataset(f"{bucket}/set")
+    opened = loader.open_shards(records.find_shards(f"{bucket}/set"))
     assert [opened[index] for index in range(3)] == [b"1", b"2", b"3"]
     assert all(path.startswith(str(tmp_path)) for path in records.find_shards(f"{bucket}/set"))

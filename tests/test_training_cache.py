@@ -37,7 +37,7 @@ def cached(weights, ball_folder, tmp_path_factory):
 
 
 def records_of(path):
-    opened = loader.open_dataset(path)
+    opened = loader.open_shards(records.find_shards(path))
     return [ANCHOR.sources["latents"].unpack(opened[index]) for index in range(len(opened))]
 
 

@@ -100,15 +100,6 @@ def make_loader(
     return damage.Batches(iter(ready), max_bad_records)
 
 
-def open_dataset(folder: str) -> Any:
-    """Return the records of a folder's shards, by number.
-
-    Raises:
-      FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`.
-    """
-    return open_shards(records.find_shards(folder))
-
-
 def open_shards(paths: Sequence[str]) -> Any:
     """Return the records of shards, by number."""
     return grain.sources.ArrayRecordDataSource(list(paths))
@@ -142,8 +133,8 @@ def kind_of(datasets: Iterable[str], stage: Any, config: Any, max_bad_records: i
       max_bad_records: damaged records before the first good one that are passed over.
 
     Raises:
-      FileNotFoundError, ValueError: see :func:`open_dataset`; there are several kinds, the stage cannot learn from the
-        kind, or the source refuses the records.
+      FileNotFoundError, ValueError: see :func:`e3d_jax.data.records.find_shards`; there are several kinds, the stage
+        cannot learn from the kind, or the source refuses the records.
     """
     kinds = {}
     for folder in datasets:

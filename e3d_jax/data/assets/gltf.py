@@ -37,7 +37,6 @@ class _Scene:
         self._nodes: list[dict[str, Any]] = self._json.get("nodes", [])
         self._worlds: dict[int, np.ndarray] = {}
         self._hidden: set[int] = set()
-        self._decoded: dict[int, Any] = {}
 
     def collect(self) -> Iterator[parts.Part]:
         """Yield the parts of all nodes."""
