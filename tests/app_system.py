@@ -68,11 +68,6 @@ def _maker(pause):
     return worker.Maker(Ball(pause))
 
 
-def make(folder, options, azimuths):
-    """Make the ball."""
-    yield from _maker(0.0)(folder, options, azimuths)
-
-
-def make_slowly(folder, options, azimuths):
-    """Make the ball in a few seconds."""
-    yield from _maker(0.15)(folder, options, azimuths)
+def make(pause, folder, options, azimuths):
+    """Make the ball, with a pause before each step."""
+    yield from _maker(pause)(folder, options, azimuths)

@@ -16,6 +16,8 @@ from e3d_jax.app import jobs, pictures, schema
 COOKIE = "e3d_token"
 MAX_BODY = schema.MAX_PICTURES * schema.MAX_BYTES * 4 // 3 + 100_000  # base64 has 4 characters for 3 bytes
 TOO_LARGE = f"the request has more than {MAX_BODY // 10**6} MB; send fewer or smaller pictures"
+# Addresses at which Gradio would fetch others.
+FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=")
 HEARTBEAT = 10.0  # seconds between repetitions of the same progress, so that proxies keep the connection
 
 
@@ -72,8 +74,8 @@ def make_app(queue: jobs.Jobs, token: str | None = None) -> fastapi.FastAPI:
     @app.exception_handler(fastapi.exceptions.RequestValidationError)
     def refuse_form(request: fastapi.Request, error: fastapi.exceptions.RequestValidationError):
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
-        return fastapi.responses.JSONResponse({"detail": f"{where}: {first['msg']}; see /api/openapi.json"}, 422)
+        said = schema.sentence(first | {"loc": first["loc"][1:]})
+        return fastapi.responses.JSONResponse({"detail": f"{said}; see /api/openapi.json"}, 422)
 
     app.include_router(routes)
     app.add_middleware(Gate, token=token)
@@ -104,6 +106,8 @@ class Gate:
         """Return what a request gets that does not pass."""
         if int(request.headers.get("content-length", 0)) > MAX_BODY:
             return fastapi.responses.JSONResponse({"detail": TOO_LARGE}, 413)
+        if request.url.path.startswith(FETCHING):
+            return fastapi.responses.JSONResponse({"detail": "this server fetches nothing for others"}, 403)
         if self._token is None:
             return None
         asked = request.query_params.get("token", "")

@@ -44,31 +44,34 @@ class Jobs:
       limit: jobs that may wait.
       keep: seconds until a result is removed.
 
+    Attributes:
+      folder: the folder of all jobs.
+
     Raises:
       OSError: the folder cannot be written, or another queue uses it.
     """
 
     def __init__(self, folder: str | os.PathLike, make: process.Make, *, limit: int = 8, keep: float = 86_400.0):
-        self._folder, self._limit, self._keep = pathlib.Path(folder).resolve(), limit, keep
+        self.folder, self._limit, self._keep = pathlib.Path(folder).resolve(), limit, keep
         self._changed = threading.Condition()
         self._jobs: dict[str, _Job] = {}
         self._queue: list[_Job] = []
         self._running: _Job | None = None
         self._process = process.Process(make)
         self._closed = False
-        files.make_folder(self._folder)
-        self._lock = (self._folder / ".lock").open("w")
+        files.make_folder(self.folder)
+        self._lock = (self.folder / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise OSError(f"another server uses {self._folder}; choose another folder for the results") from error
+            raise OSError(f"another server uses {self.folder}; choose another folder for the results") from error
         self._reopen()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _reopen(self) -> None:
         """Find the results of an earlier server, and remove what it left unfinished."""
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if not re.fullmatch(r"[\w-]{16}", path.name):
                 continue
             try:
@@ -99,7 +102,7 @@ class Jobs:
         self._expire()
         self._check_room()
         name = secrets.token_urlsafe(12)
-        folder = self._folder / name
+        folder = self.folder / name
         try:
             folder.mkdir()
             for number, picture in enumerate(request.pictures):
@@ -186,7 +189,7 @@ class Jobs:
 
     def _shown(self, job: _Job) -> pathlib.Path:
         """Return the folder whose files clients can read."""
-        return self._folder / job.name / (RESULT if job.progress.state == "done" else PREVIEW)
+        return self.folder / job.name / (RESULT if job.progress.state == "done" else PREVIEW)
 
     def _find(self, name: str) -> _Job:
         try:
@@ -206,7 +209,7 @@ class Jobs:
                 del self._jobs[name]
 
     def _remove(self, job: _Job) -> None:
-        shutil.rmtree(self._folder / job.name, ignore_errors=True)
+        shutil.rmtree(self.folder / job.name, ignore_errors=True)
 
     def _end(self, job: _Job, state: schema.State, message: str = "") -> None:
         """Record the end of a job; without a result nothing of it stays."""
@@ -250,7 +253,7 @@ class Jobs:
 
     def _run(self, job: _Job) -> None:
         """Do a job in the process, and follow it to its end."""
-        self._process.begin(self._folder / job.name, job.options, job.azimuths)
+        self._process.begin(self.folder / job.name, job.options, job.azimuths)
         stop = None
         while True:
             if job.cancelled and stop is None:
@@ -273,7 +276,7 @@ class Jobs:
                 self._process.release()
             job.progress = progress
             if progress.state == "done":
-                files.write_atomically(self._folder / job.name / STATUS, progress.model_dump_json().encode())
+                files.write_atomically(self.folder / job.name / STATUS, progress.model_dump_json().encode())
             return self._end(job, progress.state, progress.message)
 
 

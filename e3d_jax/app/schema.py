@@ -1,6 +1,7 @@
 """What clients send, and what they get."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -100,3 +101,9 @@ class Refusal(pydantic.BaseModel):
     """Why something was refused, in one sentence."""
 
     detail: str
+
+
+def sentence(error: Mapping[str, Any]) -> str:
+    """Return what Pydantic found wrong with a value, in one sentence."""
+    where = ".".join(str(part) for part in error["loc"]) or "the request"
+    return f"{where}: {error['msg']}"

@@ -11,7 +11,7 @@ from typing import Any
 
 COMMANDS = {
     "infer": "images to views and meshes",
-    "app": "an HTTP interface to the same",
+    "app": "the same, on a page and over HTTP",
     "train": "train one stage of a system",
     "eval-checkpoints": "score the checkpoints of a run while it trains",
     "fit": "a mesh from posed views",

@@ -1,4 +1,4 @@
-"""Serve an HTTP interface: images in, progress, and a mesh out (docs/app.md).
+"""Serve a page and an HTTP interface: images in, progress, and a mesh out (docs/app.md).
 
     e3d app [--port=7860] [--weights=mini] [--out=DIR] [--host=0.0.0.0 --token=SECRET]
 
@@ -30,7 +30,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     try:
         import uvicorn
 
-        from e3d_jax.app import api, jobs, process
+        from e3d_jax.app import api, jobs, page, process
     except ImportError as error:
         raise OSError(f"{error.name} is missing; install the 'app' extra") from error
     from e3d_jax import files
@@ -43,6 +43,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     queue = jobs.Jobs(folder, make, limit=flags.waiting, keep=flags.hours * 3600)
     try:
         print(f"e3d app: http://{flags.host}:{flags.port}/ (Ctrl-C ends it)", flush=True)
-        uvicorn.run(api.make_app(queue, flags.token), host=flags.host, port=flags.port, log_level="warning")
+        app = page.mount(api.make_app(queue, flags.token), queue)
+        uvicorn.run(app, host=flags.host, port=flags.port, log_level="warning")
     finally:
         queue.close()
