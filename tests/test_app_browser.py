@@ -1,21 +1,16 @@
 """The page in a browser: Chromium of the machine, driven by Playwright. Screenshots go to build/screenshots."""
 
-import contextlib
 import io
-import os
 import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
 import trimesh
 from PIL import Image
+
+from tests.app_server import serving
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -27,36 +22,6 @@ FLAGS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu
 WAIT = 60_000  # ms
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
-
-
-@contextlib.contextmanager
-def serving(folder, pause, *token):
-    """The address of a server whose system is quick, but for a pause before each step."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.app_server", str(port), str(folder), str(pause), *token]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        until = time.monotonic() + 60
-        while not answers(address):
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def answers(address):
-    try:
-        urllib.request.urlopen(address).close()
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")

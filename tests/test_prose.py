@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOLDERS = (".ci", ".github", "benchmarks", "configs", "docs", "e3d_jax", "tests")
+FOLDERS = (".ci", ".github", "benchmarks", "clients", "configs", "docs", "e3d_jax", "space", "tests")
 SUFFIXES = {".cff", ".md", ".py", ".toml", ".yaml", ".yml"}
 IZE = (
     "anonym categor central color discret emphas equal final general initial local maxim memor minim normal optim "
