@@ -85,6 +85,10 @@ def test_what_adapters_change_is_needed_to_begin_and_to_export(tuned, tmp_path):
         export.export(config, "toy", str(workdir / "toy" / "checkpoints"), None, str(tmp_path))
 
 
+def test_learning_rate_multipliers_may_name_what_does_not_change():
+    _assembled(toy.config(lr_multipliers={"outer": 2.0}, **RANK))
+
+
 def test_layers_must_exist():
     with pytest.raises(ValueError, match=r"train\.lora\.layers names inr, but no linear layer"):
         _assembled(toy.config(lora={"rank": 2, "layers": ("inner", "inr")}))

@@ -90,7 +90,7 @@ def assemble(
         frozen["base"] = params
         params = lora.create(params, train.lora, config.system.seed)
     if unknown := [
-        name for name in train.lr_multipliers if not any(jax.tree.leaves(state_lib.path_contains(name)(params)))
+        name for name in train.lr_multipliers if not any(jax.tree.leaves(state_lib.path_contains(name)(states[0])))
     ]:
         raise ValueError(
             f"{stage}.train.lr_multipliers names {', '.join(unknown)}, but no parameter of the {stage} in training has "
