@@ -9,13 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from e3d_jax.data import records
-from e3d_jax.training import goodput, loop, runs, steps, writers
+from e3d_jax.training import goodput, loop, restarts, runs, steps, writers
 from e3d_jax.weights import folder
 from tests import tiny, toy
 
@@ -407,3 +408,30 @@ def test_a_process_that_is_killed_ends_the_others_and_those_that_are_left_contin
     first = goodput.read(hurt / "toy")[1].first
     losses, wanted = (_losses(path)[: first + 20] for path in (hurt, whole))
     np.testing.assert_allclose(losses, wanted, rtol=1e-2)  # Other data would give quite another loss.
+
+
+@pytest.mark.slow
+def test_kills_at_random_times_change_nothing(tmp_path, dataset):
+    hurt, whole, random = tmp_path / "hurt", tmp_path / "whole", np.random.default_rng(0)
+    call = [dataset, 60, 4, -1, 1]
+
+    def kill():
+        """Kill the process that holds the run, each time after some more steps."""
+        for step in (5, 20, 35):
+            while goodput.last_step(hurt / "toy") < step:
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.3))
+            os.kill(json.loads((hurt / "toy" / "lock.json").read_text())["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    command = [sys.executable, str(ROOT / "tests" / "tiny_run.py"), str(hurt), *map(str, call)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        assert restarts.supervise(command, 5, lambda: goodput.last_step(hurt / "toy")) == 0
+    killer.join()
+    assert len(goodput.read(hurt / "toy")) == 4
+    (process,) = _begin([whole, *call])
+    assert process.wait() == 0
+    assert _losses(hurt) == _losses(whole)
+    _assert_equal(_tensors(hurt / "weights"), _tensors(whole / "weights"))
