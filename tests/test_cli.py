@@ -10,6 +10,7 @@ import pytest
 
 from e3d_jax import cli, files, stages
 from e3d_jax.cli import flags
+from e3d_jax.training import restarts
 
 
 def run(*argv):
@@ -133,6 +134,22 @@ def test_a_run_folder_in_a_bucket_is_fetched_and_sent(bucket, monkeypatch):
     assert files.read(f"{bucket}/run/weights/config.json") == b"new"
     assert seen["checkpoints"] == f"{bucket}/run/anchor/checkpoints"
     assert seen["datasets"] == {f"{bucket}/run/records": 1.0}
+
+
+def test_a_restarted_run_has_the_same_flags_but_that_of_restarts(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(restarts, "supervise", lambda command, limit, last_step: seen.append((command, limit)) or 0)
+    same = ["--config=mini:smoke", "--stage=anchor", f"--workdir={tmp_path}", "--config.seed=3"]
+    run("train", "--restart=7", *same)
+    assert seen == [([sys.executable, "-m", "e3d_jax", "train", *same], 7)]
+
+
+@pytest.mark.parametrize(("status", "code"), [(3, 3), (-9, 137)])
+def test_a_run_that_is_given_up_ends_with_the_status_of_its_last_start(monkeypatch, tmp_path, status, code):
+    monkeypatch.setattr(restarts, "supervise", lambda *_: status)
+    with pytest.raises(SystemExit) as ended:
+        run("train", "--restart=7", "--config=mini:smoke", "--stage=anchor", f"--workdir={tmp_path}")
+    assert ended.value.code == code
 
 
 def test_urls_of_sources_and_targets_become_local_paths(bucket):
