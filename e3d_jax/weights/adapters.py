@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import safetensors
 
 from e3d_jax import files, settings
 from e3d_jax.weights import convert, diffusers, folder, tensors
@@ -112,9 +113,8 @@ def _scale(path: pathlib.Path) -> float:
     Raises:
       ValueError: layers have different ones, or it is not the usual one.
     """
-    with open(path, "rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    given: dict[str, Any] = json.loads(header.get("__metadata__", {}).get(SETTINGS, "{}"))
+    with safetensors.safe_open(path, framework="numpy") as opened:
+        given: dict[str, Any] = json.loads((opened.metadata() or {}).get(SETTINGS, "{}"))
     values = {name.rpartition(".")[2]: value for name, value in given.items()}
     if unknown := [name for name in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora") if values.get(name)]:
         raise ValueError(f"{path} uses {unknown[0]}, which is not supported; merge it with PEFT")
