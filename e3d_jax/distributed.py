@@ -13,8 +13,8 @@ from e3d_jax import files
 
 # Seconds without a sign of life after which a process is given up, and with it the run.
 SILENCE = 30
-# Exit status of a process that would do better in another run: EX_TEMPFAIL of sysexits.h.
-RETRY = 75
+# Exit status of a process that may succeed if it is run again.
+RETRY = os.EX_TEMPFAIL
 
 
 def join(
@@ -25,9 +25,7 @@ def join(
 ) -> None:
     """Connect to the other processes of a run, if there are any; each computes on all GPUs that it can see.
 
-    If one of them dies, JAX ends the others within :data:`SILENCE` seconds.
-
-    Call it before anything else uses JAX.
+    If one of them dies, JAX ends the others within :data:`SILENCE` seconds. Call it before anything else uses JAX.
 
     Args:
       detect: join even where SLURM does not report several tasks; the environment (a TPU pod, SLURM, MPI) describes the
