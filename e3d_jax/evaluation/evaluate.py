@@ -37,7 +37,6 @@ from e3d_jax.mesh import export
 
 # Objects scored at once: more would not fit on a device when surfaces are fitted.
 THREADS = 4
-ALIGNMENTS = ("none", "front", "mesh")
 # What to look at first; other figures follow in the order in which they were made.
 HEADLINE = ("st_lpips", "sharpness", "consistency_psnr", "volume_iou", "chamfer")
 LAST = ("psnr", "ssim")

@@ -201,7 +201,6 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-REMAT = ("none", *REMAT_POLICIES)
 
 
 def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
@@ -210,8 +209,8 @@ def apply(layer: nnx.Module, *args: Any, remat: str) -> Any:
     Args:
       layer: the module; if it is recomputed, it must not change its own variables.
       *args: its arguments.
-      remat: what its backward pass recomputes, one of ``REMAT``: nothing ("none"), everything ("full"), or everything
-        except matrix products ("dots").
+      remat: what its backward pass recomputes: nothing ("none"), everything ("full"), or everything except matrix
+        products ("dots").
     """
     if remat == "none":
         return layer(*args)  # type: ignore[operator]
