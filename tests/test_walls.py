@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import e3d_jax
 
@@ -38,9 +39,9 @@ ROOMS = (
     "system",
     "fitting",
     "outputs",
-    "app",
     "benchmark",
     "checkpoint_scores",
+    "app",
     "cli",
     "__main__",
 )
@@ -64,6 +65,12 @@ def imported_rooms(source):
 def test_every_file_has_a_room():
     rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"}
     assert rooms == set(ROOMS)
+
+
+def test_the_readme_lists_the_rooms_in_order():
+    table = (PACKAGE.parent / "README.md").read_text().partition("| in `e3d_jax/` |")[2].partition("\n\n")[0]
+    rooms = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert (*re.findall(r"`(\w+)(?:\.py|/)`", " ".join(rooms)), "__main__") == ROOMS
 
 
 def test_rooms_import_only_those_before_them():
