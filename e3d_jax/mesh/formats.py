@@ -25,7 +25,7 @@ class Formats(Settings):
     webp: bool = setting("Store the texture of the GLB as WebP: smaller, and lossy.", False)
 
     def check(self) -> None:
-        """Refuse a format that cannot be written, rather now than after minutes of work.
+        """Refuse a format that cannot be written, before the minutes of work that make the mesh.
 
         Raises:
           ValueError: names it.

@@ -29,8 +29,8 @@ class Attempt:
     Attributes:
       first: the step after which it began.
       last: the last step that it is known to have taken.
-      began: time of its begin, seconds since 1970.
-      ended: time of its last sign of life.
+      began: when it began, in seconds since 1970.
+      ended: when it last gave a sign of life.
       complete: whether it took the last step of the run.
       seconds: by what they were spent on, one of :data:`KINDS`.
     """

@@ -1,4 +1,4 @@
-"""Where weights folders are. Imports no JAX, for those who only ask."""
+"""Where weights folders are. Imports no JAX, so that commands that only check a path start quickly."""
 
 import os
 import pathlib

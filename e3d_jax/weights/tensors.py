@@ -28,7 +28,7 @@ FLOATS = {
 }
 INT8 = np.dtype(np.int8)
 CODES = {dtype: code for code, dtype in FLOATS.items()} | {INT8: "I8"}
-# Of the name of the scales of a kernel in 8 bits.
+# Ends the name of the scales of a kernel in 8 bits.
 SCALE = "@scale"
 
 
@@ -38,7 +38,7 @@ class Tensor:
 
     Attributes:
       shape: of the array.
-      dtype: of the array; one of ``FLOATS``, or to be written, ``INT8``.
+      dtype: of the array; one of ``FLOATS`` or, in a file, ``INT8``.
       read: returns the array.
     """
 
@@ -64,8 +64,8 @@ class Tensor:
 def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors whose kernels are in 8 bits, as :func:`write` may store them.
 
-    A kernel becomes integers of -127 to 127 and, named with :data:`SCALE`, a factor for each of its outputs (its last
-    axis).
+    A kernel becomes integers from -127 to 127 and a factor for each of its outputs (its last axis), whose name ends in
+    :data:`SCALE`.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -79,7 +79,7 @@ def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _scale(tensor: Tensor) -> np.ndarray:
     kernel = np.abs(tensor.read().astype(np.float32))
-    # An output whose weights are all 0 has any scale.
+    # The scale of an output whose weights are all 0 does not matter, but must not be 0.
     return np.maximum(kernel.reshape(-1, kernel.shape[-1]).max(0), np.finfo(np.float32).tiny * 127) / np.float32(127)
 
 
