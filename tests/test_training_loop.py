@@ -21,6 +21,7 @@ from e3d_jax.weights import folder
 from tests import tiny, toy
 
 ROOT = pathlib.Path(__file__).parents[1]
+PATIENCE = 300  # seconds after which a process is taken to hang
 
 pytestmark = pytest.mark.usefixtures("toy_stages")
 
@@ -339,7 +340,8 @@ def busy(tmp_path, ball_folder):
     command += [f"--config.normals.train.{name}={value}" for name, value in changes.items()]
     run = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True)
     rows = tmp_path / "normals" / "metrics.jsonl"
-    while run.poll() is None and not (rows.exists() and rows.read_text()):
+    end = time.monotonic() + PATIENCE
+    while run.poll() is None and time.monotonic() < end and not (rows.exists() and rows.read_text()):
         time.sleep(0.1)
     assert run.poll() is None, "it ended before its first row of metrics"
     yield run
@@ -350,7 +352,7 @@ def busy(tmp_path, ball_folder):
 @pytest.mark.slow
 def test_sigterm_to_workers_too_saves_the_step_and_ends_them(busy):
     os.killpg(busy.pid, signal.SIGTERM)
-    printed, _ = busy.communicate(timeout=60)
+    printed, _ = busy.communicate(timeout=PATIENCE)
     assert busy.returncode == 0 and "which is saved" in printed
     assert not _processes_of(busy.pid)
 
@@ -379,7 +381,7 @@ def _port():
 def test_two_processes_give_the_losses_of_one(tmp_path, dataset):
     port, two = _port(), [tmp_path / "two", dataset, 3, 2, -1, 1, 2]
     begun = _begin([tmp_path / "one", dataset, 3, 4, -1, 1], [*two, 0, port], [*two, 1, port])
-    assert [process.wait() for process in begun] == [0, 0, 0]
+    assert [process.wait(PATIENCE) for process in begun] == [0, 0, 0]
     one, two = (_losses(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
@@ -389,12 +391,12 @@ def test_a_process_that_is_killed_ends_the_others_and_those_that_are_left_contin
     port, count, (hurt, whole) = _port(), 100, (tmp_path / name for name in ("hurt", "whole"))
     call = [hurt, dataset, count, 4, 2, 4]
     others = _begin([*call, 2, 0, port], [*call, 2, 1, port], stderr=subprocess.PIPE, text=True)
-    rows = hurt / "toy" / "metrics.jsonl"
+    rows, end = hurt / "toy" / "metrics.jsonl", time.monotonic() + PATIENCE
     while not (rows.exists() and len(rows.read_text().splitlines()) > 5):
-        assert others[0].poll() is None
+        assert others[0].poll() is None and time.monotonic() < end
         time.sleep(0.01)
     others[1].kill()
-    _, said = others[0].communicate(timeout=60)
+    _, said = others[0].communicate(timeout=PATIENCE)
     assert others[0].returncode != 0
     assert "another process may be gone" in said or "another task died" in said
     others[1].communicate()
@@ -402,9 +404,9 @@ def test_a_process_that_is_killed_ends_the_others_and_those_that_are_left_contin
     # The same settings on half of the devices, and an undisturbed run.
     (left,) = _begin(call, stdout=subprocess.PIPE, text=True)
     begun = _begin([whole, dataset, count, 4, -1, 1])
-    printed, _ = left.communicate()
+    printed, _ = left.communicate(timeout=PATIENCE)
     assert "continuing on a mesh of fsdp=4" in printed
-    assert [left.returncode, begun[0].wait()] == [0, 0]
+    assert [left.returncode, begun[0].wait(PATIENCE)] == [0, 0]
     first = goodput.read(hurt / "toy")[1].first
     losses, wanted = (_losses(path)[: first + 20] for path in (hurt, whole))
     np.testing.assert_allclose(losses, wanted, rtol=1e-2)  # Other data would give quite another loss.
