@@ -7,10 +7,9 @@ mesh, and with --preview=SECONDS a preview.png of the current fit at that interv
 """
 
 import pathlib
-import warnings
 
 from e3d_jax import stores
-from e3d_jax.cli.flags import Flags, no_arguments
+from e3d_jax.cli.flags import Flags, no_arguments, show_warnings
 
 
 def define(flags: Flags) -> None:
@@ -37,7 +36,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     from e3d_jax.reconstruction import config
 
     no_arguments(arguments)
-    warnings.formatwarning = lambda message, *_, **__: f"e3d fit: {message}\n"
+    show_warnings("fit")
     settings = config.changed(
         config.QUALITIES[flags.quality],
         steps=flags.steps,

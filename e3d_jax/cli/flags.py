@@ -4,12 +4,14 @@ import contextlib
 import logging as python_logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags, logging
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from e3d_jax import stores
 
@@ -285,6 +287,11 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, flags.UnrecognizedFlagError) and "Did you mean" not in sentence:
         sentence += "; settings are given as --config.SETTING=VALUE"
     return sentence
+
+
+def show_warnings(command: str) -> None:
+    """From now on, print each warning as a line of its own, above progress bars."""
+    warnings.showwarning = lambda message, *_, **__: tqdm.write(f"e3d {command}: {message}", sys.stderr)
 
 
 def no_arguments(arguments: list[str]) -> None:

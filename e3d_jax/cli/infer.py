@@ -17,11 +17,11 @@ Settings are those that the weights came with, unless --config names others.
 
 import pathlib
 import sys
-import warnings
 
 from absl import logging
+from tqdm import tqdm
 
-from e3d_jax.cli.flags import Flags
+from e3d_jax.cli.flags import Flags, show_warnings
 
 
 def define(flags: Flags) -> None:
@@ -49,7 +49,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
     from e3d_jax import distributed, outputs, stores, system
 
     logging.set_verbosity(logging.ERROR)
-    warnings.formatwarning = lambda message, *_, **__: f"e3d infer: {message}\n"
+    show_warnings("infer")
     pictures = [pathlib.Path(stores.local(argument)) for argument in arguments]
     if not pictures:
         raise ValueError("no image given; usage: e3d infer IMAGE [IMAGE ...] --out=DIR")
@@ -79,7 +79,7 @@ def run(flags: Flags, arguments: list[str]) -> None:
             outputs.write_result(target, result, seed=flags.seed, config=config, mesh_files=mesh_files)
         except (ValueError, OSError) as error:
             failed += 1
-            print(stores.named(f"e3d infer: {picture}: {error}"), file=sys.stderr)
+            tqdm.write(stores.named(f"e3d infer: {picture}: {error}"), sys.stderr)
         else:
             print(stores.named(f"{picture}: see {target}/contact_sheet.png, {target}/mesh.glb"))
     if failed:
