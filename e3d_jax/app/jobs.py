@@ -18,7 +18,7 @@ from e3d_jax import files
 from e3d_jax.app import pictures, process, schema
 from e3d_jax.app.pictures import Refused
 
-PATIENCE = 3.0  # seconds that a cancelled job has to end by itself, before its process is ended
+PATIENCE = 2.0  # seconds that a cancelled job has to end by itself, before its process is ended
 POLL = 0.1  # seconds between looks at whether a job is cancelled
 RESULT, PREVIEW, STATUS = "result", "preview", "job.json"  # in the folder of a job
 KEPT_ENDINGS = 1000  # jobs without a result whose ends are remembered
