@@ -67,7 +67,8 @@ CSS = """
 .e3d .row, .e3d.row { display: flex; flex-wrap: wrap; gap: .75rem; }
 .e3d .stack { position: relative; aspect-ratio: 1; }
 .e3d .stack img { position: absolute; inset: 0; }
-.e3d.examples img { width: 5rem; }
+.e3d.examples button { padding: 0; border: 1px solid var(--border-color-primary); background: #fff; }
+.e3d.examples img { display: block; width: 5rem; }
 .e3d .cut { max-width: 12rem; }
 .e3d .compare figure { max-width: 20rem; }
 .e3d input[type=range], .e3d progress { width: 100%; }
