@@ -167,7 +167,9 @@ def test_options_of_beam_follow_two_dashes(monkeypatch, tmp_path):
     given = ("data", "synthetic", f"--out={tmp_path}", "--objects=1", "--", "--runner=DataflowRunner")
     assert "unexpected argument '--runner=DataflowRunner'" in refusal(*given)
     seen = []
-    monkeypatch.setitem(sys.modules, "e3d_jax.data.beam", types.SimpleNamespace(Runner=seen.append))
+    beam = types.SimpleNamespace(Runner=seen.append)
+    monkeypatch.setitem(sys.modules, "e3d_jax.data.beam", beam)
+    monkeypatch.setattr("e3d_jax.data.beam", beam, raising=False)  # If it is imported already.
     monkeypatch.setattr("e3d_jax.data.synthetic.jobs.write_records", lambda *_, **__: None)
     run(*given[:4], "--engine=beam", *given[4:])
     assert seen == [["--runner=DataflowRunner"]]

@@ -119,7 +119,7 @@ def test_fewer_records_than_a_batch_are_refused(dataset):
 def cached(tmp_path_factory):
     """A dataset of cached latents, as large as those of images of 32 px."""
     folder = tmp_path_factory.mktemp("cached")
-    shapes = {"views": (8, 4, 4, 8), "inputs": (8, 3, 4, 4, 8), "order": (8, 8), "input_fov": (8,)}
+    shapes = {"views": (2, 8, 4, 4, 8), "inputs": (2, 8, 3, 4, 4, 8), "order": (2, 8, 8)}
     record = latents.Latents("ball", "anchor", {name: np.zeros(shape, np.float16) for name, shape in shapes.items()})
     with records.Writer(folder / "ball.array_record") as writer:
         writer.write(latents.pack(record))

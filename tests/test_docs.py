@@ -8,7 +8,7 @@ import pytest
 
 from e3d_jax import cli
 from e3d_jax.cli import flags
-from e3d_jax.data import loader, manifest
+from e3d_jax.data import loader, manifest, records
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,6 +59,6 @@ def test_data_is_made_by_the_commands_of_the_guide(tmp_path, bucket, monkeypatch
             out = next(argument for argument in arguments if argument.startswith("--out="))
             folder = bucket if "://" in out else str(tmp_path / str(len(made)))
             cli.main([*arguments, *toy, f"--out={folder}"])
-            assert len(loader.open_dataset(folder)) == 2
+            assert len(loader.open_shards(records.find_shards(folder))) == 2
             made.append(sorted(shard["sha256"] for shard in manifest.read(folder)["shards"].values()))
     assert len(made) == 3 and made[0] == made[1] == made[2]
