@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    with serving(folder, 0.05) as address:
+    with serving(folder, 0.2) as address:  # A job takes 5 s, which a reloaded page finds still running.
         yield address
 
 
