@@ -3,6 +3,7 @@
 To add a logger, write a :class:`Writer` and list it in :data:`WRITERS`.
 """
 
+import abc
 import contextlib
 import importlib.util
 import json
@@ -41,7 +42,7 @@ class Writer(Protocol):
         """Write what is still in memory."""
 
 
-class _Lines:
+class _Lines(abc.ABC):
     """Rows of metrics as lines of a file; see :func:`make_writers`.
 
     Args:
@@ -72,19 +73,20 @@ class _Lines:
 
     def image(self, step: int, name: str, image: Float[np.ndarray, "h w 3"]) -> None:
         """Do nothing: images do not fit a line."""
+        del step, name, image
 
     def close(self) -> None:
         """Close the file."""
         with files.write_errors(self._path):
             self._file.close()
 
+    @abc.abstractmethod
     def _step_of(self, line: bytes) -> int | None:
         """Return the step of a line; None if it is not one of the file."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _format(self, step: int, metrics: Mapping[str, float]) -> str:
         """Return the lines of a row."""
-        raise NotImplementedError
 
 
 class JsonLines(_Lines):
