@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors import torch as safetensors_torch
 from test_parity_models import TOLERANCE, add_silent_cameras, assert_close, call, channels_first, convert, draw  # noqa: F401
 
 from e3d_jax import config as config_lib
@@ -15,6 +14,7 @@ from e3d_jax.weights import adapters
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 
 RANK = 3
 
