@@ -19,9 +19,7 @@ def define(flags: Flags) -> None:
     flags.integer("objects", 8, "Number of synthetic test objects.", at_least=1)
     flags.switch("meshes", True, "Also reconstruct and score meshes (most of the run time).")
     flags.switch("follow", True, "Wait for new checkpoints until that of the last step is scored.")
-    flags.string(
-        "writers", "jsonl,tensorboard", "Where scores go: jsonl, csv, tensorboard, wandb, with commas between."
-    )
+    flags.metric_writers()
     flags.config("mini")
 
 
@@ -42,5 +40,5 @@ def run(flags: Flags, arguments: list[str]) -> None:
             objects=flags.objects,
             meshes=flags.meshes,
             follow=flags.follow,
-            loggers=flags.writers.split(","),
+            loggers=flags.chosen_writers(),
         )

@@ -135,6 +135,15 @@ class Flags:
         others = tuple(name for name in self.formats.split(",") if name)
         return formats.Formats(others=others, up=self.up, size=self.size, webp=self.webp)
 
+    def metric_writers(self) -> None:
+        """Define ``--writers``: where metrics go."""
+        doc = "Where metrics go: jsonl, csv, tensorboard, wandb, with commas between."
+        self.string("writers", "jsonl,tensorboard", doc)
+
+    def chosen_writers(self) -> list[str]:
+        """Return keys of :data:`e3d_jax.training.writers.WRITERS`, which are not checked yet."""
+        return self.writers.split(",")
+
     def runner(self) -> None:
         """Define ``--engine``: what does jobs that make datasets."""
         self.choice("engine", "local", ["local", "beam"], "The processes of this machine, or Apache Beam.")

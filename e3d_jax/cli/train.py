@@ -26,9 +26,7 @@ def define(flags: Flags) -> None:
     flags.strings("data", "Folder of record shards, as FOLDER or FOLDER@WEIGHT; WORKDIR/records if not given.")
     flags.string("heldout", None, "Folder of records of held-out objects to evaluate on.")
     flags.string("checkpoints", None, "Where checkpoints go instead of WORKDIR; may be gs://.")
-    flags.string(
-        "writers", "jsonl,tensorboard", "Where metrics go: jsonl, csv, tensorboard, wandb, with commas between."
-    )
+    flags.metric_writers()
     flags.string("profile", None, "FIRST,LAST: write a trace of these steps, counted from 1.")
     flags.switch("distributed", False, "Call jax.distributed.initialize(); TPU pods and SLURM are detected.")
     flags.string("coordinator", None, "HOST:PORT of process 0, if it is not detected.")
@@ -83,7 +81,7 @@ def _train(flags: Flags, config: Any) -> None:
             heldout=flags.heldout,
             checkpoints=checkpoints,
             profile=_steps(flags.profile),
-            loggers=flags.writers.split(","),
+            loggers=flags.chosen_writers(),
         )
 
 

@@ -95,9 +95,9 @@ def check_run(
         if "images" in (kind, heldout_kind) or folder.has(source, name):
             state.check_architecture(source, name, config)
             components[role] = (name, source)
+    begun = _identity_path(run).exists()
     # A run that continues needs its start only for what it does not train.
-    begun = checkpoints is not None or _identity_path(run).exists()
-    if init and (train.untrained or not begun):
+    if init and (train.untrained or not (begun or checkpoints is not None)):
         state.check_architecture(folder.resolve(init), stage, config)
     return Run(
         folder=run,
@@ -106,7 +106,7 @@ def check_run(
         heldout_kind=heldout_kind,
         components=components,
         identity=identity,
-        begun=_identity_path(run).exists(),
+        begun=begun,
     )
 
 
