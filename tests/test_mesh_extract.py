@@ -121,6 +121,12 @@ def test_gaps_are_filled_where_handles_need_more_faces_than_asked_for():
     assert 380 <= len(mesh.faces) <= 400
 
 
+def test_faces_are_kept_if_wide_gaps_are_filled_in_vain():
+    with pytest.warns(UserWarning, match="keeps .* faces"):
+        mesh = extract.extract_mesh(noise, position_as_color, BOX, 16, max_faces=100)
+    assert extract.is_closed(mesh.vertices, mesh.faces)
+
+
 def test_filled_gaps_leave_the_rest_as_it_was():
     far = sphere((0, 0, 0.2), 0.1)
 

@@ -1,5 +1,6 @@
 """The zero surface of a signed distance as a closed, colored triangle mesh."""
 
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -37,7 +38,8 @@ def extract_mesh(
       box: lower and upper corner of the region, world frame.
       resolution: cells along the longest side of the box.
       max_faces: decimate to at most this many faces. If the surface has too many handles for that, as torn fields do,
-        narrow gaps are filled first, with a warning.
+        gaps of up to half the longest side are filled first, narrow ones before wide ones, with a warning. If that is
+        in vain, the mesh keeps more faces, also with a warning.
       smoothing: standard deviation, in cells, of a Gaussian blur of the distances. It removes roughness caused by
         contradictory views, but also anything thinner.
       floater_fraction: parts whose volume is below this fraction of that of the largest part are removed.
@@ -59,16 +61,24 @@ def extract_mesh(
             "the signed distance has non-finite values, so the fit has probably diverged; lower its learning rates"
         )
     distance, gap = ndimage.gaussian_filter(distance, smoothing), 0
+    most = sys.maxsize if max_faces is None else max_faces
     while True:
         one = _one_object(_without_gaps(distance, spacing, gap) if gap else distance, spacing, floater_fraction)
         vertices, faces = _surface(one, spacing)
         vertices = (lower + vertices * spacing).astype(np.float32)
-        if max_faces is not None and len(faces) > max_faces >= HANDLE_FACES * _handles(vertices, faces):
-            vertices, faces = decimate(vertices, faces, max_faces)
-        if max_faces is None or len(faces) <= max_faces:
+        last = 8 * gap >= resolution  # Filling wider ones would take too much memory.
+        if len(faces) > most and (last or most >= HANDLE_FACES * _handles(vertices, faces)):
+            vertices, faces = decimate(vertices, faces, most)
+        if last or len(faces) <= most:
             break
         gap = 2 * gap or 1
-    if gap:
+    if len(faces) > most:
+        warnings.warn(
+            f"the mesh keeps {len(faces)} faces, although gaps of up to {2 * gap} cells are filled: no fewer were "
+            f"found, so ask for more than {most}",
+            stacklevel=2,
+        )
+    elif gap:
         warnings.warn(
             f"the surface has too many holes for {max_faces} faces, so gaps of up to {2 * gap} cells are filled; ask "
             "for more faces or a coarser mesh to keep them",
