@@ -95,8 +95,9 @@ def test_previews_show_the_picture_and_the_views(job):
 def test_options_change_the_settings():
     model = worker.with_options(app_system.Ball(), schema.Options(steps=7, quality="fast"))
     assert model.config["anchor"].sampling.num_steps == model.config["interpolation"].sampling.num_steps == 7
-    assert model.config.system.reconstruction == reconstruction.QUALITIES["fast"]
     plain = app_system.Ball()
+    of_weights = plain.config.system.reconstruction
+    assert model.config.system.reconstruction == reconstruction.at_quality(of_weights, "fast")
     assert worker.with_options(plain, schema.Options()).config == plain.config
 
 

@@ -55,6 +55,13 @@ def test_qualities_are_ordered_from_fast_to_best():
     assert steps == sorted(steps) and faces == sorted(faces)
 
 
+def test_a_quality_keeps_what_depends_on_the_views():
+    fit = config.FitSettings(mask_contrast=8.0, steps=50)
+    best = config.at_quality(config.ReconstructionSettings(smoothing=1.0, fit=fit), "best")
+    assert (best.smoothing, best.fit.mask_contrast, best.fit.depth_width) == (1.0, 8.0, 0)
+    assert (best.max_faces, best.fit.steps) == (40_000, 4000)
+
+
 def test_changed_steps_shorten_the_chunks_to_divide_them():
     changed = config.changed(config.ReconstructionSettings(), steps=120, resolution=None)
     assert (changed.fit.steps, changed.fit.steps_per_chunk, changed.resolution) == (120, 10, 128)

@@ -101,7 +101,8 @@ def with_options(model: system.System, options: schema.Options) -> system.System
     chosen = config.system
     try:
         if options.quality != "weights":
-            chosen = dataclasses.replace(chosen, reconstruction=reconstruction.QUALITIES[options.quality])
+            mesh = reconstruction.at_quality(chosen.reconstruction, options.quality)
+            chosen = dataclasses.replace(chosen, reconstruction=mesh)
         for name in ("anchor", "interpolation"):
             if options.steps is not None and name in components:
                 sampling = dataclasses.replace(components[name].sampling, num_steps=options.steps)

@@ -141,7 +141,7 @@ class ReconstructionSettings(Settings):
     fit: FitSettings = setting("How the signed distance field is fitted.", FitSettings())
 
 
-# For views of 128 to 512 pixels.
+# For views of 128 to 512 pixels that agree with each other.
 _opened = functools.partial(FitSettings, depth_width=64)
 QUALITIES = {
     "fast": ReconstructionSettings(max_faces=10_000, texture_size=512, fit=_opened(steps=500)),
@@ -153,6 +153,17 @@ QUALITIES = {
         fit=_opened(steps=4000, rays=2048, levels=(16, 32, 64, 128), color_levels=(16, 64, 128)),
     ),
 }
+
+
+def at_quality(settings: ReconstructionSettings, quality: str) -> ReconstructionSettings:
+    """Return settings with the steps and sizes of one of :data:`QUALITIES`.
+
+    The rest is kept, because it depends on how well the views of a system agree.
+    """
+    chosen = QUALITIES[quality]
+    fit = {name: getattr(chosen.fit, name) for name in ("steps", "rays", "levels", "color_levels")}
+    sizes = {name: getattr(chosen, name) for name in ("resolution", "max_faces", "texture_size")}
+    return dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, **fit), **sizes)
 
 
 def changed(settings: ReconstructionSettings, *, steps: int | None = None, **given: Any) -> ReconstructionSettings:
