@@ -70,7 +70,11 @@ class FitSettings(Settings):
     first_levels: int = setting("Number of feature grids that are active from the start.", 2, at_least=1)
     levels_until: float = _amount("Progress at which all feature grids are active.", 0.5)
     anneal_until: float = _amount("Progress at which the cosine annealing ends.", 0.5)
-    sharpness: float = _amount("Initial s of the NeuS density, in 1 / object unit.", 80.0)
+    sharpness: float = _amount(
+        "Initial s of the NeuS density, in 1 / object unit. The qualities of `e3d fit` have 200, so that thin walls "
+        "are opaque from the start.",
+        80.0,
+    )
     mask_contrast: float = _amount(
         "Factor that sharpens the coverage of the views around one half; 1 leaves it unchanged. Generated silhouettes "
         "are soft over several pixels, and a surface fitted to them looks like fur.",
@@ -142,15 +146,15 @@ class ReconstructionSettings(Settings):
 
 
 # For views of 128 to 512 pixels that agree with each other.
-_opened = functools.partial(FitSettings, depth_width=64)
+_agreeing = functools.partial(FitSettings, depth_width=64, sharpness=200.0)
 QUALITIES = {
-    "fast": ReconstructionSettings(max_faces=10_000, texture_size=512, fit=_opened(steps=500)),
-    "standard": ReconstructionSettings(resolution=192, fit=_opened(steps=1200, rays=1024)),
+    "fast": ReconstructionSettings(max_faces=10_000, texture_size=512, fit=_agreeing(steps=500)),
+    "standard": ReconstructionSettings(resolution=192, fit=_agreeing(steps=1200, rays=1024)),
     "best": ReconstructionSettings(
         resolution=320,
         max_faces=40_000,
         texture_size=2048,
-        fit=_opened(steps=4000, rays=2048, levels=(16, 32, 64, 128), color_levels=(16, 64, 128)),
+        fit=_agreeing(steps=4000, rays=2048, levels=(16, 32, 64, 128), color_levels=(16, 64, 128)),
     ),
 }
 
