@@ -5,6 +5,7 @@ import re
 import shlex
 
 import pytest
+import trimesh
 
 from e3d_jax import cli
 from e3d_jax.cli import flags
@@ -62,3 +63,13 @@ def test_data_is_made_by_the_commands_of_the_guide(tmp_path, bucket, monkeypatch
             assert len(loader.open_shards(records.find_shards(folder))) == 2
             made.append(sorted(shard["sha256"] for shard in manifest.read(folder)["shards"].values()))
     assert len(made) == 3 and made[0] == made[1] == made[2]
+
+
+@pytest.mark.slow
+def test_meshes_are_drawn_by_the_command_of_the_guide(tmp_path):
+    (tmp_path / "meshes").mkdir()
+    trimesh.creation.box().export(tmp_path / "meshes" / "box.glb")
+    (given,) = (arguments for arguments in commands(ROOT / "docs" / "scale.md") if arguments[:2] == ["data", "assets"])
+    toy = ["--config=mini:smoke", "--size=32", "--views=8", "--workers=1"]
+    cli.main([*given, *toy, f"--meshes={tmp_path}/meshes", f"--out={tmp_path}/records"])
+    assert len(loader.open_shards(records.find_shards(tmp_path / "records"))) == 1
