@@ -23,6 +23,8 @@ INTERVAL = 30.0
 INDEX = ".index.json"
 # URLs by the paths of their copies, of this process.
 _urls: dict[str, str] = {}
+# What sends the changes of a mirrored folder, by its path.
+_senders: dict[str, "_Sender"] = {}
 
 
 def local(path: str | os.PathLike, *, without: Sequence[str] = ()) -> str:
@@ -119,7 +121,7 @@ def mirrored(url: str, *, without: Sequence[str] = (), upload: bool = True) -> I
         yield url
         return
     with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())).resolve()
         _urls[str(folder)] = url
         system, root = files.store(url)
         fetched = {name: info for name, info in system.find(root, detail=True).items() if info["type"] == "file"}
@@ -130,11 +132,11 @@ def mirrored(url: str, *, without: Sequence[str] = (), upload: bool = True) -> I
 
         def send_often() -> None:
             while not stop.wait(INTERVAL):
-                with contextlib.suppress(OSError):  # The next time, or the last, will do.
-                    sender.send()
+                send(folder)
 
         thread = threading.Thread(target=send_often, daemon=True)
         if upload:
+            _senders[str(folder)] = sender
             thread.start()
         try:
             yield str(folder)
@@ -142,7 +144,15 @@ def mirrored(url: str, *, without: Sequence[str] = (), upload: bool = True) -> I
             stop.set()
             if upload:
                 thread.join()
+                del _senders[str(folder)]
                 sender.send()
+
+
+def send(folder: str | os.PathLike) -> None:
+    """Send now what has changed in a folder, if it is a mirrored one; what the store refuses is sent later."""
+    if sender := _senders.get(os.fspath(folder)):
+        with contextlib.suppress(OSError):  # The next time, or the last, will do.
+            sender.send()
 
 
 class _Sender:
@@ -150,7 +160,7 @@ class _Sender:
 
     def __init__(self, folder: pathlib.Path, url: str, without: Sequence[str]):
         self._folder, self._url, self._without = folder, url, tuple(without)
-        self._sent = self._states()
+        self._sent, self._lock = self._states(), threading.Lock()
 
     def _states(self) -> dict[str, tuple[int, int]]:
         states = {}
@@ -167,11 +177,11 @@ class _Sender:
         Raises:
           OSError: a file cannot be sent.
         """
-        states = self._states()
-        for name, state in states.items():
-            if self._sent.get(name) != state:
-                url = files.join(self._url, name)
-                with files.write_errors(url), contextlib.suppress(FileNotFoundError):
-                    system, inside = files.store(url)
-                    system.put_file(str(self._folder / name), inside)
-                self._sent[name] = state
+        with self._lock:
+            for name, state in self._states().items():
+                if self._sent.get(name) != state:
+                    url = files.join(self._url, name)
+                    with files.write_errors(url), contextlib.suppress(FileNotFoundError):
+                        system, inside = files.store(url)
+                        system.put_file(str(self._folder / name), inside)
+                    self._sent[name] = state

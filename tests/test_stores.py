@@ -98,6 +98,15 @@ def test_a_mirror_sends_while_it_is_used(bucket, monkeypatch):
         assert files.read(f"{bucket}/run/row") == b"1"
 
 
+def test_a_mirror_sends_when_asked_and_other_folders_do_not(bucket, tmp_path):
+    with stores.mirrored(f"{bucket}/run") as folder:
+        pathlib.Path(folder, "row").write_bytes(b"1")
+        stores.send(tmp_path)
+        assert not files.glob(f"{bucket}/run", "row")
+        stores.send(folder)
+        assert files.read(f"{bucket}/run/row") == b"1"
+
+
 def test_what_was_written_before_an_error_is_sent(bucket):
     with pytest.raises(KeyError), stores.mirrored(f"{bucket}/run") as folder:
         pathlib.Path(folder, "row").write_bytes(b"1")

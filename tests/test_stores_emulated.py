@@ -1,6 +1,8 @@
 """Object stores that refuse, stall, and outlive the processes that write to them; emulated on this machine."""
 
+import json
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -10,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3d_jax import files, stores
+from e3d_jax import cli, files, stores
 from e3d_jax.data import engine, manifest, records
 from e3d_jax.training import checkpoints
+from e3d_jax.weights import folder
+from tests import toy
 
 pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Faults:
@@ -62,7 +67,7 @@ def gs(monkeypatch):
     """The URL of a bucket of Google Cloud Storage, and its faults."""
     emulator = pytest.importorskip("gcp_storage_emulator.server")
     pytest.importorskip("gcsfs").GCSFileSystem.clear_instance_cache()
-    faults, handle = Faults(), emulator.Router.handle
+    faults, handle, download = Faults(), emulator.Router.handle, emulator.objects.download
 
     def refuse_or_handle(self, method):
         if faults.refuses():
@@ -71,7 +76,14 @@ def gs(monkeypatch):
             return None
         return handle(self, method)
 
+    def download_with_generation(request, response, storage, *others):  # TensorStore asks for it.
+        download(request, response, storage, *others)
+        if response.status < 300:
+            found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+            response["x-goog-generation"] = found["generation"]
+
     monkeypatch.setattr(emulator.Router, "handle", refuse_or_handle)
+    monkeypatch.setattr(emulator.objects, "download", download_with_generation)
     server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
     server.start()
     port = server._api._httpd.server_port
@@ -155,3 +167,78 @@ def test_checkpoints_in_a_store_come_back(gs):
     restored, progress = saved.restore({"x": jnp.zeros(4)})
     assert restored["x"].tolist() == [0, 1, 2, 3] and progress == {"batches": 2} and saved.steps == [2]
     saved.close()
+
+
+CONFIG = """
+from e3d_jax import presets
+from tests import toy
+
+def get_config():
+    return presets.config_of(toy.config(steps=6, checkpoint_every=1, log_every=1).to_dict())
+"""
+# The command line, with the toy stages.
+PROGRAM = """
+import sys
+import pytest
+from e3d_jax import cli
+from tests import toy
+
+toy.register(pytest.MonkeyPatch())
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def arguments(toy_stages, tmp_path, monkeypatch):
+    """Return the arguments of a run of the toy stage, given its folder and those of its data."""
+    monkeypatch.setenv("E3D_STORE_CACHE", str(tmp_path / "copies"))
+    (tmp_path / "toy_config.py").write_text(CONFIG)
+
+    def arguments(workdir, data):
+        return ["train", f"--config={tmp_path}/toy_config.py", "--stage=toy", f"--workdir={workdir}", f"--data={data}"]
+
+    return arguments
+
+
+@pytest.fixture
+def undisturbed(arguments, tmp_path):
+    """What a run on this machine ends in; its records are in the folder ``records``."""
+    toy.write_records(tmp_path / "records")
+    cli.main(arguments(tmp_path / "run", tmp_path / "records"))
+    return results(tmp_path / "run")
+
+
+def results(workdir):
+    """Return the weights of a run, and the steps that have a row of metrics."""
+    local = pathlib.Path(stores.local(workdir))
+    rows = map(json.loads, (local / "toy" / "metrics.jsonl").read_text().splitlines())
+    weights = {name: array.read().tolist() for name, array in folder.read(local / "weights", "toy").items()}
+    return weights, [row["step"] for row in rows if "loss" in row]
+
+
+def upload(path, url):
+    system, inside = files.store(url)
+    system.put_file(str(path / "toys.array_record"), f"{inside}/toys.array_record")
+
+
+def test_a_run_in_a_store_that_refuses_requests_ends_as_one_on_this_machine(s3, arguments, undisturbed, tmp_path):
+    url, faults = s3
+    faults.every = 4
+    upload(tmp_path / "records", f"{url}/records")
+    cli.main([*arguments(f"{url}/run", f"{url}/records"), f"--checkpoints={tmp_path}/checkpoints"])
+    assert results(f"{url}/run") == undisturbed
+    assert faults.refused > 5
+
+
+def test_a_run_in_a_store_that_is_killed_continues_there_without_a_loss(gs, arguments, undisturbed, tmp_path):
+    url, faults = gs
+    faults.every = 50
+    upload(tmp_path / "records", f"{url}/records")
+    given = arguments(f"{url}/run", f"{url}/records")
+    run = subprocess.Popen([sys.executable, "-c", PROGRAM, *given], cwd=ROOT)
+    while run.poll() is None and not files.glob(f"{url}/run/toy/checkpoints", "[2-6]"):
+        time.sleep(0.1)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    cli.main(given)
+    assert results(f"{url}/run") == undisturbed

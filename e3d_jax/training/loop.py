@@ -208,6 +208,8 @@ def _train(
             if step % settings.checkpoint_every == 0 or step == last or stop:
                 progress = {"batches": step, "recent": recent.fetch()}
                 with stopwatch.spending("checkpoint"):
+                    # A run that continues after this step does not write the rows before it again.
+                    stores.send(run.folder.parent)
                     saved.save(step, state, progress)
             if stop:
                 break
