@@ -1,8 +1,10 @@
 """Commands in the documentation have the flags that they are given, and run where that is quick."""
 
+import os
 import pathlib
 import re
 import shlex
+import subprocess
 
 import pytest
 import trimesh
@@ -46,6 +48,18 @@ def test_a_command_of_the_documentation_has_known_flags(page, arguments):
         pytest.skip("a file of the reader")
     module.define(given)
     given.parse()
+
+
+@pytest.mark.parametrize(("status", "restarts", "requeued"), [(0, None, False), (1, None, True), (1, 10, False)])
+def test_the_slurm_script_of_the_guide_requeues_ten_crashes(status, restarts, requeued, tmp_path):
+    (script,) = re.findall(r"```bash\n(srun .*?)```", (ROOT / "docs" / "scale.md").read_text(), re.DOTALL)
+    for name, command in (("srun", f"exit {status}"), ("scontrol", f'echo "$@" > {tmp_path}/requeued')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    subprocess.run(["bash", "-c", script], env=variables | ({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}))
+    assert (tmp_path / "requeued").exists() == requeued
+    assert not requeued or (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 @pytest.mark.slow
