@@ -194,12 +194,19 @@ def ball_views(cams, radius=0.4):
     return rgba, images.encode_normal(surface / radius, alpha)
 
 
-def test_true_meshes_are_drawn_from_the_cameras_of_the_predicted_views(meshes, tmp_path):
-    gt, cams = meshes("gt", x=0.5), cameras.ring(64, 4)
-    none = np.zeros((0, 64, 64, 3), np.float32)
-    views = structs.ViewSet(ball_views(cams)[0], cams, np.zeros(0, int), none, np.arange(4))
-    views_io.write_views(tmp_path / "x", views)
-    plain, scaled = (scores_of(tmp_path / "x", gt / "x.glb", align=align) for align in ("none", "front"))
+@pytest.fixture
+def with_poses(tmp_path):
+    """Four views of a ball, in a folder that says where they are from."""
+    cams, none = cameras.ring(64, 4), np.zeros((0, 64, 64, 3), np.float32)
+    views_io.write_views(
+        tmp_path / "x", structs.ViewSet(ball_views(cams)[0], cams, np.zeros(0, int), none, np.arange(4))
+    )
+    return tmp_path / "x"
+
+
+def test_true_meshes_are_drawn_from_the_cameras_of_the_predicted_views(with_poses, meshes):
+    gt = meshes("gt", x=0.5)
+    plain, scaled = (scores_of(with_poses, gt / "x.glb", align=align) for align in ("none", "front"))
     assert scaled["front_scale"] == pytest.approx(0.8, abs=0.02)
     assert plain["mask_iou"] < 0.75 < 0.95 < scaled["mask_iou"]
 
@@ -220,6 +227,22 @@ def test_true_meshes_are_drawn_from_the_poses_of_a_protocol(without_poses, meshe
     scores = scores_of(without_poses.parent, meshes("gt", baseball=0.49), protocol="scans20", align="front")
     assert scores["views"] == 7 and scores["mask_iou"] > 0.95
     assert scores["normal_maps"] == 8 and scores["normal_angle_deg"] < 5
+
+
+@pytest.fixture
+def count_views(monkeypatch):
+    """Lets the consistency of views be their number."""
+
+    def count(views, *_, **__):
+        return {"consistency_psnr": float(len(views.rgba))}
+
+    monkeypatch.setattr(consistency, "consistency", count)
+
+
+def test_a_surface_is_fitted_to_views_from_the_poses_of_a_protocol(without_poses, count_views):
+    report = evaluate.evaluate(without_poses.parent, None, evaluate.Options(consistency=True, protocol="scans20"))
+    assert report["mean"] == {"consistency_psnr": 8}
+    assert "that of the 8 views of the protocol scans20" in report["notes"]["consistency"]
 
 
 def test_the_truth_cannot_be_scaled_to_a_missing_front_view(without_poses, meshes):
@@ -250,10 +273,8 @@ def test_a_file_that_is_not_a_report_is_refused(meshes, tmp_path):
         evaluate.against(evaluate.evaluate(meshes("a", x=0.4)), tmp_path / "other.json")
 
 
-def test_without_a_truth_views_are_compared_with_a_surface_fitted_to_half_of_them(views, monkeypatch):
-    monkeypatch.setattr(views_io, "read_views", lambda folder: "views")
-    monkeypatch.setattr(consistency, "consistency", lambda views, *_, **__: {"consistency_psnr": 30.0})
-    assert scores_of(views("a"), consistency=True) == {"consistency_psnr": 30}
+def test_without_a_truth_views_are_compared_with_a_surface_fitted_to_half_of_them(with_poses, count_views):
+    assert scores_of(with_poses, consistency=True) == {"consistency_psnr": 4}
 
 
 def test_views_without_poses_cannot_be_compared_with_a_surface(views):

@@ -33,3 +33,27 @@ def test_a_missing_view_is_an_error():
 def test_an_unknown_protocol_is_an_error():
     with pytest.raises(ValueError, match="no protocol 'other'; known: scans20, synthetic40"):
         protocol.load("other")
+
+
+def square(view, size=4):
+    return np.full((size, size, 4), view / 32, np.float32)
+
+
+def test_views_that_are_there_have_the_poses_of_their_numbers():
+    fixed = protocol.load("scans20")
+    posed = fixed.posed({view: square(view) for view in (0, 8, 12, 13)}, {8: square(32)})
+    np.testing.assert_array_equal(posed.rgba[:, 0, 0, 0], np.float32([0, 8 / 32, 12 / 32]))
+    np.testing.assert_array_equal(posed.cameras.world_from_cam, fixed.cameras(4).world_from_cam[[0, 2, 3]])
+    assert posed.normal_views.tolist() == [1] and posed.normals.shape == (1, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "rgba, message",
+    [
+        ({1: square(1)}, "none of the views"),
+        ({0: square(0), 4: square(4, 5)}, "one is 5 x 5 px and the first 4 px high"),
+    ],
+)
+def test_views_that_cannot_have_the_poses_of_a_protocol_are_refused(rgba, message):
+    with pytest.raises(ValueError, match=message):
+        protocol.load("scans20").posed(rgba, {})

@@ -134,12 +134,26 @@ class _Scorer:
         return scores
 
     def _consistency(self, folder: pathlib.Path) -> dict[str, float]:
-        posed = views_io.read_views(folder)
+        posed = self._posed(folder)
         learned = {name: metric for name, metric in self.learned.items() if name == "st_lpips"}
         try:
             return consistency.consistency(posed, learned, seed=self.options.seed, notes=self.notes)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
+
+    def _posed(self, folder: pathlib.Path) -> structs.ViewSet:
+        """Return views with the poses in their folder or, if it has none, with those of the protocol."""
+        try:
+            return views_io.read_views(folder)
+        except FileNotFoundError:
+            if self.protocol is None:
+                raise
+        views = self.protocol.posed(report.read_numbered(folder), report.read_numbered(folder, "normal"))
+        self.notes["consistency"] = (
+            f"{folder} has no {views_io.TRANSFORMS}, so its consistency is that of the {len(views.rgba)} views of the "
+            f"protocol {self.protocol.name}; compare it only with figures of as many views"
+        )
+        return views
 
     def _views(self, folder: pathlib.Path, gt: inputs.Item) -> dict[str, float]:
         pred, pred_normals = report.read_numbered(folder), report.read_numbered(folder, "normal")

@@ -8,11 +8,12 @@ axes); and ``focal``, the focal length over the image width.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 
-from e3d_jax import cameras, structs
+from e3d_jax import cameras, images, structs, views_io
 
 FOLDER = pathlib.Path(__file__).parent / "protocols"
 
@@ -48,18 +49,48 @@ class Protocol:
             height=size,
         )
 
-    def scored(self, images: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    def scored(self, rgba: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Return the images of the views that are scored, by number.
 
         Raises:
           ValueError: one is missing.
         """
         wanted = [view for view in self.views if view != self.input_view]
-        if lost := [view for view in wanted if view not in images]:
+        if lost := [view for view in wanted if view not in rgba]:
             raise ValueError(
                 f"view {lost[0]} is missing, which the protocol {self.name} scores; generate all its views"
             )
-        return {view: images[view] for view in wanted}
+        return {view: rgba[view] for view in wanted}
+
+    def posed(self, rgba: Mapping[int, np.ndarray], normals: Mapping[int, np.ndarray]) -> structs.ViewSet:
+        """Return the views and encoded normal maps that are there, with the poses of the protocol.
+
+        Args:
+          rgba: views by number, all square and of one size.
+          normals: encoded normal maps of some of them.
+
+        Raises:
+          ValueError: there are no views of the protocol, or an image has another size.
+        """
+        there = [at for at, view in enumerate(self.views) if view in rgba]
+        if not there:
+            raise ValueError(f"none of the views {self.views} of the protocol {self.name} is there; generate them")
+        mapped = [at for at, view in enumerate(self.views) if view in rgba and view in normals]
+        shown, maps = ([kind[self.views[at]] for at in some] for kind, some in ((rgba, there), (normals, mapped)))
+        size = len(shown[0])
+        if other := [each.shape for each in shown + maps if each.shape[:2] != (size, size)]:
+            raise ValueError(
+                f"the protocol {self.name} has square views of one size, but one is {other[0][1]} x {other[0][0]} px "
+                f"and the first {size} px high; resize them"
+            )
+        decoded = [images.decode_normal(each, shortest=views_io.SHORTEST_NORMAL) for each in maps]
+        return structs.ViewSet(
+            rgba=np.stack(shown),
+            cameras=self.cameras(size)[there],
+            normal_views=np.searchsorted(there, mapped),
+            normals=np.array(decoded, np.float32).reshape(-1, size, size, 3),
+            anchors=np.arange(len(there)),
+        )
 
 
 def names() -> list[str]:
