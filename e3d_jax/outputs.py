@@ -116,6 +116,7 @@ def _described(name: str, given: system.Input) -> dict[str, Any]:
         "distance": given.camera.distance,
         "scale": given.camera.scale,
         "silhouette_iou": given.camera.agreement,
+        "difference": given.camera.difference,
         "pixels_used": given.camera.used,
     }
 

@@ -136,7 +136,7 @@ def located(size, elevation):
     camera = cameras.ring(size, 1, elevation=np.radians(elevation))
     rgba = np.full((size, size, 4), 0.5, np.float32)
     picture = registration.Picture(rgba, 0.0, (0.0, 0.0, float(size), float(size)))
-    found = registration.Found(camera, elevation, 39.6, 1.5, 0.97, used=True)
+    found = registration.Found(camera, elevation, 39.6, 1.5, 0.97, 0.05, used=True)
     names = {"elevation": "fitted to the mesh", "fov": "fitted to the mesh"}
     return system.Input(rgba[:SIZE, :SIZE], rgba[:SIZE, :SIZE], 0.0, elevation, 39.6, None, names, picture, found)
 
@@ -150,7 +150,7 @@ def test_pictures_are_written_with_their_cameras(tmp_path):
     np.testing.assert_allclose(posed.cameras.center, [[10, 10], [16, 16]])
     first = json.loads((tmp_path / "ball/report.json").read_text())["inputs"][0]
     assert first["elevation_found"] == "fitted to the mesh" and first["pixels_used"]
-    assert (first["silhouette_iou"], first["roll"]) == (0.97, 1.5)
+    assert (first["silhouette_iou"], first["difference"], first["roll"]) == (0.97, 0.05, 1.5)
     assert first["scale"] == pytest.approx(20 * 1.38906 / 1.5, rel=1e-4)
 
 

@@ -9,7 +9,7 @@ import trimesh
 
 from e3d_jax import cameras, images, structs
 from e3d_jax.mesh import preview
-from e3d_jax.reconstruction import registration
+from e3d_jax.reconstruction import pipeline, registration
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,39 @@ def test_another_object_does_not_agree(brick):
     rod = trimesh.creation.cylinder(0.05, 0.9)
     thin = structs.Mesh(rod.vertices.astype(np.float32), rod.faces, np.ones_like(rod.vertices, np.float32))
     assert registration.find(brick, taken(thin, 0.0, 30.0, given=True)).agreement < 0.6
+
+
+def test_a_picture_of_the_object_differs_little(brick):
+    assert registration.find(brick, taken(brick, 27.0, 48.0)).difference < 0.1
+
+
+def test_half_of_another_object_beside_the_object_is_noticed_though_most_of_the_silhouette_agrees(brick):
+    rgba = np.pad(taken(brick, 10.0, 30.0).rgba, ((0, 0), (0, 60), (0, 0)))
+    row, column = np.nonzero(rgba[..., 3] > 0.5)
+    rgba[row.max() - 60 : row.max(), column.max() : column.max() + 50] = [0.5, 0.4, 0.3, 1]
+    found = registration.find(brick, registration.cropped(rgba, images.object_box(rgba[..., 3]), 0.0))
+    assert found.agreement > 0.7 and found.difference > registration.MOST_DIFFERENT
+
+
+def test_an_object_of_the_same_shape_but_of_another_color_is_noticed(brick):
+    picture = taken(dataclasses.replace(brick, colors=np.full_like(brick.colors, [0.1, 0.2, 0.8])), 27.0, 48.0)
+    red = dataclasses.replace(brick, colors=np.full_like(brick.colors, [0.8, 0.2, 0.1]))
+    found = registration.find(red, picture)
+    assert found.agreement > 0.9 and found.difference > registration.MOST_DIFFERENT
+
+
+def test_light_and_exposure_make_little_difference(brick):
+    picture = taken(brick, 27.0, 48.0)
+    dim = dataclasses.replace(picture, rgba=picture.rgba * np.float32([0.6, 0.5, 0.4, 1]))
+    assert registration.find(brick, dim).difference < registration.MOST_DIFFERENT / 2
+
+
+def test_a_picture_of_another_object_is_left_out_with_a_warning(brick):
+    rod = trimesh.creation.cylinder(0.05, 0.9)
+    thin = structs.Mesh(rod.vertices.astype(np.float32), rod.faces, np.ones_like(rod.vertices, np.float32))
+    picture = taken(thin, 0.0, 30.0)
+    with pytest.warns(UserWarning, match="the picture from azimuth 0 does not seem to show the object"):
+        assert not pipeline._checked(brick, picture, registration.find(brick, picture), np.zeros(2)).used
 
 
 def test_large_crops_are_shrunk():

@@ -52,7 +52,8 @@ def image():
 def reconstruct_nothing(views, pictures, *_):
     """Return a triangle, and for each picture the angles that are given, or 12 and 34 degrees."""
     mesh = structs.Mesh(np.zeros((3, 3), np.float32), np.array([[0, 1, 2]]), np.zeros((3, 3), np.float32))
-    found = [registration.Found(cameras.ring(32, 1), x.elevation or 12.0, x.fov or 34.0, 0.0, 0.9) for x in pictures]
+    camera = cameras.ring(32, 1)
+    found = [registration.Found(camera, x.elevation or 12.0, x.fov or 34.0, 0.0, 0.9, 0.1) for x in pictures]
     return mesh, tuple(found)
 
 

@@ -15,7 +15,6 @@ from e3d_jax.mesh import extract, texture
 from e3d_jax.reconstruction import config, fields, fit, registration
 
 SEARCHED_CELLS = 96  # marching-cubes cells of the mesh that pictures are compared with
-LEAST_AGREEMENT = 0.7  # of the silhouettes of a picture and of the mesh; below, it shows something else
 
 
 def reconstruct(
@@ -37,8 +36,8 @@ def reconstruct_with(
 ) -> tuple[structs.Mesh, tuple[registration.Found, ...]]:
     """Do the same with pictures of the object, whose cameras are found when half of the fit is done.
 
-    From then on they take part in the fit, and the texture has their colors where they see the surface. A picture whose
-    silhouette disagrees with the mesh is left out, with a warning.
+    From then on they take part in the fit, and the texture has their colors where they see the surface. A picture that
+    differs from the mesh as one of another object does is left out, with a warning.
 
     Returns:
       The mesh, and the cameras of the pictures.
@@ -48,7 +47,7 @@ def reconstruct_with(
     def locate(field: fields.Field) -> list[structs.Cameras | None]:
         mesh = extract.extract_mesh(*surface_functions(field), field.box, SEARCHED_CELLS)
         found[:] = [registration.find(mesh, picture) for picture in pictures]
-        return [each.camera if each.agreement >= LEAST_AGREEMENT else None for each in found]
+        return [each.camera if each.difference <= registration.MOST_DIFFERENT else None for each in found]
 
     joining = pictures if settings.input_pixels else ()
     fitted = fit.fit(
@@ -84,18 +83,18 @@ def reconstruct_with(
 def _checked(
     mesh: structs.Mesh, picture: registration.Picture, found: registration.Found, shift: Float[np.ndarray, "2"]
 ) -> registration.Found:
-    """Return the camera of a picture after the fit; warn if the silhouettes disagree, and the picture is not used."""
+    """Return the camera of a picture after the fit; warn if it differs from the mesh, and the picture is not used."""
     camera = _shifted(found.camera, shift[None])
-    agreement = registration.agreement(mesh, picture, camera)
-    used = min(agreement, found.agreement) >= LEAST_AGREEMENT
+    agreement, difference = registration.compare(mesh, picture, camera)
+    used = max(difference, found.difference) <= registration.MOST_DIFFERENT
     if not used:
         warnings.warn(
-            f"the picture from azimuth {picture.azimuth:g} does not show the object of the generated views (the "
-            f"silhouettes agree by {found.agreement:.0%}), so its pixels are not used; check the picture and its "
-            "direction",
+            f"the picture from azimuth {picture.azimuth:g} does not seem to show the object of the generated views, or "
+            f"not it alone (the silhouettes agree by {found.agreement:.0%}), so its pixels are not used; check the "
+            "picture and its direction",
             stacklevel=3,
         )
-    return dataclasses.replace(found, camera=camera, agreement=agreement, used=used)
+    return dataclasses.replace(found, camera=camera, agreement=agreement, difference=difference, used=used)
 
 
 def _shifted(cameras: structs.Cameras, shifts: Float[np.ndarray, "v 2"]) -> structs.Cameras:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy import spatial
+from scipy import ndimage, spatial
 from scipy.spatial import transform
 
 from e3d_jax import cameras, images, raycast, structs
@@ -25,6 +25,8 @@ USUAL_FOV, FOV_SPREAD = 36.0, 0.5  # degrees, of the crop; spread of the logarit
 ROLL_SPREAD = 6.0  # degrees
 GAINS = 0.5, 2.0  # of colors
 COLOR_WEIGHT = 1.0  # of a difference of colors, relative to one of coverage
+MOST_DIFFERENT = 0.25  # of a picture and the mesh that it shows, see Found.difference
+DARK = 0.05  # added to mean colors, since those of dark objects have no tint
 # Elevation (degrees), roll (degrees), logarithms of focal length and of size, and place (fractions of the side), over
 # steps that change an image about equally.
 UNITS = np.array([2.0, 1.0, 0.1, 0.01, 0.01, 0.01])
@@ -80,6 +82,9 @@ class Found:
       fov: horizontal field of view of the whole picture in degrees.
       roll: clockwise turn of the camera about its axis in degrees.
       agreement: intersection over union of the silhouettes of picture and mesh, within the picture.
+      difference: the diameter of the largest disk that only one of the silhouettes covers, over the square root of the
+        area of the picture's; plus half the distance of the mean colors of what both cover, scaled to length 1. Another
+        object differs by whole regions, an inexact mesh by strips, whose area is large only if the object is thin.
       used: whether the mesh was fitted and painted with the picture.
     """
 
@@ -88,6 +93,7 @@ class Found:
     fov: float
     roll: float
     agreement: float
+    difference: float
     used: bool = False
 
     @property
@@ -116,10 +122,9 @@ def find(mesh: structs.Mesh, picture: Picture) -> Found:
     return search.found(best)
 
 
-def agreement(mesh: structs.Mesh, picture: Picture, camera: structs.Cameras) -> float:
-    """Return the intersection over union of the silhouettes of a mesh and of a picture with a known camera."""
-    search = _Search(mesh, picture)
-    return search.agreement(_resized(camera, FINE))
+def compare(mesh: structs.Mesh, picture: Picture, camera: structs.Cameras) -> tuple[float, float]:
+    """Return agreement and difference (see :class:`Found`) of a mesh and a picture with a known camera."""
+    return _Search(mesh, picture).compare(_resized(camera, FINE))
 
 
 def _apart(ranked: list[np.ndarray]) -> list[np.ndarray]:
@@ -257,22 +262,30 @@ class _Search:
                 break
         return values
 
-    def agreement(self, camera: structs.Cameras) -> float:
-        """Return the intersection over union of the silhouettes."""
+    def compare(self, camera: structs.Cameras) -> tuple[float, float]:
+        """Return agreement and difference, see :class:`Found`."""
         target, within = self._target(camera.width)
-        _, alpha = self._render(camera)
+        color, alpha = self._render(camera)
         shown, seen = (each * within for each in (alpha, target[..., 3]))
-        return float(np.minimum(shown, seen).sum() / max(np.maximum(shown, seen).sum(), 1e-9))
+        shared = np.minimum(shown, seen)
+        agreement = float(shared.sum() / max(np.maximum(shown, seen).sum(), 1e-9))
+        alone = np.pad(np.abs(shown - seen) > 0.5, 1)
+        widest = 2 * ndimage.distance_transform_edt(alone).max() / math.sqrt(max(seen.sum(), 1.0))
+        tints = [(shared[..., None] * each).sum((0, 1)) + DARK * shared.sum() for each in (color, target[..., :3])]
+        ours, theirs = (tint / max(np.linalg.norm(tint), 1e-9) for tint in tints)
+        return agreement, float(widest + np.linalg.norm(ours - theirs) / 2)
 
     def found(self, values: Float[np.ndarray, "6"]) -> Found:
         """Return a camera with its angles."""
         fov = math.degrees(2 * math.atan(self._width / 2 / math.exp(values[2])))
+        agreement, difference = self.compare(self.camera(values, FINE))
         return Found(
             camera=self.camera(values, self._side),
             elevation=float(values[0]) if self._picture.elevation is None else self._picture.elevation,
             fov=fov if self._picture.fov is None else self._picture.fov,
             roll=float(values[1]),
-            agreement=self.agreement(self.camera(values, FINE)),
+            agreement=agreement,
+            difference=difference,
         )
 
 
