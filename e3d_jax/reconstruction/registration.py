@@ -25,7 +25,7 @@ USUAL_FOV, FOV_SPREAD = 36.0, 0.5  # degrees, of the crop; spread of the logarit
 ROLL_SPREAD = 6.0  # degrees
 GAINS = 0.5, 2.0  # of colors
 COLOR_WEIGHT = 1.0  # of a difference of colors, relative to one of coverage
-MOST_DIFFERENT = 0.25  # of a picture and the mesh that it shows, see Found.difference
+MOST_DIFFERENT = 0.22  # of a picture and the mesh that it shows, see Found.difference
 DARK = 0.05  # added to mean colors, since those of dark objects have no tint
 # Elevation (degrees), roll (degrees), logarithms of focal length and of size, and place (fractions of the side), over
 # steps that change an image about equally.
