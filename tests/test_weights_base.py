@@ -19,6 +19,11 @@ def test_bundled_weights_are_those_of_the_config():
     assert settings.differences(folder.read_config(BUNDLED).identity(), given.identity()) == []
 
 
+def test_a_whole_cascade_is_bundled():
+    needed = ("autoencoder", "normals", "anchor", "interpolation")
+    assert [name for name in needed if not folder.has(BUNDLED, name)] == []
+
+
 def test_the_bundled_autoencoder_returns_an_image():
     given = images.read_image(CAKE)
     box = images.object_box(given[..., 3])
