@@ -8,7 +8,7 @@ import pytest
 from array_record.python import array_record_module
 
 from e3d_jax import cameras
-from e3d_jax.data import records, synthetic
+from e3d_jax.data import engine, records, synthetic
 from e3d_jax.data.synthetic import jobs, objects, shapes
 from e3d_jax.images import FILL
 
@@ -163,6 +163,18 @@ def test_a_larger_number_of_objects_extends_a_dataset(tmp_path):
     assert write(tmp_path, 3) == (1, 2, 0, 0)
     assert names(tmp_path) == ["test-2-00000000-0002", "test-2-00000002-0001"]
     assert write(tmp_path, 3) == (0, 3, 0, 0)
+
+
+def test_no_more_objects_are_drawn_at_once_than_a_shard_has(tmp_path):
+    done = []
+
+    def note(job, workers):
+        done.append(job.make_work.args[-1])
+        return engine.Counts(0, 0, 0, 0)
+
+    for count in (1, 300):
+        write(tmp_path, count, runner=note)
+    assert done == [1, 2]
 
 
 def test_shards_of_a_job_share_the_blocks_of_objects(tmp_path):

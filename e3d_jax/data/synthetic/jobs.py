@@ -105,7 +105,7 @@ def write_records(
       inputs: input images to draw beside the rig's views; none when not given.
       split: "train" or "test"; they share no object.
       seed: of the sequence of objects.
-      batch: objects per call of the device.
+      batch: objects per call of the device, if a shard has as many.
       workers: encoding processes; one per core by default, 0 for none but this one.
       shard: (i, n): do the i-th of n parts of the work.
       runner: does the job.
@@ -117,5 +117,7 @@ def write_records(
     shards, already = plan(out, count, split, seed, shard)
     if already:
         records.check_schema(out)
+    # What a batch lacks is drawn all the same, so that one shape is compiled.
+    batch = min(batch, max((len(each.items) for each in shards), default=batch))
     work = functools.partial(make_work, split, seed, rig, inputs, batch)
     return runner(engine.Job(out, shards, work, seed), workers=workers)._replace(already=already)
