@@ -3,8 +3,9 @@
     python benchmarks/kills.py --data=RECORDS --out=DIR [--kills=20] [--seed=0]
 
 Trains a small normal estimator on records of 32 px, saving and evaluating at almost every step: once undisturbed, and
-once under ``e3d train --restart``, whose child gets SIGKILL at random times, a quarter of them as it starts.
-Prints what the run was doing when it was killed, its goodput, and whether all weights are equal, bit for bit.
+once under ``e3d train --restart``, whose child gets SIGKILL at random times: as it starts, while it evaluates held-out
+objects, and at any time. Prints what the run was doing when it was killed, its goodput, and whether all weights are
+equal, bit for bit.
 """
 
 import collections
@@ -23,6 +24,9 @@ from e3d_jax.training import goodput
 from e3d_jax.weights import folder
 
 STAGE = "normals"
+# When the run is killed, with probabilities, and the most seconds that pass then.
+MOMENTS = {"starting": 0.2, "evaluating": 0.4, "any": 0.4}
+WAITS = {"starting": 3.0, "evaluating": 0.1, "any": 0.5}
 SETTINGS = {"batch_size": 4, "loader_workers": 0, "checkpoint_every": 1, "evaluate_every": 3, "log_every": 1}
 
 DATA = flags.DEFINE_string("data", None, "Folder of records of 32 px.", required=True)
@@ -41,20 +45,22 @@ def command(data: str, workdir: pathlib.Path, steps: int, *more: str) -> list[st
 
 def kill_again_and_again(data: str, workdir: pathlib.Path, steps: int, kills: int, seed: int) -> collections.Counter:
     """Train a run that is killed; return how often it was, by what it was doing."""
-    rng, doing = np.random.default_rng(seed), collections.Counter[str]()
+    rng, doing, run = np.random.default_rng(seed), collections.Counter[str](), workdir / STAGE
     parent = subprocess.Popen(command(data, workdir, steps, f"--restart={kills + 5}"))
     try:
         child = 0
         for _ in range(kills):
             child = _next_child(parent, child)
-            early, step = rng.random() < 0.25, goodput.last_step(workdir / STAGE) + rng.integers(1, 4)
-            while not early and parent.poll() is None and goodput.last_step(workdir / STAGE) < step:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 3.0 if early else 0.5))
-            if parent.poll() is not None:
-                raise ValueError(f"the run ended after {sum(doing.values())} kills; give it more steps")
-            unfinished = list((workdir / STAGE / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-            doing["starting" if early else "saving" if unfinished else "computing or evaluating"] += 1
+            moment, step = rng.choice(list(MOMENTS), p=list(MOMENTS.values())), goodput.last_step(run)
+            if moment != "starting":
+                step += rng.integers(1, 4)
+            while goodput.last_step(run) < step or (moment == "evaluating" and not _is_evaluating(run)):
+                if parent.poll() is not None:
+                    raise ValueError(f"the run ended after {doing.total()} kills; give it more steps")
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, WAITS[moment]))
+            os.kill(child, signal.SIGSTOP)  # It is still doing what is counted when it is killed.
+            doing["starting" if moment == "starting" else _doing(run)] += 1
             os.kill(child, signal.SIGKILL)
         if status := parent.wait():
             raise ValueError(f"the run ended with status {status}")
@@ -62,6 +68,20 @@ def kill_again_and_again(data: str, workdir: pathlib.Path, steps: int, kills: in
         parent.terminate()
         parent.wait()
     return doing
+
+
+def _doing(run: pathlib.Path) -> str:
+    """Return what a run that takes steps is doing."""
+    if _is_evaluating(run):
+        return "evaluating"
+    return "saving" if list((run / "checkpoints").glob("*.orbax-checkpoint-tmp*")) else "computing"
+
+
+def _is_evaluating(run: pathlib.Path) -> bool:
+    """Return whether a run has written the row of a step to evaluate, but not its scores."""
+    rows = (run / "metrics.jsonl").read_bytes().split(b"\n")[:-1]  # The last line may be unfinished.
+    row = json.loads(rows[-1]) if rows else {"step": 0}
+    return "loss" in row and row["step"] % SETTINGS["evaluate_every"] == 0
 
 
 def _next_child(parent: subprocess.Popen, last: int) -> int:
