@@ -1,7 +1,7 @@
 """How well the cameras of pictures are found, and how much of a picture the mesh keeps, with ground-truth views.
 
     python benchmarks/pictures.py --meshes=DIR --out=scores.json [--names=NAME,...] [--quality=fast] [--size=256]
-        [--picture=512] [--elevations=0,30] [--finds=4] [--sheets=DIR]
+        [--picture=512] [--rows=0,30,dim] [--finds=4] [--sheets=DIR]
 
 Each mesh (.glb and others) is reconstructed from 32 views and 8 normal maps, as a trained system would draw them. Rows:
 
@@ -9,11 +9,11 @@ Each mesh (.glb and others) is reconstructed from 32 views and 8 normal maps, as
                 ``fov_error`` in degrees, ``agreement`` of the silhouettes, ``psnr`` of the mesh, seen from the camera
                 that was found, against the picture
     elevation   the mesh is fitted and painted with the picture's pixels too
-    dim         the same with a picture that is darker and warmer than the views, at the last elevation
+    dim         the same with a picture that is darker and warmer than the views, at elevation 30
 
-``--sheets`` writes a sheet for each of the last two: the picture, then the mesh from its camera and from 60 degrees to
-the left and right of it; below, the mesh without the picture's pixels. Scores are added to ``--out`` one by one; those
-already there are not computed again.
+``--rows`` chooses elevations and ``dim``. ``--sheets`` writes a sheet for each of these rows: the picture, then the
+mesh from its camera and from 60 degrees to the left and right of it; below, the mesh without the picture's pixels.
+Scores are added to ``--out`` one by one; those already there are not computed again.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ NAMES = flags.DEFINE_list("names", None, "Names of the meshes; all by default.")
 QUALITY = flags.DEFINE_enum("quality", "fast", list(config.QUALITIES), "Speed against detail.")
 SIZE = flags.DEFINE_integer("size", 256, "Width and height of the views in pixels.", lower_bound=32)
 PICTURE = flags.DEFINE_integer("picture", 512, "Width and height of the pictures in pixels.", lower_bound=32)
-ELEVATIONS = flags.DEFINE_list("elevations", ["0", "30"], "Elevations of pictures in degrees.")
+ROWS = flags.DEFINE_list("rows", ["0", "30", "dim"], "Elevations of pictures in degrees, and dim.")
 FINDS = flags.DEFINE_integer("finds", 4, "Pictures from random cameras.", lower_bound=0)
 SHEETS = flags.DEFINE_string("sheets", None, "Folder of sheets to look at.")
 
 FOV = 35.0  # degrees, of the pictures of known elevation
-DIM = np.array([0.85, 0.75, 0.65, 1.0], np.float32)
+DIM, DIM_ELEVATION = np.array([0.85, 0.75, 0.65, 1.0], np.float32), 30.0
 
 
 def take(asset: reading.Asset, camera: structs.Cameras) -> registration.Picture:
@@ -119,14 +119,14 @@ def main(_) -> None:
                         "psnr": psnr(plain, picture, one),
                     }
                 )
-        for kind in (*ELEVATIONS.value, "dim"):
+        for kind in ROWS.value:
             if (name, kind) in done:
                 continue
-            elevation = float(ELEVATIONS.value[-1] if kind == "dim" else kind)
+            elevation = DIM_ELEVATION if kind == "dim" else float(kind)
             picture = take(asset, level_camera(elevation))
             if kind == "dim":
                 picture = dataclasses.replace(picture, rgba=picture.rgba * DIM)
-            start = time.perf_counter()
+            start = time.process_time()
             mesh, (one,) = pipeline.reconstruct_with(views, [picture], settings, jax.random.key(0))
             keep(
                 {
@@ -137,7 +137,7 @@ def main(_) -> None:
                     "fov_error": abs(one.fov - FOV),
                     "agreement": one.agreement,
                     "psnr": psnr(mesh, picture, one),
-                    "seconds": time.perf_counter() - start,
+                    "cpu_seconds": time.process_time() - start,
                 }
             )
             if SHEETS.value:
