@@ -106,8 +106,8 @@ def _interpolation() -> dict[str, Any]:
 
 def _shrink(values: dict[str, Any]) -> None:
     """Set toy width and a few steps."""
-    values["autoencoder"]["model"]["kl"]["block_out_channels"] = (32, 32, 32, 32)
-    values["normals"]["model"]["unet"]["block_out_channels"] = (32, 32, 32, 32)
+    values["autoencoder"]["model"]["kl"]["block_out_channels"] = (8, 16, 16, 16)
+    values["normals"]["model"]["unet"]["block_out_channels"] = (8, 16, 16, 16)
     for stage in (values["anchor"], values["interpolation"]):
         stage["model"]["unet"] |= {"block_out_channels": (32, 32), "attention_levels": (False, True)}
         stage["model"]["image_encoder"]["num_layers"] = 1

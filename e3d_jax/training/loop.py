@@ -165,6 +165,7 @@ def _train(
                 batch = sharding.global_batch(rows, mesh)
             if step == first + 1:
                 stopwatch.switch("compile")
+                bar.set_postfix_str("compiling")
                 traced = assembly.train_step.trace(state, frozen, batch, key, rates[step - 1])
                 flops = costs.count_flops(traced.jaxpr)
             state, step_metrics = assembly.train_step(state, frozen, batch, key, rates[step - 1])
