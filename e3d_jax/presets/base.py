@@ -50,6 +50,12 @@ def _train(**changes: Any) -> dict[str, Any]:
     return shared | {"checkpoint_every": 2000, "evaluate_every": 2000} | changes
 
 
+def _denoiser_train(**changes: Any) -> dict[str, Any]:
+    # Many sittings, each of which goes on where the last one ended, on cached latents.
+    shared = {"batch_size": 32, "optimizer": "muon", "learning_rate": 1e-3, "lr_schedule": "constant"}
+    return _train(freeze=("image_encoder",), **shared, **changes)
+
+
 def _autoencoder() -> dict[str, Any]:
     # Factor 8: 32 x 32 latents. RGBA, so that every view comes with its silhouette.
     network = {
@@ -114,15 +120,7 @@ def _anchor() -> dict[str, Any]:
         # With guidance, outlines are closed and colors hold together; it doubles the time of a step.
         "sampling": {"sampler": "dpm_solver", "num_steps": 12, "guidance": 2.0},
         "loss": {"cond_dropout": 0.1},
-        "train": _train(
-            steps=60_000,
-            batch_size=32,
-            optimizer="muon",
-            learning_rate=1e-3,
-            # Many sittings, each of which goes on where the last one ended.
-            lr_schedule="constant",
-            freeze=("image_encoder",),
-        ),
+        "train": _denoiser_train(steps=60_000),
     }
 
 
@@ -132,14 +130,7 @@ def _interpolation() -> dict[str, Any]:
         "model": {"unet": unet, "image_encoder": _image_encoder()},
         "loss": {"cond_dropout": 0.1},
         "sampling": {"num_steps": 1, "noise_max": 100.0, "anchor_noise": 0.05},
-        "train": _train(
-            steps=20_000,
-            batch_size=32,
-            optimizer="muon",
-            learning_rate=1e-3,
-            lr_schedule="constant",
-            freeze=("image_encoder",),
-        ),
+        "train": _denoiser_train(steps=20_000),
     }
 
 
