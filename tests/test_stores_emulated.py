@@ -135,6 +135,7 @@ def test_a_writer_that_is_killed_leaves_whole_shards_which_the_next_completes(st
         pass
     run.kill()
     run.wait()
+    time.sleep(1)  # What it had sent may still arrive.
     faults.delay = 0.0
     there = files.glob(f"{url}/set", "*.array_record")
     assert 2 <= len(there) < 6
