@@ -146,23 +146,25 @@ def _posed(inputs: Sequence[system.Input]) -> structs.ViewSet | None:
 def contact_sheet(result: system.Result) -> Float[np.ndarray, "h w 3"]:
     """Return one image of everything, with labels.
 
-    Rows: the inputs, each with its normal map, and looks at the mesh; the views, as many per row as there are normal
-    maps; the normal maps.
+    Rows: the inputs, each with its normal map; looks at the mesh, in the row of the input if there is only one; the
+    views, as many per row as there are normal maps; the normal maps.
     """
     size = result.inputs[0].image.shape[0]
     encoded = images.encode_normal(result.views.normals, np.asarray(result.views.normals.any(-1), np.float32))
     per_row = len(encoded)
     angles = np.degrees(cameras.azimuth_of(np.asarray(result.views.cameras.world_from_cam))).round(2)
-    around = cameras.ring(size, max(per_row - 2 * len(result.inputs), 1))
+    alone = len(result.inputs) == 1
+    around = cameras.ring(size, max(per_row - 2 * alone, 1))
     turns = np.degrees(cameras.azimuth_of(around.world_from_cam)).round(2)
-    first: list[tuple[np.ndarray, str]] = []
+    inputs: list[tuple[np.ndarray, str]] = []
     for given in result.inputs:
-        first += [(given.image, _camera_label(given)), (given.normal, f"normals {given.azimuth:g}")]
-    looks = preview.render_mesh(result.mesh, around)
-    first += [(look, f"mesh {angle:g}") for look, angle in zip(looks, turns, strict=True)]
+        inputs += [(given.image, _camera_label(given)), (given.normal, f"normals {given.azimuth:g}")]
+    looks = zip(preview.render_mesh(result.mesh, around), turns, strict=True)
+    turned = [(look, f"mesh {angle:g}") for look, angle in looks]
     views = [(view, f"view {angle:g}") for view, angle in zip(result.views.rgba, angles, strict=True)]
     last = [(one, f"normals {angles[view]:g}") for view, one in zip(result.views.normal_views, encoded, strict=True)]
-    rows = [first, *(views[start : start + per_row] for start in range(0, len(views), per_row)), last]
+    first = [inputs + turned] if alone else [inputs, turned]
+    rows = [*first, *(views[start : start + per_row] for start in range(0, len(views), per_row)), last]
     blank = np.ones((size, size, 3), np.float32)
     width = max(map(len, rows))
     tiles = [[_labeled(*tile) for tile in row] + [blank] * (width - len(row)) for row in rows]

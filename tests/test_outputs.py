@@ -106,6 +106,12 @@ def test_a_result_of_the_anchors_alone_is_shown_in_three_rows():
     assert outputs.contact_sheet(dataclasses.replace(whole, views=views)).shape == (3 * SIZE, 8 * SIZE, 3)
 
 
+def test_the_mesh_has_a_row_of_the_contact_sheet_beside_several_inputs():
+    one = small_result()
+    both = dataclasses.replace(one, inputs=one.inputs * 2)
+    assert [len(outputs.contact_sheet(each)) // SIZE for each in (one, both)] == [6, 7]
+
+
 def test_report_is_complete(written):
     report = json.loads((written / "report.json").read_text())
     assert report["seed"] == 7 and report["settings"] == CONFIG.to_dict()
