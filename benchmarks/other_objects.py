@@ -99,13 +99,12 @@ def _bounds(rgba: np.ndarray) -> tuple[int, int, int, int]:
     return column.min(), row.min(), column.max() + 1, row.max() + 1
 
 
-def compared(mesh: structs.Mesh, rgba: np.ndarray, azimuth: float) -> tuple[registration.Found, np.ndarray]:
-    """Return what is found of a picture, and the picture above the mesh from there."""
-    picture = registration.cropped(rgba, images.object_box(rgba[..., 3]), azimuth)
-    found = registration.find(mesh, picture)
-    small = cameras.cropped(found.camera, np.zeros((1, 2), np.float32), np.float32([len(picture.rgba)]), 128)
-    shown = images.crop(picture.rgba, (0.0, 0.0, float(len(picture.rgba))), 128)
-    return found, np.asarray(images.composite(np.concatenate([shown, preview.render_mesh(mesh, small)[0]])))
+def shown(mesh: structs.Mesh, picture: registration.Picture, found: registration.Found) -> np.ndarray:
+    """Return a picture above the mesh from the camera that was found."""
+    side = float(len(picture.rgba))
+    small = cameras.cropped(found.camera, np.zeros((1, 2), np.float32), np.float32([side]), 128)
+    given = images.crop(picture.rgba, (0.0, 0.0, side), 128)
+    return np.asarray(images.composite(np.concatenate([given, preview.render_mesh(mesh, small)[0]])))
 
 
 def main(_) -> None:
@@ -118,12 +117,13 @@ def main(_) -> None:
     def score(name: str, kind: str, picture: str, mesh: structs.Mesh, rgba: np.ndarray, azimuth: float) -> None:
         if (name, picture, kind) in done:
             return
-        found, shown = compared(mesh, rgba, azimuth)
+        given = registration.cropped(rgba, images.object_box(rgba[..., 3]), azimuth)
+        found = registration.find(mesh, given)
         row = {"mesh": name, "picture": picture, "row": kind}
         rows.append(row | {"agreement": found.agreement, "difference": found.difference})
         files.write_atomically(out, json.dumps(rows, indent=1).encode())
         if (found.difference > registration.MOST_DIFFERENT) != (kind in ("beside", "other")):
-            wrong.append(shown)
+            wrong.append(shown(mesh, given, found))
             print(rows[-1], flush=True)
 
     for name in names:
