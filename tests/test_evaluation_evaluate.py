@@ -8,6 +8,8 @@ import pytest
 import trimesh
 
 from e3d_jax import cameras, cli, images, structs, views_io
+from e3d_jax.data import assets
+from e3d_jax.data.assets import reading
 from e3d_jax.evaluation import consistency, evaluate, metrics, missing, perceptual, protocol
 from e3d_jax.mesh import export
 
@@ -209,6 +211,43 @@ def test_true_meshes_are_drawn_from_the_cameras_of_the_predicted_views(with_pose
     plain, scaled = (scores_of(with_poses, gt / "x.glb", align=align) for align in ("none", "front"))
     assert scaled["front_scale"] == pytest.approx(0.8, abs=0.02)
     assert plain["mask_iou"] < 0.75 < 0.95 < scaled["mask_iou"]
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A function that draws views of a ball beside the origin from cameras, in a folder that says where they are."""
+    truth = tmp_path / "gt" / "baseball.glb"
+    export.write_glb(truth, ball(0.3, offset=0.2))
+
+    def draw(cams):
+        seen = assets.render(reading.read_asset(truth), cams, np.arange(0)).views
+        views_io.write_views(tmp_path / "pred" / "baseball", seen)
+        return tmp_path / "pred" / "baseball", truth
+
+    return draw
+
+
+def edit_frames(folder, change):
+    """Change the list of frames of a folder of views."""
+    file = folder / "transforms.json"
+    contents = json.loads(file.read_text())
+    file.write_text(json.dumps(contents | {"frames": change(contents["frames"])}))
+
+
+def test_a_camera_is_that_of_the_view_of_its_number(drawn):
+    pred, truth = drawn(cameras.ring(48, 4))
+    (pred / "rgb_00.png").unlink()
+    edit_frames(pred, lambda frames: frames[:0:-1])
+    scores = scores_of(pred, truth)
+    assert scores["views"] == 3 and scores["mask_iou"] > 0.99
+
+
+def test_a_frame_without_a_number_is_an_error(drawn):
+    pred, truth = drawn(cameras.ring(48, 4))
+    (pred / "rgb_03.png").rename(pred / "last.png")
+    edit_frames(pred, lambda frames: [*frames[:3], frames[3] | {"file_path": "last.png"}])
+    with pytest.raises(ValueError, match=r"transforms\.json lists last\.png, which has no number"):
+        scores_of(pred, truth)
 
 
 @pytest.fixture

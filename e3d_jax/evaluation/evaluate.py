@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from e3d_jax import images, structs, views_io
+from e3d_jax import images, structs, transforms, views_io
 from e3d_jax.data import assets
 from e3d_jax.data.assets import reading
 from e3d_jax.evaluation import (
@@ -182,16 +182,16 @@ class _Scorer:
     ) -> tuple[report.Views, report.Views, dict[str, float]]:
         """Draw a true mesh as the predicted views show it; return views, encoded normal maps, and the fitted scale."""
         if self.protocol is None:
-            seen = views_io.read_views(folder).cameras
-            numbers = list(range(len(seen)))
+            seen, numbers = views_io.read_views(folder).cameras, list(_frames(folder))
         else:
             numbers = self.protocol.views
             seen = self.protocol.cameras(len(next(iter(pred.values()))))
         asset, scores = reading.read_asset(mesh), {}
         if self.options.align == "front":
-            if numbers[0] not in pred:
-                raise ValueError(f"view {numbers[0]} is missing, to which --align=front scales the truth; add it")
-            asset, scores["front_scale"] = _scaled(asset, pred[numbers[0]], seen[[0]])
+            first = min(numbers)
+            if first not in pred:
+                raise ValueError(f"view {first} is missing, to which --align=front scales the truth; add it")
+            asset, scores["front_scale"] = _scaled(asset, pred[first], seen[[numbers.index(first)]])
         with_normals = [at for at, number in enumerate(numbers) if number in pred_normals]
         drawn = assets.render(asset, seen, np.array(with_normals, int)).views
         encoded = images.encode_normal(drawn.normals, np.asarray(drawn.normals.any(-1), np.float32))
@@ -225,6 +225,22 @@ class _Scorer:
         except missing.NotScored as error:
             self.notes[name] = str(error)
             return {}
+
+
+def _frames(folder: pathlib.Path) -> dict[int, transforms.Frame]:
+    """Return the frames of a folder's file of poses, in its order, by the number of the view.
+
+    Raises:
+      OSError, ValueError: there is no such file, it is malformed, or a frame has no number.
+    """
+    path, listed = transforms.read(folder)
+    frames = {}
+    for frame in listed:
+        number = report.number(str(pathlib.PurePosixPath(frame.name)))
+        if number is None:
+            raise ValueError(f"{path} lists {frame.name}, which has no number; name views rgb_00.png, rgb_01.png, ...")
+        frames[number] = frame
+    return frames
 
 
 def _read(path: pathlib.Path) -> structs.Mesh:

@@ -86,10 +86,15 @@ def score_normals(pred: Views, gt: Views) -> dict[str, float]:
     return {**mean_scores(rows), "normal_maps": float(len(rows))} if rows else {}
 
 
-def read_numbered(folder: pathlib.Path, name: str = "rgba?") -> Views:
-    """Return the images ``<name>_<number>.png`` of a folder by number; ``name`` is a regular expression."""
-    pattern = re.compile(rf"{name}_(\d+)\.png")
-    found = {int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+def number(name: str, kind: str = "rgba?") -> int | None:
+    """Return the number of an image ``<kind>_<number>.png``, or None; ``kind`` is a regular expression."""
+    match = re.fullmatch(rf"{kind}_(\d+)\.png", name)
+    return int(match[1]) if match else None
+
+
+def read_numbered(folder: pathlib.Path, kind: str = "rgba?") -> Views:
+    """Return the images ``<kind>_<number>.png`` of a folder by number; ``kind`` is a regular expression."""
+    found = {at: path for path in folder.iterdir() if (at := number(path.name, kind)) is not None}
     return {view: images.read_image(path) for view, path in sorted(found.items())}
 
 
