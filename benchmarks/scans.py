@@ -3,7 +3,8 @@
     python benchmarks/scans.py --meshes=SCANS --out=DIR [--weights=mini] [--protocol=scans20] [--every=4]
 
 ``--out`` has the front view of each object (NAME.png), its result (NAME), and its scores (NAME.json) of views,
-consistency, and the aligned mesh. Objects with scores are skipped, so a run can be interrupted, and several processes
+consistency, and the aligned mesh. Views of a layout other than the protocol's are scored against the scan as it looks
+from their own cameras, all of them. Objects with scores are skipped, so a run can be interrupted, and several processes
 can divide the objects (``--names``); each call ends with a table of all objects that have scores.
 """
 
@@ -34,7 +35,9 @@ def score(model: system.System, name: str, mesh: pathlib.Path, out: pathlib.Path
     images.write_png(front, drawn.rgba[0])
     result = model(front, seed=0)
     outputs.write_result(out / name, result, seed=0, config=model.config)
-    options = evaluate.Options(align="mesh", consistency=True, protocol=PROTOCOL.value)
+    layout = model.config.layout
+    other = rules.difference(range(layout.num_views), layout.cameras(model.size))
+    options = evaluate.Options(align="mesh", consistency=True, protocol=None if other else PROTOCOL.value)
     return evaluate.evaluate(out / name, mesh, options)
 
 

@@ -268,6 +268,29 @@ def test_true_meshes_are_drawn_from_the_poses_of_a_protocol(without_poses, meshe
     assert scores["normal_maps"] == 8 and scores["normal_angle_deg"] < 5
 
 
+SWINGING = cameras.ViewLayout(elevation=10.0, elevation_swing=25.0)
+
+
+def test_views_from_other_poses_than_the_protocol_are_refused(drawn):
+    pred, truth = drawn(SWINGING.cameras(48))
+    with pytest.raises(ValueError, match=rf"^{pred}: the pose of view 0 is not that of the protocol scans20; .*leave"):
+        scores_of(pred, truth, protocol="scans20")
+
+
+def test_views_from_other_poses_do_not_stop_other_objects(drawn, without_poses, meshes):
+    good = without_poses.rename(without_poses.with_name("pear"))
+    drawn(SWINGING.cameras(48))
+    gt = meshes("gt", pear=0.49)
+    report = evaluate.evaluate(good.parent, gt, evaluate.Options(protocol="scans20"))
+    assert report["objects"].keys() == {"pear"} and "the pose of view 0" in report["errors"]["baseball"]
+
+
+def test_views_from_the_poses_of_the_protocol_may_say_so(drawn):
+    pred, truth = drawn(cameras.RELEASED.cameras(48))
+    scores = scores_of(pred, truth, protocol="scans20")
+    assert scores["views"] == 7 and scores["mask_iou"] > 0.99
+
+
 @pytest.fixture
 def count_views(monkeypatch):
     """Lets the consistency of views be their number."""

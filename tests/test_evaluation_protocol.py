@@ -1,5 +1,7 @@
 """Fixed lists of objects and poses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,31 @@ def test_a_missing_view_is_an_error():
 def test_an_unknown_protocol_is_an_error():
     with pytest.raises(ValueError, match="no protocol 'other'; known: scans20, synthetic40"):
         protocol.load("other")
+
+
+@pytest.mark.parametrize(
+    "layout, named",
+    [
+        (cameras.RELEASED, None),
+        (cameras.ViewLayout(radius=1.6), "the pose of view 0"),
+        (cameras.ViewLayout(elevation_swing=20.0), "the pose of view 4"),
+        (cameras.ViewLayout(focal=1.4), "the focal length of view 0"),
+    ],
+)
+def test_what_differs_from_the_cameras_of_a_protocol_is_named(layout, named):
+    assert protocol.load("scans20").difference(range(32), layout.cameras(64)) == named
+
+
+def test_poses_that_were_rounded_in_a_file_are_those_of_a_protocol():
+    cams = cameras.RELEASED.cameras(64)
+    rounded = dataclasses.replace(cams, world_from_cam=cams.world_from_cam.round(4))
+    assert protocol.load("scans20").difference(range(32), rounded) is None
+
+
+def test_an_image_that_is_cut_off_center_is_not_that_of_a_protocol():
+    cams = cameras.RELEASED.cameras(64)
+    moved = dataclasses.replace(cams, center=cams.center + np.float32(1))
+    assert protocol.load("scans20").difference(range(32), moved) == "the principal point of view 0"
 
 
 def square(view, size=4):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from e3d_jax import images, structs, transforms, views_io
+from e3d_jax import cameras, images, structs, transforms, views_io
 from e3d_jax.data import assets
 from e3d_jax.data.assets import reading
 from e3d_jax.evaluation import (
@@ -157,6 +157,8 @@ class _Scorer:
 
     def _views(self, folder: pathlib.Path, gt: inputs.Item) -> dict[str, float]:
         pred, pred_normals = report.read_numbered(folder), report.read_numbered(folder, "normal")
+        if self.protocol is not None:
+            _check_cameras(folder, self.protocol, width=next(iter(pred.values())).shape[1])
         scores: dict[str, float] = {}
         if gt.views is not None:
             if self.options.align == "front":
@@ -241,6 +243,22 @@ def _frames(folder: pathlib.Path) -> dict[int, transforms.Frame]:
             raise ValueError(f"{path} lists {frame.name}, which has no number; name views rgb_00.png, rgb_01.png, ...")
         frames[number] = frame
     return frames
+
+
+def _check_cameras(folder: pathlib.Path, rules: protocol.Protocol, *, width: int) -> None:
+    """Refuse views of a width in pixels that are said to be from other cameras than those of the protocol."""
+    try:
+        frames = _frames(folder)
+    except FileNotFoundError:  # The views have the poses of their numbers.
+        return
+    lenses = np.array([frame.intrinsics(width, width) for frame in frames.values()], np.float32)
+    poses = cameras.opengl_from_opencv(np.stack([frame.pose for frame in frames.values()]))
+    cams = structs.Cameras(poses, lenses[:, :2], lenses[:, 2:], width, width)
+    if what := rules.difference(list(frames), cams):
+        raise ValueError(
+            f"{folder}: {what} is not that of the protocol {rules.name}; generate its views, or leave out --protocol, "
+            "which draws a true mesh from the poses in the folder"
+        )
 
 
 def _read(path: pathlib.Path) -> structs.Mesh:

@@ -8,7 +8,7 @@ axes); and ``focal``, the focal length over the image width.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from e3d_jax import cameras, images, structs, views_io
 
 FOLDER = pathlib.Path(__file__).parent / "protocols"
+ROUNDING = 1e-3  # of poses and of lengths over the image width; a quarter of a pixel in images of 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,28 @@ class Protocol:
             width=size,
             height=size,
         )
+
+    def difference(self, views: Sequence[int], cams: structs.Cameras) -> str | None:
+        """Name what differs from the cameras of the protocol by more than rounding, if anything does.
+
+        Args:
+          views: numbers of the cameras; those that are not in the protocol may be anywhere.
+          cams: one for each.
+        """
+        own = self.cameras(cams.width)
+        for at, view in enumerate(views):
+            if view not in self.views:
+                continue
+            given, fixed = cams[[at]], own[[self.views.index(view)]]
+            off = {
+                "pose": given.world_from_cam - fixed.world_from_cam,
+                "focal length": (given.focal - fixed.focal) / cams.width,
+                "principal point": (given.center - fixed.center) / cams.width,
+            }
+            for name, by in off.items():
+                if np.abs(by).max() > ROUNDING:
+                    return f"the {name} of view {view}"
+        return None
 
     def scored(self, rgba: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
         """Return the images of the views that are scored, by number.
