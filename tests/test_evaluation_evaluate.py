@@ -291,6 +291,21 @@ def test_views_from_the_poses_of_the_protocol_may_say_so(drawn):
     assert scores["views"] == 7 and scores["mask_iou"] > 0.99
 
 
+def test_views_from_other_poses_than_the_true_views_are_noted(drawn):
+    pred, truth = drawn(cameras.ring(48, 4))
+    gt = pred.rename(truth.with_name("views"))
+    drawn(cameras.ring(48, 4, offset=0.1))
+    report = evaluate.evaluate(pred, gt, evaluate.Options())
+    assert report["notes"]["poses"].startswith(f"view 0 of {pred} is from another pose than that of {gt}")
+
+
+def test_views_from_the_poses_of_the_true_views_are_not_noted(drawn):
+    pred, truth = drawn(cameras.ring(48, 4))
+    gt = pred.rename(truth.with_name("views"))
+    drawn(cameras.ring(48, 4))
+    assert "poses" not in evaluate.evaluate(pred, gt, evaluate.Options())["notes"]
+
+
 @pytest.fixture
 def count_views(monkeypatch):
     """Lets the consistency of views be their number."""

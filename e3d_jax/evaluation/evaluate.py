@@ -164,6 +164,7 @@ class _Scorer:
             if self.options.align == "front":
                 raise ValueError("--align=front draws the truth again, so it needs a true mesh, not true views")
             true, normals = report.read_numbered(gt.views), report.read_numbered(gt.views, "normal")
+            self._note_other_poses(folder, gt.views)
         else:
             true, normals, scores = self._draw(folder, pred, pred_normals, gt.mesh)
         if self.protocol is not None:
@@ -178,6 +179,19 @@ class _Scorer:
             compared = [pair.learned(self.first) for pair in pairs]
             self.features[folder] = [each.pred for each in compared], [each.gt for each in compared]
         return scores | means | report.score_normals(pred_normals, normals)
+
+    def _note_other_poses(self, folder: pathlib.Path, gt: pathlib.Path) -> None:
+        """Say so if views that are compared by number are from different poses, where both folders give them."""
+        try:
+            ours, theirs = _frames(folder), _frames(gt)
+        except (OSError, ValueError):
+            return
+        common = sorted(ours.keys() & theirs.keys())
+        if other := [view for view in common if np.abs(ours[view].pose - theirs[view].pose).max() > protocol.ROUNDING]:
+            self.notes["poses"] = (
+                f"view {other[0]} of {folder} is from another pose than that of {gt}, as their {views_io.TRANSFORMS} "
+                "say; views are compared by number all the same"
+            )
 
     def _draw(
         self, folder: pathlib.Path, pred: report.Views, pred_normals: report.Views, mesh: Any
