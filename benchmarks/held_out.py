@@ -28,7 +28,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from e3d_jax import benchmark, cameras, files, images, outputs, structs, system
-from e3d_jax.data import assets, synthetic
+from e3d_jax.data import assets, engine, synthetic
 from e3d_jax.data.assets import reading
 from e3d_jax.evaluation import evaluate, front, mesh_quality, metrics, report
 from e3d_jax.mesh import preview
@@ -111,8 +111,8 @@ def view_scores(views: structs.ViewSet, layout: cameras.ViewLayout, subject: Sub
     scale = front.front_scale(pred[0][..., 3], ring[[0]], subject.mesh)
     true = subject.draw(ring, scale)
     gt = dict(enumerate(true.rgba))
-    scores = report.score_views({at: pred[at] for at in range(1, len(gt))}, gt)[0]
-    scores |= {"front_scale": scale, "front_psnr": report.view_scores(pred[0], gt[0])["psnr"]}
+    scores = {"front_scale": scale, "front_psnr": report.view_scores(pred.pop(0), gt.pop(0))["psnr"]}
+    scores |= report.score_views(pred, gt)[0]
     normals = np.asarray(jax.image.resize(views.normals[1:], true.normals[1:].shape, "nearest"))
     inside = true.rgba[1:, ..., 3] > 0.5
     for name, mask in {"": inside & normals.any(-1), "silhouette_": inside}.items():
@@ -147,9 +147,9 @@ def finished(out: pathlib.Path) -> dict[str, Any]:
 
 
 def main(_) -> None:
-    """Score all objects that nobody has begun, and print the means."""
+    """Score all objects that have no scores yet, and print the means."""
     out, model = pathlib.Path(OUT.value), system.load(WEIGHTS.value)
-    index, count = map(int, SHARD.value.split("/"))
+    index, count = engine.parse_shard(SHARD.value)
     for elevation, (name, make) in list(itertools.product(ELEVATIONS.value, subjects()))[index::count]:
         folder = out / elevation / name
         if (file := folder.with_name(f"{folder.name}.scores.json")).exists():
