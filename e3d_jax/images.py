@@ -33,6 +33,9 @@ MAX_PIXELS = 64_000_000
 WORKING_SIDE = 2048
 # Longer side of the silhouette's bounding box over the side of the square crop.
 FILL = 0.875
+# Added to mean colors before their ratio is taken, since small ones are uncertain; limits of that ratio.
+DARK = 0.05
+GAINS = (0.6, 1.7)
 
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error)
 
@@ -374,6 +377,21 @@ def _resampling_weights(length: int, start: float, extent: float, size: int) -> 
 def composite(rgba: Float[structs.ArrayLike, "*b 4"], background: float = 1.0) -> Float[structs.ArrayLike, "*b 3"]:
     """Composite over a gray background (1 is white); NumPy or JAX."""
     return rgba[..., :3] * rgba[..., 3:] + background * (1 - rgba[..., 3:])
+
+
+def exposed_as(views: Float[np.ndarray, "v h w 4"], image: Float[np.ndarray, "h w 4"]) -> Float[np.ndarray, "v h w 4"]:
+    """Return views whose color channels are scaled so that the means of the first view are those of an image.
+
+    Args:
+      views: of an object, straight alpha, values in [0, 1]; all are scaled alike. Transparent pixels are kept.
+      image: of the object, from where the first view is, more or less.
+    """
+    ours, theirs = (
+        (each[..., :3] * each[..., 3:]).sum((0, 1)) / max(float(each[..., 3].sum()), 1e-6) for each in (views[0], image)
+    )
+    gain = ((theirs + DARK) / (ours + DARK)).clip(*GAINS).astype(np.float32)
+    rgb = np.where(views[..., 3:] > 0, (views[..., :3] * gain).clip(0, 1), views[..., :3])
+    return np.concatenate([rgb, views[..., 3:]], -1)
 
 
 def over_white(image: Float[Any, "*b c"]) -> Float[Any, "*b 3"]:

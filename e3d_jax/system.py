@@ -318,7 +318,11 @@ class System:
             sampling=chosen.sampling,
             progress=progress,
         )
-        return _with_alpha(sampled)
+        views = _with_alpha(sampled)
+        if self._trained_for.input_cameras:
+            # Such weights learn from images of any exposure, which they guess; people expect that of their image.
+            views[:, 0] = [images.exposed_as(color, one[0].image) for color, one in zip(views[:, 0], objects, strict=True)]
+        return views
 
     def _labels(self, inputs: Sequence[Input]) -> Float[np.ndarray, "1 d views 12"]:
         """Return the labels of :func:`e3d_jax.stages.conditions.view_labels`; the first input is at view 0."""

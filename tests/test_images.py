@@ -384,3 +384,18 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_unwritable_folder(tmp_path):
     with pytest.raises(OSError, match="cannot write"):
         images.write_png(tmp_path / "none" / "a.png", disc())
+
+
+def test_views_get_the_exposure_of_an_image():
+    views = np.stack([disc(color=(0.4, 0.3, 0.2)), disc(color=(0.2, 0.3, 0.4), radius=9)])
+    exposed = images.exposed_as(views, disc(color=(0.6, 0.3, 0.15), radius=12))
+    gain = np.array([0.65 / 0.45, 1, 0.2 / 0.25])
+    for view, rgba in zip(views, exposed, strict=True):
+        inside = rgba[..., 3] > 0
+        np.testing.assert_allclose(rgba[inside][:, :3], view[inside][:, :3] * gain, rtol=1e-5)
+        np.testing.assert_array_equal(rgba[~inside], view[~inside])
+
+
+def test_an_image_of_something_else_changes_the_exposure_of_views_only_so_far():
+    exposed = images.exposed_as(disc(color=(0.5, 0.5, 0.5))[None], disc(color=(1, 1, 0)))
+    np.testing.assert_allclose(exposed[0, 32, 32, :3], 0.5 * np.array([1.7, 1.7, 0.6]), rtol=1e-5)

@@ -352,6 +352,19 @@ def test_several_images_give_the_views_of_one_object(result_of, image):
     ]
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_views_of_weights_that_learned_from_any_exposure_get_that_of_the_image(knows, toy, several, image, monkeypatch):
+    drawn = np.full((1, 2, 8, 32, 32, 4), 0.5, np.float32)
+    monkeypatch.setattr(system.anchor, "sample", lambda *_, **__: drawn)
+    model = several if knows else toy
+    given = model.prepare(image)
+    views = model.anchors([[given]], jax.random.key(0))
+    color = (given.image[..., :3] * given.image[..., 3:]).sum((0, 1)) / given.image[..., 3].sum()
+    expected = 0.5 * ((color + 0.05) / 0.55).clip(0.6, 1.7) if knows else 0.5
+    np.testing.assert_allclose(views[0, 0, ..., :3], np.broadcast_to(expected, (8, 32, 32, 3)), rtol=1e-4)
+    np.testing.assert_array_equal(views[0, 1], drawn[0, 1])
+
+
 def test_labels_of_images_are_those_of_training(several):
     images = [system.Input(*[np.ones((32, 32, 4), np.float32)] * 2, azimuth=a, elevation=30.0) for a in (0.0, 90.0)]
     labels = several._labels(images)[0, 0, 8:]
