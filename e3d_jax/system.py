@@ -321,7 +321,8 @@ class System:
         views = _with_alpha(sampled)
         if self._trained_for.input_cameras:
             # Such weights learn from images of any exposure, which they guess; people expect that of their image.
-            views[:, 0] = [images.exposed_as(color, one[0].image) for color, one in zip(views[:, 0], objects, strict=True)]
+            for color, (front, *_) in zip(views[:, 0], objects, strict=True):
+                color[...] = images.exposed_as(color, front.image)
         return views
 
     def _labels(self, inputs: Sequence[Input]) -> Float[np.ndarray, "1 d views 12"]:
