@@ -110,7 +110,7 @@ def ms_per_record(source: Any, requests: int) -> float:
 def input_wait(data: str, size: int, workdir: pathlib.Path) -> float:
     """Train on images of a size; return the part of its steps that the run waited for input, in percent."""
     config = presets.load("mini:smoke").to_dict() | {"size": size}
-    config[STAGE]["train"] |= {"steps": STEPS.value, "checkpoint_every": STEPS.value}
+    config[STAGE]["train"] |= {"steps": STEPS.value, "checkpoint_every": STEPS.value, "loader_workers": 1}
     loop.train(stages.parse_config(config), STAGE, str(workdir), {data: 1.0})
     seconds = goodput.read(workdir / STAGE)[-1].seconds
     return round(100 * seconds["input"] / (seconds["input"] + seconds["compute"]), 2)
