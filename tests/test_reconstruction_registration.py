@@ -47,6 +47,13 @@ def test_what_is_given_is_kept_and_the_rest_is_found(brick):
     assert distance == pytest.approx(cameras.FIT / math.sin(math.radians(15)), rel=0.02)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_picture_from_nearly_above_is_found_only_if_its_elevation_is_given(brick, given):
+    found = registration.find(brick, taken(brick, 78.0, 30.0, given=given))
+    elevation = math.degrees(cameras.elevation_of(found.camera.world_from_cam)[0])
+    assert elevation == pytest.approx(78, abs=1e-3) if given else elevation < 65.1
+
+
 def test_the_camera_is_that_of_the_crop(brick):
     picture = taken(brick, 10.0, 30.0, given=True)
     left, top, right, bottom = picture.frame
