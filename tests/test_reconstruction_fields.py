@@ -55,6 +55,19 @@ def test_the_gradient_is_that_of_the_distance(field):
     assert np.median(np.abs(np.stack(numeric, -1) - sample(field, POINTS, ALL).gradient)) < 2e-3
 
 
+def test_the_slope_changes_with_the_grids_as_differentiated(field):
+    rng = np.random.default_rng(3)
+    towards = [jnp.asarray(rng.normal(size=level.shape), jnp.float32) for level in field.levels]
+
+    @jax.jit
+    def slope(step):
+        levels = tuple(level + step * way for level, way in zip(field.levels, towards, strict=True))
+        return sample(dataclasses.replace(field, levels=levels), jnp.asarray(POINTS), jnp.asarray(ALL)).gradient.sum()
+
+    numeric = (slope(1e-2) - slope(-1e-2)) / 2e-2
+    np.testing.assert_allclose(jax.jit(jax.grad(slope))(0.0), numeric, rtol=2e-3)
+
+
 def test_interpolation_is_exact_for_trilinear_functions():
     def function(p):
         return p[..., :1] * p[..., 1:2] + 2 * p[..., 2:]

@@ -185,9 +185,22 @@ def _corners(grid, unit):
 
 
 def _blend(corners, fraction):
-    x, y, z = jnp.stack([1 - fraction, fraction], -1).swapaxes(0, 1)
-    weights = x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]
-    return (weights[..., None] * corners).sum((1, 2, 3))
+    """Return the values ``[n, c]`` between the corners, dimension by dimension."""
+    # Points come last, because loops over eight corners of a few features are too short for vector instructions.
+    values = jnp.moveaxis(corners, 0, -1)
+    for along in fraction.T:
+        low, high = _halves(values)
+        values = low + (high - low) * along
+    return values.T
+
+
+@jax.custom_vjp
+def _halves(values):
+    return values[0], values[1]
+
+
+# The gradient of an index is padded with zeros; stacking is faster.
+_halves.defvjp(lambda values: (_halves(values), None), lambda _, gradients: (jnp.stack(gradients),))
 
 
 def _init_layers(key, widths) -> Layers:
