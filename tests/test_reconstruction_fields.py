@@ -57,11 +57,11 @@ def test_the_gradient_is_that_of_the_distance(field):
 
 def test_the_slope_changes_with_the_grids_as_differentiated(field):
     rng = np.random.default_rng(3)
-    towards = [jnp.asarray(rng.normal(size=level.shape), jnp.float32) for level in field.levels]
+    directions = [jnp.asarray(rng.normal(size=level.shape), jnp.float32) for level in field.levels]
 
     @jax.jit
     def slope(step):
-        levels = tuple(level + step * way for level, way in zip(field.levels, towards, strict=True))
+        levels = tuple(level + step * way for level, way in zip(field.levels, directions, strict=True))
         return sample(dataclasses.replace(field, levels=levels), jnp.asarray(POINTS), jnp.asarray(ALL)).gradient.sum()
 
     numeric = (slope(1e-2) - slope(-1e-2)) / 2e-2

@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "max_faces": 10_000,
             "texture_size": 512,
             "smoothing": 1.0,
-            "fit": {"steps": 1000, "steps_per_chunk": 50, "mask_contrast": 8.0, "smoothness_weight": 0.3},
+            "fit": {"steps": 500, "steps_per_chunk": 50, "mask_contrast": 8.0, "smoothness_weight": 0.3},
         },
     }
     if variant == "smoke":
