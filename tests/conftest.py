@@ -18,7 +18,7 @@ collect_ignore_glob = [] if importlib.util.find_spec("fastapi") else ["test_app*
 jaxtyping.install_import_hook("e3d_jax", "beartype.beartype")
 # Compiling dominates the tests; a second run finds everything here.
 jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/e3d_jax/tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def ball_record(index: int = 0, size: int = 32):
