@@ -1,6 +1,7 @@
 """A field: its initial surface, its gradient, its grids."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from e3d_jax.reconstruction import fields
+from e3d_jax.training import plan
 
 BOX = np.float32([[-0.5, -0.4, -0.3], [0.5, 0.4, 0.3]])
 POINTS = np.random.default_rng(1).uniform(*BOX, (50, 3)).astype(np.float32)
@@ -102,3 +104,12 @@ def test_colors_are_between_0_and_1(field):
 def test_levels_need_cells():
     with pytest.raises(ValueError, match="at least 1 cell"):
         make_field(levels=(0, 8))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_the_gradient_compiles_for_tpus(field):
+    (device,) = plan.tpu_devices("v5e:1x1")
+    on_tpu = jax.sharding.SingleDeviceSharding(device)
+    leaves, tree = jax.tree.flatten((field, jnp.zeros((1024, 3)), jnp.asarray(ALL)))
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_tpu) for leaf in leaves]
+    plan.compile_for(device, jax.jit(lambda *leaves: fields.sample(*jax.tree.unflatten(tree, leaves))).trace(*shapes))

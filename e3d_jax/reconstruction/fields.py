@@ -119,6 +119,9 @@ def sample(field: Field, points: Float[Array, "n 3"], level_weights: Float[Array
     grids = (field.base, *field.levels)
     corners = [_corners(grid, _unit(field.box, points)) for grid in grids]
 
+    # The last layer is in two parts, because only the distance is differentiated; compilers for TPUs fail otherwise.
+    inner, (weight, bias) = field.distance_layers[:-1], field.distance_layers[-1]
+
     def distance_and_feature(points):
         unit = _unit(field.box, points)
         base, *features = (
@@ -127,8 +130,8 @@ def sample(field: Field, points: Float[Array, "n 3"], level_weights: Float[Array
         )
         encoding = [2 * unit - 1, *(weight * feature for weight, feature in zip(level_weights, features, strict=True))]
         encoding = jnp.concatenate(encoding, -1)
-        out = _apply_layers(field.distance_layers, encoding, jax.nn.silu)
-        return base[:, 0] + out[:, 0], out[:, 1:]
+        hidden = jax.nn.silu(_apply_layers(inner, encoding, jax.nn.silu))
+        return base[:, 0] + hidden @ weight[:, 0] + bias[0], hidden @ weight[:, 1:] + bias[1:]
 
     value, pull_back, feature = jax.vjp(distance_and_feature, points, has_aux=True)
     return Samples(distance=value, gradient=pull_back(jnp.ones_like(value))[0], feature=feature)
