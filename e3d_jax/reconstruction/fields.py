@@ -128,7 +128,7 @@ def sample(field: Field, points: Float[Array, "n 3"], level_weights: Float[Array
             _blend(corner, unit * (jnp.array(grid.shape[:3]) - 1) - cell)
             for grid, (corner, cell) in zip(grids, corners, strict=True)
         )
-        encoding = [2 * unit - 1, *(weight * feature for weight, feature in zip(level_weights, features, strict=True))]
+        encoding = [2 * unit - 1, *(fade * feature for fade, feature in zip(level_weights, features, strict=True))]
         encoding = jnp.concatenate(encoding, -1)
         hidden = jax.nn.silu(_apply_layers(inner, encoding, jax.nn.silu))
         return base[:, 0] + hidden @ weight[:, 0] + bias[0], hidden @ weight[:, 1:] + bias[1:]
