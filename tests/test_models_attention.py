@@ -58,15 +58,26 @@ def test_attention_matches_its_definition():
 
 
 def test_gated_gelu_matches_its_definition():
-    x = noise(0, 3, 8)
-    value, gate = np.split(np.asarray(x), 2, -1)
-    normal = np.vectorize(statistics.NormalDist().cdf)(gate)
-    np.testing.assert_allclose(layers.geglu(x), value * gate * normal, atol=1e-6)
+    value, gate = noise(0, 3, 4), noise(1, 3, 4)
+    normal = np.vectorize(statistics.NormalDist().cdf)(np.asarray(gate))
+    np.testing.assert_allclose(layers.geglu(value, gate), value * gate * normal, atol=1e-6)
 
 
-def test_gated_gelu_keeps_only_its_input_for_the_backward_pass():
-    kept = jax.tree.leaves(jax.vjp(layers.geglu, noise(0, 3, 8))[1])
+def test_the_gradient_of_gated_gelu_is_that_of_its_parts():
+    value, gate, outer = noise(0, 3, 4), noise(1, 3, 4), noise(2, 3, 4)
+    gradients = jax.vjp(layers.geglu, value, gate)[1](outer)
+    expected = jax.vjp(lambda value, gate: value * layers.gelu(gate), value, gate)[1](outer)
+    np.testing.assert_allclose(gradients, expected, atol=1e-6)
+
+
+def test_gated_gelu_keeps_only_its_inputs_for_the_backward_pass():
+    kept = jax.tree.leaves(jax.vjp(layers.geglu, noise(0, 3, 4), noise(1, 3, 4))[1])
     assert sum(array.size for array in kept if array.ndim) == 3 * 8
+
+
+def test_halves_of_a_linear_layer_are_those_of_its_result():
+    layer, x = layers.linear(4, 6, types()), noise(0, 3, 4)
+    np.testing.assert_allclose(np.concatenate(layers.linear_halves(layer, x), -1), layer(x), atol=1e-6)
 
 
 def test_spatial_attention_stays_in_its_image():

@@ -211,7 +211,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[jax.Array, "*lead c"]) -> Float[jax.Array, "*lead c"]:
         """Transform each token on its own."""
-        return self.out(layers.geglu(self.proj(x)))
+        return self.out(layers.geglu(*layers.linear_halves(self.proj, x)))
 
 
 class TransformerBlock(nnx.Module):
