@@ -59,7 +59,19 @@ class TooLargeError(Exception):
 
 
 def make_plan(config: config_lib.SystemConfig, stage: str, devices: Sequence[Any], inputs: str) -> Plan:
-    """Compile a stage's train step for devices, which need not exist.
+    """Compile a stage's train step for devices, which need not exist; arguments and errors as of :func:`trace_step`.
+
+    Raises:
+      TooLargeError: the compiler found no way to stay within the memory.
+    """
+    traced, arguments = trace_step(config, stage, devices, inputs)
+    return _summary(compile_for(devices[0], traced), costs.count_flops(traced.jaxpr), devices, *arguments[:3])
+
+
+def trace_step(
+    config: config_lib.SystemConfig, stage: str, devices: Sequence[Any], inputs: str
+) -> tuple[Any, tuple[Any, ...]]:
+    """Trace a stage's train step for devices, and return it with the shapes of its arguments.
 
     Args:
       config: of the system.
@@ -69,7 +81,6 @@ def make_plan(config: config_lib.SystemConfig, stage: str, devices: Sequence[Any
 
     Raises:
       ValueError: the mesh or the batch does not fit the devices, or the stage cannot be trained, or not on such inputs.
-      TooLargeError: the compiler found no way to stay within the memory.
     """
     definition, train = stages.get(stage), config.training(stage)
     mesh = sharding.make_mesh(config.system.mesh, devices)
@@ -102,9 +113,8 @@ def make_plan(config: config_lib.SystemConfig, stage: str, devices: Sequence[Any
     )
     key = on_mesh(jax.eval_shape(lambda: jax.random.key(0)), copied)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=copied)
-    traced = assembly.train_step.trace(state, frozen, batch, key, rate)
-    compiled = compile_for(devices[0], traced)
-    return _summary(compiled, costs.count_flops(traced.jaxpr), devices, state, frozen, batch)
+    arguments = state, frozen, batch, key, rate
+    return assembly.train_step.trace(*arguments), arguments
 
 
 def compile_for(device: Any, traced: Any) -> Any:
