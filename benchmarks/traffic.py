@@ -4,10 +4,10 @@
     JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 python benchmarks/traffic.py --config=configs/base.py --stage=anchor \\
         --config.anchor.train.batch_size=32 "--config.anchor.train.freeze=('image_encoder',)" [--lines=40] [--out=FILE]
 
-XLA compiles the step for an NVIDIA H200 (without autotuning, which needs the device), and every kernel of the program
-counts the bytes of its operands and results once: a lower bound where a kernel reads something twice, an upper bound
-where it reads only a part of an operand. A line of code has the kernels whose result it is; "backward" ones compute
-gradients.
+XLA compiles the step for an NVIDIA H200 without autotuning, which needs the device; the base system's interpolation
+needs ``XLA_FLAGS=--xla_gpu_enable_triton_gemm=false``, too. Every kernel of the program counts the bytes of its
+operands and results once: a lower bound where a kernel reads something twice, an upper bound where it reads only a part
+of an operand. A line of code has the kernels whose result it is; "backward" ones compute gradients.
 """
 
 import collections
