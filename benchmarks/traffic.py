@@ -13,7 +13,6 @@ of an operand. A line of code has the kernels whose result it is; "backward" one
 import collections
 import dataclasses
 import json
-import math
 import pathlib
 import re
 import time
@@ -24,7 +23,7 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from e3d_jax import files, stages
-from e3d_jax.training import plan
+from e3d_jax.training import costs, plan
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/base.py", "The system.")
 STAGE = flags.DEFINE_string("stage", "anchor", "Component to train.")
@@ -44,7 +43,6 @@ dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 8 }
 device_description_str: "NVIDIA H200"
 """
-ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 # They name arrays, but move nothing.
 FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id")
 
@@ -57,12 +55,6 @@ class Kernel:
     moved: int
     times: int
     line: str
-
-
-def num_bytes(shapes: str) -> int:
-    """Return the bytes of all arrays in a part of a program."""
-    found = re.findall(rf"\b({'|'.join(ITEM_BYTES)})\[([\d,]*)\]", shapes)
-    return sum(ITEM_BYTES[kind] * math.prod(int(side) for side in sides.split(",") if side) for kind, sides in found)
 
 
 def read_table(program: str, name: str) -> dict[int, str]:
@@ -111,7 +103,7 @@ def read_kernels(program: str) -> list[Kernel]:
             if not found:
                 continue
             name, shapes, operation, operands, rest = found.groups()
-            sizes[name] = num_bytes(shapes)
+            sizes[name] = sum(costs.array_bytes(shapes))
             if operation == "while":
                 count = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
                 inner = re.search(r"body=(%[\w.\-]+)", rest)

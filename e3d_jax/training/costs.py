@@ -77,16 +77,19 @@ def count_flops(jaxpr: Any) -> float:
     return total
 
 
+def array_bytes(shapes: str) -> list[int]:
+    """Return the bytes of each array whose shape stands in a part of a compiled program's text."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    return [TYPE_BYTES.get(kind, 4) * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in found]
+
+
 def collectives(program: str) -> dict[str, tuple[int, float]]:
     """Return how often each collective occurs in a compiled program's text, and the bytes of its results per device."""
     found: dict[str, list[float]] = collections.defaultdict(list)
     pattern = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
     for line in program.splitlines():
         if match := pattern.search(line):
-            sizes = [
-                TYPE_BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
-                for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            ]
+            sizes = array_bytes(match[1])
             # An asynchronous start also returns its operand.
             found[match[2]].append(max(sizes, default=0) if match[3] else sum(sizes))
     return {name: (len(sizes), float(sum(sizes))) for name, sizes in sorted(found.items())}
